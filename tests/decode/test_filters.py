@@ -1,0 +1,183 @@
+import math
+
+import pytest
+import torch
+from decode_fakes import Rules, batch
+
+from txtgen.config.decoding import SampleConfig
+from txtgen.decode import filters
+from txtgen.decode.filters import NO_TOKEN, align_right, filter_scores, shape_distribution
+
+NONE = torch.empty(0, dtype=torch.int64)
+
+
+@pytest.fixture
+def scores():
+    """Some forbidden, some equal, of both signs."""
+    scores = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)) * 3
+    scores[::3, 5:9] = -math.inf
+    scores[::4, 10:13] = 1.5
+    return scores
+
+
+def softmax(row: list[float]) -> list[float]:
+    weights = [math.exp(score - max(row)) for score in row]
+    return [weight / sum(weights) for weight in weights]
+
+
+def kept(filtered: torch.Tensor) -> list[set[int]]:
+    return [{token for token, score in enumerate(row) if score > -math.inf} for row in filtered.tolist()]
+
+
+def test_align_right():
+    prompts = batch([[4, 5, 6], [7], [8, 9]])
+    expected = [[4, 5, 6], [NO_TOKEN, NO_TOKEN, 7], [NO_TOKEN, 8, 9]]
+    assert align_right(prompts.input_ids, prompts.lengths).tolist() == expected
+
+
+def test_common_filters_equal_plain_code():
+    """Rows of unequal length: padding is never taken for a token."""
+    random = torch.Generator().manual_seed(1)
+    for number in range(80):
+        rows = [
+            torch.randint(0, 8, (int(torch.randint(1, 12, (), generator=random)),), generator=random).tolist()
+            for _ in range(4)
+        ]
+        scores = torch.randn(4, 8, generator=random) * 3
+        rules = Rules(
+            eos_ids=(2, 6),
+            repetition_penalty=(1.0, 1.7, 0.6)[number % 3],
+            no_repeat_ngram_size=number % 5,
+            min_new_tokens=number % 4,
+            suppress=((), (1,), (1, 6))[number % 3],
+        )
+        config = SampleConfig(
+            repetition_penalty=rules.repetition_penalty,
+            no_repeat_ngram_size=rules.no_repeat_ngram_size,
+            min_new_tokens=rules.min_new_tokens,
+        )
+        prompts = batch(rows, pad=3)
+        sequences = align_right(prompts.input_ids, prompts.lengths)
+        given = scores.clone()
+        result = filter_scores(
+            scores,
+            sequences,
+            1,
+            config,
+            torch.tensor(rules.eos_ids),
+            torch.tensor(rules.suppress, dtype=torch.int64),
+        )
+        expected = [
+            rules.filtered(row, tokens[:-1], tokens[-1:])
+            for row, tokens in zip(scores.tolist(), rows, strict=True)
+        ]
+        torch.testing.assert_close(result, torch.tensor(expected))
+        assert torch.equal(scores, given), "filters leave their input alone"
+
+
+def test_without_settings_nothing_changes(scores):
+    sequences = torch.zeros(40, 3, dtype=torch.int64)
+    assert filter_scores(scores, sequences, 0, SampleConfig(), NONE, NONE) is scores
+    assert shape_distribution(scores, SampleConfig()) is scores
+
+
+def test_top_k_keeps_ties(scores):
+    for k in (1, 2, 5, 30, 500):
+        for row, tokens in zip(scores.tolist(), kept(filters.keep_top_k(scores, k)), strict=True):
+            worst = sorted(row, reverse=True)[min(k, 30) - 1]
+            assert tokens == {
+                token for token, score in enumerate(row) if score >= worst and score > -math.inf
+            }
+
+
+def test_top_p_keeps_the_fewest_tokens(scores):
+    scores = torch.randn(40, 30, generator=torch.Generator().manual_seed(2)) * 2
+    for top_p in (1e-300, 0.1, 0.5, 0.9, 0.999):
+        for row, tokens in zip(scores.tolist(), kept(filters.keep_top_p(scores, top_p)), strict=True):
+            probabilities, expected, total = softmax(row), set(), 0.0
+            for token in sorted(range(30), key=lambda token: -row[token]):
+                if total >= top_p:
+                    break
+                expected.add(token)
+                total += probabilities[token]
+            assert tokens == expected
+
+
+def test_min_p_compares_with_the_likeliest(scores):
+    for min_p in (0.01, 0.3, 0.999):
+        for row, tokens in zip(scores.tolist(), kept(filters.keep_min_p(scores, min_p)), strict=True):
+            probabilities = softmax(row)
+            least = min_p * max(probabilities)
+            assert tokens == {
+                token for token in range(30) if probabilities[token] >= least and probabilities[token]
+            }
+
+
+def test_typical_p_keeps_what_is_nearest_to_the_entropy():
+    scores = torch.randn(40, 30, generator=torch.Generator().manual_seed(3)) * 2
+    scores[::2, 3:6] = -math.inf
+    for mass in (1e-9, 0.2, 0.7, 0.95):
+        for row, tokens in zip(scores.tolist(), kept(filters.keep_typical(scores, mass)), strict=True):
+            probabilities = softmax(row)
+            possible = [token for token in range(30) if probabilities[token] > 0]
+            entropy = -sum(probabilities[token] * math.log(probabilities[token]) for token in possible)
+            expected, total = set(), 0.0
+            for token in sorted(possible, key=lambda token: abs(-math.log(probabilities[token]) - entropy)):
+                expected.add(token)
+                total += probabilities[token]
+                if total >= mass:
+                    break
+            assert tokens == expected
+
+
+def test_temperature_scales_the_distribution(scores):
+    for temperature in (0.3, 2.0):
+        expected = (scores / temperature).softmax(-1)
+        torch.testing.assert_close(filters.apply_temperature(scores, temperature).softmax(-1), expected)
+
+
+@pytest.mark.parametrize("temperature", [1e-9, 5e-324])
+def test_tiny_temperatures_take_the_best(temperature):
+    scores = torch.tensor([[1.0, 3.0, -math.inf], [80.0, -5.0, 79.9]])
+    assert filters.apply_temperature(scores, temperature).softmax(-1).tolist() == [[0, 1, 0], [1, 0, 0]]
+
+
+def test_sampling_filters_come_in_order(scores):
+    """Each sees what the one before left."""
+    config = SampleConfig(temperature=1.5, top_k=12, top_p=0.9, min_p=0.05, typical_p=0.8)
+    expected = filters.keep_top_k(filters.apply_temperature(scores, 1.5), 12)
+    expected = filters.keep_typical(filters.keep_min_p(filters.keep_top_p(expected, 0.9), 0.05), 0.8)
+    assert torch.equal(shape_distribution(scores, config), expected)
+
+
+@pytest.mark.parametrize(
+    ("ours", "name", "setting"),
+    [
+        (filters.apply_temperature, "TemperatureLogitsWarper", 0.7),
+        (filters.keep_top_k, "TopKLogitsWarper", 7),
+        (filters.keep_top_p, "TopPLogitsWarper", 0.8),
+        (filters.keep_min_p, "MinPLogitsWarper", 0.1),
+        (filters.keep_typical, "TypicalLogitsWarper", 0.6),
+    ],
+)
+def test_equals_transformers(scores, ours, name, setting):
+    theirs = getattr(pytest.importorskip("transformers"), name)(setting)
+    expected = theirs(torch.zeros(40, 1, dtype=torch.int64), scores)
+    torch.testing.assert_close(ours(scores, setting).softmax(-1), expected.softmax(-1))
+
+
+@pytest.mark.parametrize("name", ["repetition", "ngram"])
+def test_history_filters_equal_transformers(scores, name):
+    transformers = pytest.importorskip("transformers")
+    sequences = torch.randint(0, 30, (40, 60), generator=torch.Generator().manual_seed(4))
+    if name == "repetition":
+        theirs, ours = (
+            transformers.RepetitionPenaltyLogitsProcessor(1.4),
+            filters.penalise_repetition(scores, sequences, 1.4),
+        )
+    else:
+        theirs, ours = (
+            transformers.NoRepeatNGramLogitsProcessor(2),
+            filters.forbid_repeated_ngrams(scores, sequences, 2),
+        )
+    assert torch.equal(ours, theirs(sequences, scores))

@@ -1,0 +1,108 @@
+"""What the user asks for, the defaults of the model, and those of txtgen become one configuration."""
+
+import pytest
+
+from txtgen.config.decoding import (
+    STRATEGIES,
+    BeamConfig,
+    GreedyConfig,
+    SampleConfig,
+    option_names,
+    resolve_decoding,
+)
+from txtgen.errors import UsageError
+
+
+def test_options_come_before_defaults():
+    defaults = SampleConfig(temperature=0.7, top_k=9, seed=3, stop=("x",))
+    assert resolve_decoding(defaults, {}) == defaults
+    expected = SampleConfig(temperature=0.2, top_k=9, seed=3, stop=("x",))
+    assert resolve_decoding(defaults, {"temperature": 0.2}) == expected
+
+
+def test_defaults_of_another_strategy_are_dropped():
+    defaults = SampleConfig(temperature=0.7, num_return=4, repetition_penalty=1.2, max_new_tokens=9)
+    assert resolve_decoding(defaults, {"strategy": "greedy"}) == GreedyConfig(
+        repetition_penalty=1.2, max_new_tokens=9
+    )
+    beam = resolve_decoding(defaults, {"strategy": "beam", "beam_size": 3})
+    assert beam == BeamConfig(beam_size=3, repetition_penalty=1.2, max_new_tokens=9)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "options", "expected"),
+    [
+        (GreedyConfig(max_new_tokens=9), {"max_length": 5}, GreedyConfig(max_length=5)),
+        (GreedyConfig(max_length=5), {"max_new_tokens": 9}, GreedyConfig(max_new_tokens=9)),
+        (BeamConfig(num_return=5), {"beam_size": 2}, BeamConfig(beam_size=2)),
+        (GreedyConfig(min_new_tokens=8), {"max_new_tokens": 2}, GreedyConfig(max_new_tokens=2)),
+    ],
+)
+def test_defaults_give_way_to_what_they_contradict(defaults, options, expected):
+    assert resolve_decoding(defaults, options) == expected
+
+
+def test_python_spellings():
+    options = {"strategy": "beam", "early_stopping": True, "stop": "x"}
+    assert resolve_decoding(GreedyConfig(), options) == BeamConfig(early_stopping="true", stop=("x",))
+    assert resolve_decoding(GreedyConfig(), {"stop": ["a", "b"]}).stop == ("a", "b")
+    assert resolve_decoding(GreedyConfig(), {"strategy": "sample", "temperature": 1}).temperature == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"temperature": 0.5}, ["temperature", "greedy", "sample"]),
+        ({"strategy": "beam", "top_p": 0.5}, ["top_p", "beam", "sample"]),
+        ({"strategy": "sample", "beam_size": 2}, ["beam_size", "sample", "use strategy beam"]),
+        ({"tempertaure": 0.5}, ["tempertaure", "did you mean temperature"]),
+        ({"gibberish_xyz": 1}, ["gibberish_xyz", "typical_p"]),
+        ({"strategy": "bema"}, ["'bema'", "greedy, beam, sample"]),
+        ({"strategy": ["beam"]}, ["greedy, beam, sample"]),
+        ({"strategy": "beam", "beam_size": 0}, ["beam_size", "0", "at least 1"]),
+        ({"strategy": "beam", "beam_size": -1}, ["beam_size", "-1", "at least 1"]),
+        ({"strategy": "beam", "beam_size": 2, "num_return": 3}, ["num_return", "3", "beam_size 2"]),
+        ({"strategy": "beam", "early_stopping": "maybe"}, ["early_stopping", "true, false, never"]),
+        ({"strategy": "beam", "length_penalty": float("nan")}, ["length_penalty", "nan"]),
+        ({"strategy": "beam", "length_penalty": 1e9}, ["length_penalty", "at most 5"]),
+        ({"max_new_tokens": -1}, ["max_new_tokens", "-1", "at least 0"]),
+        ({"max_new_tokens": 2.5}, ["max_new_tokens", "2.5", "a whole number"]),
+        ({"max_new_tokens": True}, ["max_new_tokens", "True"]),
+        ({"max_length": 0}, ["max_length", "0", "at least 1"]),
+        ({"max_length": 5, "max_new_tokens": 5}, ["max_length", "max_new_tokens"]),
+        ({"min_new_tokens": 6, "max_new_tokens": 5}, ["min_new_tokens", "6", "max_new_tokens 5"]),
+        ({"num_return": 2}, ["num_return", "greedy"]),
+        ({"repetition_penalty": 0}, ["repetition_penalty", "at least 0.01"]),
+        ({"stop": ""}, ["stop", "not empty"]),
+        ({"stop": ["a", 5]}, ["stop", "5"]),
+        ({"stop": "\udc80"}, ["stop"]),
+        ({"seed": -1}, ["seed", "-1"]),
+        ({"seed": 2**64}, ["seed", str(2**64)]),
+        ({"strategy": "sample", "top_p": 0}, ["top_p", "above 0", "at most 1"]),
+        ({"strategy": "sample", "top_p": 1.1}, ["top_p", "1.1", "at most 1"]),
+        ({"strategy": "sample", "top_p": float("nan")}, ["top_p", "nan"]),
+        ({"strategy": "sample", "top_k": -1}, ["top_k", "at least 0"]),
+        ({"strategy": "sample", "min_p": 1.0}, ["min_p", "below 1"]),
+        ({"strategy": "sample", "typical_p": -0.1}, ["typical_p", "above 0"]),
+        ({"strategy": "sample", "temperature": 0}, ["temperature", "above 0", "strategy greedy"]),
+        ({"strategy": "sample", "temperature": float("inf")}, ["temperature", "inf"]),
+        ({"strategy": "sample", "temperature": "hot"}, ["temperature", "'hot'", "a number"]),
+        ({"strategy": "sample", "top_p": 2, "top_k": -3}, ["top_p cannot be 2", "top_k cannot be -3"]),
+    ],
+)
+def test_refuses_in_plain_words(options, words):
+    with pytest.raises(UsageError) as caught:
+        resolve_decoding(GreedyConfig(), options)
+    message = str(caught.value)
+    assert not [word for word in words if word not in message], message
+    assert "pydantic" not in message
+    assert caught.value.where
+    assert caught.value.fix
+
+
+def test_every_option_can_be_described():
+    for name in option_names():
+        for strategy, config in STRATEGIES.items():
+            if name in config.model_fields and name != "strategy":
+                with pytest.raises(UsageError, match=name):
+                    resolve_decoding(GreedyConfig(), {"strategy": strategy, name: object()})

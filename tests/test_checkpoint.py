@@ -1,0 +1,265 @@
+import io
+import json
+import os
+import pickle
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from txtgen import checkpoint as checkpoint_module
+from txtgen.checkpoint import Checkpoint, load_checkpoint, load_model, replace_file, save_checkpoint
+from txtgen.config.commands import CheckpointConfig
+from txtgen.config.model import DecoderConfig
+from txtgen.errors import CheckpointError, ResourceError
+from txtgen.model import build_model, init_weights
+
+
+@pytest.fixture
+def saved(tmp_path, tokenizer) -> tuple[Path, Checkpoint]:
+    config = DecoderConfig(d_model=16, num_heads=2, num_layers=1, max_length=16, vocab_size=len(tokenizer))
+    model = build_model(config, device="cpu")
+    init_weights(model, 0)
+    training = {"step": 3, "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}}, "bookmark": {"lanes": [1, 2]}}
+    original = Checkpoint(
+        config=CheckpointConfig(model=config, run={"seed": 1}),
+        model=model.state_dict(),
+        tokenizer=tokenizer,
+        source_tokenizer=None,
+        lineage={"parent": None},
+        training=training,
+    )
+    path = tmp_path / "model.pth"
+    save_checkpoint(path, original)
+    return path, original
+
+
+def test_round_trip(saved) -> None:
+    path, original = saved
+    loaded = load_checkpoint(path, training=True)
+    assert loaded.config == original.config
+    assert loaded.lineage == original.lineage
+    assert loaded.training == original.training
+    assert loaded.tokenizer.fingerprint() == original.tokenizer.fingerprint()
+    for name, tensor in original.model.items():
+        assert torch.equal(tensor, loaded.model[name])
+    assert len(loaded.fingerprint) == 64
+    assert load_checkpoint(path).training is None
+
+
+def test_torch_alone_reads_what_the_contract_says(saved) -> None:
+    path, original = saved
+    content = torch.load(path, weights_only=True)
+    assert set(content) == {"format", "config", "model", "tokenizer", "source_tokenizer", "lineage", "training"}
+    assert content["format"] == 1
+    assert content["config"]["model"]["d_model"] == 16
+    assert content["tokenizer"]["files"] == original.tokenizer.files()
+    assert content["tokenizer"]["special"]["eos_id"] == original.tokenizer.special.eos_id
+
+
+def test_loaded_model_computes_the_same(saved) -> None:
+    path, original = saved
+    loaded = load_model(path)
+    assert not loaded.model.training
+    twin = build_model(original.config.model, device="cpu").eval()
+    twin.load_state_dict(original.model)
+    ids = torch.randint(0, 16, (2, 5))
+    arguments = (ids, torch.arange(5).expand(2, 5), torch.ones(2, 5, dtype=torch.int32))
+    assert torch.equal(loaded.model(*arguments), twin(*arguments))
+
+
+@pytest.mark.parametrize("keep", [0, 1, 0.5, -1])
+def test_a_truncated_file_is_refused(saved, keep) -> None:
+    path, _ = saved
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)] if isinstance(keep, float) else content[:keep])
+    with pytest.raises(CheckpointError, match="not a usable checkpoint"):
+        load_checkpoint(path)
+
+
+def test_every_flipped_bit_is_noticed(saved) -> None:
+    """Bits in tensors, pickle, manifest, headers and directory: torch alone would load most of them."""
+    path, _ = saved
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        data = {info.filename: info.header_offset for info in archive.infolist()}
+    places = [*range(5, len(content), max(1, len(content) // 97)), *(offset + 100 for offset in data.values())]
+    for place in places:
+        damaged = bytearray(content)
+        damaged[min(place, len(content) - 1)] ^= 0x10
+        path.write_bytes(damaged)
+        try:
+            loaded = load_checkpoint(path, training=True)
+        except CheckpointError:
+            continue
+        # Padding between entries and dates in headers carry nothing; what was read must be intact.
+        path.write_bytes(content)
+        intact = load_checkpoint(path, training=True)
+        assert loaded.config == intact.config
+        assert all(torch.equal(loaded.model[name], intact.model[name]) for name in intact.model)
+        assert loaded.training == intact.training
+
+
+@pytest.mark.parametrize(
+    ("content", "look"),
+    [
+        (b"", "empty"),
+        (b"\x00" * 1000, "zeros"),
+        (b"<!DOCTYPE html><html>", "HTML"),
+        (b"\x89PNG\r\n\x1a\n" + b"x" * 50, "PNG"),
+        (b"\x40\x00\x00\x00\x00\x00\x00\x00{" + b" " * 70, "safetensors"),
+        (b"hello world, this is no checkpoint at all", "no zip archive"),
+    ],
+)
+def test_other_files_are_told_apart(tmp_path, content, look) -> None:
+    path = tmp_path / "model.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=look):
+        load_checkpoint(path)
+
+
+def test_a_folder_or_nothing_is_no_checkpoint(tmp_path) -> None:
+    for path in (tmp_path, tmp_path / "missing.pth"):
+        with pytest.raises(CheckpointError, match="no such checkpoint"):
+            load_checkpoint(path)
+
+
+class Evil:
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_a_pickle_is_refused_and_never_runs(tmp_path, saved) -> None:
+    path, _ = saved
+    marker = tmp_path / "executed"
+    raw = tmp_path / "raw.pth"
+    raw.write_bytes(pickle.dumps(Evil(marker)))
+    with pytest.raises(CheckpointError, match="raw pickle"):
+        load_checkpoint(raw)
+    buffer = io.BytesIO()
+    torch.save({"format": 1, "model": Evil(marker)}, buffer)
+    with_manifest(buffer, path)
+    with pytest.raises(CheckpointError, match="more than tensors") as caught:
+        load_checkpoint(path)
+    assert "weights_only" not in str(caught.value)
+    assert not marker.exists()
+
+
+def with_manifest(buffer: io.BytesIO, path: Path, *, compress: bool = False) -> None:
+    """Make an archive look like a checkpoint: its hashes are right, whatever it holds."""
+    source = zipfile.ZipFile(buffer)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED) as archive:
+        for name in source.namelist():
+            archive.writestr(name, source.read(name))
+        hashes = {name: checkpoint_module._hash_entry(source, name) for name in source.namelist()}
+        archive.writestr("archive/txtgen.json", json.dumps({"format": 1, "sha256": hashes}))
+
+
+def test_a_zip_bomb_is_refused_unopened(tmp_path) -> None:
+    buffer = io.BytesIO()
+    torch.save({"format": 1, "model": {"w": torch.zeros(1_000_000)}}, buffer)
+    path = tmp_path / "bomb.pth"
+    with_manifest(buffer, path, compress=True)
+    with pytest.raises(CheckpointError, match="compressed"):
+        load_checkpoint(path)
+
+
+def test_a_tensor_larger_than_its_data_is_refused(tmp_path, tokenizer) -> None:
+    buffer = io.BytesIO()
+    tensors = {"w": torch.zeros(1).expand(10**9)}
+    torch.save({"format": 1, "model": tensors, "tokenizer": {"kind": "sentencepiece", "files": tokenizer.files()}}, buffer)
+    path = tmp_path / "giant.pth"
+    with_manifest(buffer, path)
+    with pytest.raises(CheckpointError, match="larger than its data"):
+        load_checkpoint(path)
+
+
+def test_a_newer_format_says_so(saved, monkeypatch) -> None:
+    path, original = saved
+    monkeypatch.setattr(checkpoint_module, "FORMAT", 2)
+    save_checkpoint(path, original)
+    monkeypatch.setattr(checkpoint_module, "FORMAT", 1)
+    with pytest.raises(CheckpointError, match="update txtgen"):
+        load_checkpoint(path)
+
+
+def test_weights_that_do_not_fit_are_listed(saved) -> None:
+    path, original = saved
+    weights = dict(original.model)
+    weights["token_embedding.weight"] = weights["token_embedding.weight"][:, :8]
+    weights["stranger"] = torch.zeros(2)
+    del weights["decoder.final_norm.weight"]
+    save_checkpoint(path, replace(original, model=weights))
+    with pytest.raises(CheckpointError, match=r"missing decoder\.final_norm\.weight.*unexpected stranger.*\[\d+, 8\]"):
+        load_model(path)
+
+
+def test_weights_that_are_not_finite_are_named(saved) -> None:
+    path, original = saved
+    weights = {name: tensor.clone() for name, tensor in original.model.items()}
+    weights["token_embedding.weight"][3, 3] = float("nan")
+    save_checkpoint(path, replace(original, model=weights))
+    with pytest.raises(CheckpointError, match=r"token_embedding\.weight is not finite"):
+        load_model(path)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(saved) -> None:
+    path, original = saved
+    small = original.config.model.model_copy(update={"vocab_size": 50})
+    weights = dict(original.model)
+    weights["token_embedding.weight"] = weights["token_embedding.weight"][:50]
+    save_checkpoint(path, replace(original, model=weights, config=original.config.model_copy(update={"model": small})))
+    with pytest.raises(CheckpointError, match="embedding 50 rows"):
+        load_model(path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch) -> None:
+    path, original = saved
+    before = path.read_bytes()
+
+    def full(*_args: object, **_more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module.os, "fsync", full)
+    with pytest.raises(ResourceError, match="disk is full"):
+        save_checkpoint(path, original)
+    assert path.read_bytes() == before
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+
+
+def test_a_disk_full_inside_torch_is_told_as_such(saved, monkeypatch) -> None:
+    resource = pytest.importorskip("resource")
+    signal = pytest.importorskip("signal")
+    path, original = saved
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(ResourceError, match="disk is full"):
+            save_checkpoint(path.with_name("other.pth"), original)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, old)
+    assert not path.with_name("other.pth").exists()
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+
+
+def test_replace_file_is_all_or_nothing(tmp_path) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(ZeroDivisionError), replace_file(path) as handle:
+        handle.write(b"half")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    with replace_file(path) as handle:
+        handle.write(b"whole")
+    assert path.read_bytes() == b"whole"
+
+
+def test_no_permission_is_a_resource_error(tmp_path) -> None:
+    with pytest.raises(ResourceError, match="cannot write"), replace_file(tmp_path / "missing" / "file"):
+        pass

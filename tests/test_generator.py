@@ -1,0 +1,410 @@
+import json
+import logging
+from dataclasses import asdict
+
+import pytest
+import torch
+from torch import nn
+
+from txtgen.chat import encode_pieces, render
+from txtgen.checkpoint import LoadedModel
+from txtgen.config.commands import CheckpointConfig
+from txtgen.config.data import TextChatFormat, TokensChatFormat
+from txtgen.config.decoding import GreedyConfig, SampleConfig
+from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
+from txtgen.errors import DivergedError, ResourceError, UsageError
+from txtgen.generator import Generator
+from txtgen.model import build_model, init_weights
+
+PROMPTS = ["the quick", "", "the lazy dog runs over the moon.\n", "née 春眠不覺曉 😀", "a", "the old horse"]
+STRATEGIES = [
+    {},
+    {"strategy": "beam", "beam_size": 3, "num_return": 2},
+    {"strategy": "sample", "seed": 4, "num_return": 2, "top_p": 0.9},
+]
+
+
+def load(tokenizer, kind="decoder", chat=None, generation=None, seed=0, **settings):
+    size = {
+        "d_model": 16,
+        "num_heads": 2,
+        "d_ff": 32,
+        "max_length": 60,
+        "init_std": 0.5,
+        "vocab_size": len(tokenizer),
+    }
+    size |= settings
+    if kind == "decoder":
+        config = DecoderConfig(num_layers=2, **size)
+    else:
+        config = EncoderDecoderConfig(
+            num_encoder_layers=1, num_decoder_layers=2, max_source_length=50, **size
+        )
+    model = build_model(config)
+    init_weights(model, seed)
+    described = CheckpointConfig(model=config, chat=chat, generation=generation or GreedyConfig())
+    return LoadedModel(model, tokenizer, None, described)
+
+
+class Scripted(nn.Module):
+    """Says the same tokens after every prompt, one of them per step."""
+
+    def __init__(self, token_ids, vocab_size, max_length=100):
+        super().__init__()
+        self.config = DecoderConfig(vocab_size=vocab_size, max_length=max_length)
+        self.token_ids = token_ids
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def logits(self, places):
+        ids = torch.tensor([self.token_ids[min(place, len(self.token_ids) - 1)] for place in places])
+        return nn.functional.one_hot(ids, self.config.vocab_size).float() * 50
+
+    def prefill(self, prompt, capacity):
+        state = Places([0] * len(prompt))
+        return self.logits(state.places), state
+
+    def extend(self, tokens, state):
+        state.places = [place + 1 for place in state.places]
+        return self.logits(state.places)[:, None]
+
+
+class Places:
+    def __init__(self, places):
+        self.places = places
+
+    def select(self, rows):
+        self.places = [self.places[row] for row in rows.tolist()]
+
+
+def scripted(tokenizer, token_ids, **settings):
+    model = Scripted(token_ids, len(tokenizer), **settings)
+    return Generator(LoadedModel(model, tokenizer, None, CheckpointConfig(model=model.config)))
+
+
+@pytest.fixture(params=["decoder", "encoder_decoder"])
+def loaded(request, tokenizer):
+    return load(tokenizer, request.param)
+
+
+def usable(loaded):
+    return [prompt for prompt in PROMPTS if prompt or loaded.config.model.kind == "decoder"]
+
+
+# -- what comes out
+
+
+@pytest.mark.parametrize("options", STRATEGIES)
+def test_results_say_what_they_are(loaded, options):
+    tokenizer, prompts = loaded.tokenizer, usable(loaded)
+    copies = options.get("num_return", 1)
+    results = Generator(loaded).generate(prompts, max_new_tokens=12, **options)
+    assert [(r.prompt_index, r.index) for r in results] == [
+        (p, i) for p in range(len(prompts)) for i in range(copies)
+    ]
+    for result in results:
+        special, ids = tokenizer.special, tokenizer.encode(prompts[result.prompt_index])
+        decoder = loaded.config.model.kind == "decoder"
+        assert result.prompt == prompts[result.prompt_index]
+        assert list(result.prompt_token_ids) == (
+            [special.bos_id, *ids] if decoder else [*ids, special.eos_id]
+        )
+        assert result.text == str(result) == tokenizer.decode(result.token_ids)
+        assert result.finish_reason == ("eos" if result.token_ids[-1] == special.eos_id else "length")
+        assert len(result.token_ids) == 12 or result.finish_reason == "eos"
+        assert json.loads(json.dumps(asdict(result)))["text"] == result.text
+
+
+@pytest.mark.parametrize("options", STRATEGIES)
+def test_logprob_is_the_teacher_forced_score(loaded, options):
+    for result in Generator(loaded).generate(usable(loaded), max_new_tokens=8, **options):
+        special = loaded.tokenizer.special
+        source = {}
+        before = list(result.prompt_token_ids)
+        if loaded.config.model.kind != "decoder":
+            source, before = {"source_ids": torch.tensor([before])}, [special.bos_id]
+        ids = torch.tensor([[*before, *result.token_ids]])
+        positions = torch.arange(ids.shape[1] - 1)[None]
+        with torch.no_grad():
+            logits = loaded.model(ids[:, :-1], positions, torch.ones_like(ids[:, :-1]), **source)
+        log_probs = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[0, len(before) - 1 :, 0]
+        assert result.logprob == pytest.approx(float(log_probs.sum()), abs=1e-3)
+
+
+@pytest.mark.parametrize("options", STRATEGIES)
+@pytest.mark.parametrize("batching", [{"batch_size": 1}, {"batch_size": 2}, {"independent": True}])
+def test_batches_do_not_matter(loaded, options, batching):
+    together = Generator(loaded).generate(usable(loaded), max_new_tokens=10, **options)
+    apart = Generator(loaded, **batching).generate(usable(loaded), max_new_tokens=10, **options)
+    assert [r.token_ids for r in apart] == [r.token_ids for r in together]
+    assert [r.score for r in apart] == pytest.approx([r.score for r in together], abs=1e-4)
+
+
+def test_independent_results_are_exact(tokenizer):
+    generator = Generator(load(tokenizer), independent=True)
+    options = {"strategy": "sample", "max_new_tokens": 10}
+    together = generator.generate(PROMPTS, num_return=3, **options)
+    assert generator.generate(PROMPTS[:1], num_return=1, **options) == together[:1]
+
+
+def test_results_come_in_order_as_batches_finish(tokenizer, monkeypatch):
+    generator = Generator(load(tokenizer), batch_size=2)
+    prompts = ["the " * (number * 7 % 11) for number in range(70)]
+    expected = generator.generate(prompts, max_new_tokens=2)
+    sizes = []
+    search = generator._search
+
+    def counted(batch, decoding):
+        sizes.append(len(batch))
+        return search(batch, decoding)
+
+    monkeypatch.setattr(generator, "_search", counted)
+    results = generator.iterate(prompts, max_new_tokens=2)
+    assert not sizes, "nothing is generated before it is asked for"
+    first = next(results)
+    assert sum(sizes) < len(prompts), "the first results do not wait for the last prompt"
+    assert [first, *results] == expected
+    assert [r.prompt_index for r in expected] == list(range(70))
+
+
+def test_no_prompt_no_result(tokenizer):
+    assert Generator(load(tokenizer)).generate([]) == []
+
+
+def test_a_single_prompt_need_not_be_a_list(tokenizer):
+    generator = Generator(load(tokenizer, chat=TokensChatFormat()))
+    assert generator.generate("hi", max_new_tokens=3) == generator.generate(["hi"], max_new_tokens=3)
+    conversation = [{"role": "user", "content": "hi"}]
+    assert generator.generate(conversation, max_new_tokens=3) == generator.generate(
+        [conversation], max_new_tokens=3
+    )
+
+
+def test_textless_tokens_are_never_generated(tokenizer):
+    """Padding, beginning, roles, and rows of the output layer without a token; but for the end token."""
+    loaded = load(tokenizer, vocab_size=len(tokenizer) + 60, init_std=0.02)
+    results = Generator(loaded).generate("", strategy="sample", num_return=40, max_new_tokens=50)
+    seen = {token for result in results for token in result.token_ids}
+    assert len(seen) > 150
+    assert max(seen) < len(tokenizer)
+    assert {token for token in seen if not tokenizer.token_bytes(token)} == {tokenizer.special.eos_id}
+
+
+def test_dropout_is_off_while_generating_and_back_on_afterwards(tokenizer):
+    loaded = load(tokenizer, dropout=0.5)
+    generator = Generator(loaded)
+    expected = generator.generate(PROMPTS, max_new_tokens=5)
+    loaded.model.train()
+    assert generator.generate(PROMPTS, max_new_tokens=5) == expected
+    assert "".join(generator.stream(PROMPTS[0], max_new_tokens=5)) == expected[0].text
+    assert loaded.model.training
+
+
+def test_the_defaults_of_the_checkpoint_count(tokenizer):
+    loaded = load(tokenizer, generation=SampleConfig(num_return=3, max_new_tokens=4))
+    assert [len(r.token_ids) for r in Generator(loaded).generate("the")] == [4, 4, 4]
+    assert "".join(Generator(loaded).stream("the")) == Generator(loaded).generate("the")[0].text
+
+
+# -- lengths
+
+
+def test_lengths(tokenizer, caplog):
+    generator = scripted(tokenizer, tokenizer.encode("the the the the"), max_length=30)
+
+    def count(prompt, **options):
+        return len(generator.generate(prompt, **options)[0].token_ids)
+
+    length = len(tokenizer.encode("a dog")) + 1
+    assert count("a dog", max_new_tokens=7) == 7
+    assert count("a dog", max_length=20) == 20 - length
+    assert count("a dog") == 30 - length
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        assert count("a dog", max_new_tokens=10**9) == 30 - length
+    assert "1 of 1 prompts" in caplog.text
+    empty = generator.generate("a dog", max_new_tokens=0)[0]
+    assert (empty.text, empty.token_ids, empty.finish_reason, empty.logprob) == ("", (), "length", 0.0)
+    assert "".join(generator.stream("a dog", max_new_tokens=0)) == ""
+    assert len(scripted(tokenizer, [9], max_length=900).generate("a")[0].token_ids) == 256
+
+
+def test_the_start_token_counts_for_an_encoder_decoder(tokenizer):
+    generator = Generator(load(tokenizer, "encoder_decoder"))
+    assert len(generator.generate("a dog", max_length=5, min_new_tokens=9)[0].token_ids) == 4
+    assert len(generator.generate("a dog", min_new_tokens=100)[0].token_ids) == 59
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt", "options", "words"),
+    [
+        ("decoder", "the " * 90, {}, ["the model's max_length is 60", "prompt 1"]),
+        ("decoder", "the lazy dog", {"max_length": 2}, ["max_length is 2", "raise max_length"]),
+        ("encoder_decoder", "the " * 90, {}, ["max_source_length is 50", "prompt 1"]),
+        ("encoder_decoder", "the", {"max_length": 1}, ["max_length is 1"]),
+        ("encoder_decoder", "", {}, ["empty prompt"]),
+        ("decoder", "ok \ud800 no", {}, ["U+D800", "character 4", "prompt 1"]),
+        ("decoder", [{"role": "user", "content": "hi"}], {}, ["conversation", "no chat model"]),
+        ("decoder", "the", {"strategy": "beam", "beam_size": 400}, ["beam_size 400", "choose 1 to"]),
+        ("decoder", "the", {"top_p": 0.4}, ["top_p", "greedy"]),
+    ],
+)
+def test_refuses_before_anything_is_generated(tokenizer, kind, prompt, options, words):
+    generator = Generator(load(tokenizer, kind))
+    for call in (generator.generate, generator.iterate, generator.stream):
+        with pytest.raises(UsageError) as caught:
+            list(call(prompt if call == generator.stream else [prompt], **options))
+        assert not [word for word in words if word not in str(caught.value)], str(caught.value)
+
+
+def test_a_bad_prompt_is_named_at_once(tokenizer):
+    with pytest.raises(UsageError, match="prompt 3"):
+        Generator(load(tokenizer)).iterate(["fine", "fine", "the " * 90])
+
+
+@pytest.mark.parametrize("batch_size", [0, -3])
+def test_refuses_an_empty_batch(tokenizer, batch_size):
+    with pytest.raises(UsageError, match="at least 1"):
+        Generator(load(tokenizer), batch_size=batch_size)
+
+
+def test_a_broken_model_is_told_in_our_words(tokenizer, monkeypatch):
+    loaded = load(tokenizer)
+    with torch.no_grad():
+        next(loaded.model.parameters()).fill_(torch.nan)
+    with pytest.raises(DivergedError):
+        Generator(loaded).generate("the")
+
+    def full(*_):
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(loaded.model, "prefill", full)
+    with pytest.raises(ResourceError, match="batch_size"):
+        Generator(loaded).generate("the")
+
+
+# -- conversations
+
+
+@pytest.mark.parametrize("format", [TokensChatFormat(), TextChatFormat()])
+@pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
+def test_a_chat_model_gets_a_user_turn(tokenizer, kind, format):
+    generator, special = Generator(load(tokenizer, kind, chat=format)), tokenizer.special
+
+    def given(prompt, **options):
+        return list(generator.generate([prompt], max_new_tokens=2, **options)[0].prompt_token_ids)
+
+    def around(ids):
+        return [special.bos_id, *ids] if kind == "decoder" else [*ids, special.eos_id]
+
+    expected, _ = encode_pieces(render([("user", "the dog")], format, reply=True), tokenizer)
+    assert given("the dog") == given([{"role": "user", "content": "the dog"}]) == around(expected)
+    assert given("the dog", raw=True) == around(tokenizer.encode("the dog"))
+    turns = [("system", "a"), ("user", "b"), ("assistant", "c"), ("user", "d")]
+    expected, _ = encode_pieces(render(turns, format, reply=True), tokenizer)
+    assert given([{"role": role, "content": content} for role, content in turns]) == around(expected)
+    result = generator.generate([[{"role": "user", "content": "the dog"}]], max_new_tokens=2)[0]
+    assert "the dog" in result.prompt
+
+
+@pytest.mark.parametrize(
+    ("conversation", "words"),
+    [
+        ([], "no messages"),
+        ([{"role": "user"}], "prompt 2, message 1"),
+        ([{"role": "user", "content": "a"}, {"role": "user", "content": 5}], "prompt 2, message 2"),
+        ([{"role": "king", "content": "a"}], "unknown role 'king'"),
+        ([{"role": "user", "content": "\udfff"}], "U\\+DFFF"),
+    ],
+)
+def test_refuses_bad_conversations(tokenizer, conversation, words):
+    generator = Generator(load(tokenizer, chat=TokensChatFormat()))
+    with pytest.raises(UsageError, match=words):
+        generator.generate(["fine", conversation])
+    with pytest.raises(UsageError, match="raw"):
+        generator.generate([[{"role": "user", "content": "a"}]], raw=True)
+
+
+# -- streaming and stop strings
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "beam"}, {"strategy": "sample", "temperature": 2.0}])
+def test_a_stream_makes_up_the_text(loaded, options):
+    for seed in range(6):
+        generator = Generator(loaded)
+        options = options | {"seed": seed, "max_new_tokens": 20}
+        pieces = list(generator.stream("the fox", **options))
+        assert "".join(pieces) == generator.generate("the fox", **options)[0].text
+        assert all(pieces)
+        assert len(pieces) > 1 or options.get("strategy") == "beam" or len("".join(pieces)) < 5
+
+
+def test_a_stream_never_shows_half_a_character(tokenizer):
+    text = "née 春眠 😀 fox"
+    assert tokenizer.byte_ids & set(tokenizer.encode(text)), "some characters take several tokens"
+    generator = scripted(tokenizer, [*tokenizer.encode(text), tokenizer.special.eos_id])
+    pieces = list(generator.stream("the"))
+    assert "".join(pieces) == text
+    assert len(pieces) > 5
+    cut = list(generator.stream("the", max_new_tokens=len(tokenizer.encode("née ")) + 2))
+    assert "".join(cut) == "née \ufffd", "what is cut within a character is shown as such, at the very end"
+
+
+def test_text_goes_on_from_the_prompt(tokenizer):
+    """The space between prompt and text belongs to the text."""
+    generator = scripted(tokenizer, [*tokenizer.encode(" fox runs"), tokenizer.special.eos_id])
+    assert generator.generate("the")[0].text == " fox runs"
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "beam", "sample"])
+def test_text_ends_before_a_stop_string(tokenizer, strategy):
+    said = "the fox runs 😀 over\n\nthe moon"
+    generator = scripted(tokenizer, [*tokenizer.encode(said), tokenizer.special.eos_id])
+    for stop in (
+        ["\n\n"],
+        ["ox r"],
+        ["x", "fox"],
+        ["😀"],
+        ["moon"],
+        [said],
+        ["over\n\nthe", "\n"],
+        ["s 😀 o"],
+        ["the"],
+    ):
+        result = generator.generate("the", strategy=strategy, stop=stop)[0]
+        expected = min((said[: said.index(one)] for one in stop), key=len)
+        assert (result.text, result.finish_reason) == (expected, "stop")
+        assert "".join(generator.stream("the", strategy=strategy, stop=stop)) == expected
+    result = generator.generate("the", strategy=strategy, stop=["moon.", "Fox", "the the"])[0]
+    assert (result.text, result.finish_reason) == (said, "eos"), (
+        "a stop string across the prompt's end is none"
+    )
+
+
+def test_a_stop_string_that_is_not_completed_is_shown(tokenizer):
+    generator = scripted(tokenizer, [*tokenizer.encode("fox fo"), tokenizer.special.eos_id])
+    pieces = list(generator.stream("the", stop=["fox!", "fox fox"]))
+    assert "".join(pieces) == "fox fo"
+
+
+def test_stop_strings_cut_random_texts_at_their_first_place(tokenizer):
+    generator = Generator(load(tokenizer, init_std=0.02))
+    tried = 0
+    for seed in range(25):
+        options = {"strategy": "sample", "seed": seed, "max_new_tokens": 30, "top_k": 40}
+        whole = generator.generate("the", **options)[0]
+        for start in range(3, len(whole.text) - 3, 5):
+            stop = whole.text[start : start + 1 + start % 3]
+            if "\ufffd" in stop:
+                continue
+            result = generator.generate("the", stop=stop, **options)[0]
+            assert result.text == whole.text[: whole.text.index(stop)]
+            assert result.token_ids == whole.token_ids[: len(result.token_ids)]
+            assert result.finish_reason == "stop"
+            assert "".join(generator.stream("the", stop=stop, **options)) == result.text
+            tried += 1
+    assert tried > 20
+
+
+def test_a_stream_has_one_result(tokenizer):
+    with pytest.raises(UsageError, match="one result"):
+        Generator(load(tokenizer)).stream("the", strategy="sample", num_return=2)

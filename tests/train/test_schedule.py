@@ -1,0 +1,31 @@
+import math
+
+import pytest
+
+from txtgen.config.train import ConstantSchedule, CosineSchedule, InverseSqrtSchedule
+from txtgen.train import learning_rate
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [CosineSchedule(warmup_steps=10), InverseSqrtSchedule(warmup_steps=10), ConstantSchedule(warmup_steps=10)],
+    ids=lambda schedule: schedule.kind,
+)
+def test_warm_up_is_linear_and_ends_at_the_peak(schedule) -> None:
+    rates = [learning_rate(schedule, step, 100, 2.0) for step in range(1, 11)]
+    assert rates == pytest.approx([0.2 * step for step in range(1, 11)])
+
+
+def test_cosine_passes_the_middle_and_ends_at_its_final_ratio() -> None:
+    schedule = CosineSchedule(warmup_steps=0, final_ratio=0.2)
+    assert learning_rate(schedule, 50, 100, 1.0) == pytest.approx(0.6)
+    assert learning_rate(schedule, 100, 100, 1.0) == pytest.approx(0.2)
+    assert learning_rate(schedule, 1000, 100, 1.0) == pytest.approx(0.2)
+
+
+def test_inverse_square_root_is_that_of_vaswani() -> None:
+    schedule = InverseSqrtSchedule(warmup_steps=4000)
+    peak = 512**-0.5 * 4000**-0.5
+    for step in (1, 100, 4000, 4001, 100_000):
+        published = 512**-0.5 * min(step**-0.5, step * 4000**-1.5)
+        assert math.isclose(learning_rate(schedule, step, 200_000, peak), published)

@@ -1,0 +1,314 @@
+"""The command line: arguments become a config and go to one function each. No logic, and no torch before it is needed."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from txtgen import __version__
+from txtgen.errors import TxtgenError, UsageError, safe_text
+
+app = typer.Typer(
+    name="txtgen",
+    help="From a folder of text to a working text generator.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+tokenizer_app = typer.Typer(no_args_is_help=True, help="Train a tokenizer, or look at one.")
+config_app = typer.Typer(no_args_is_help=True, help="Show a config with everything resolved, or its JSON schema.")
+app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(config_app, name="config")
+
+Inputs = Annotated[
+    list[str] | None, typer.Argument(metavar="CONFIG.yaml | TEXT...", help="A config, or text files and folders.")
+]
+SetOptions = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a config key, such as train.steps=100.")
+]
+Name = Annotated[str | None, typer.Option(help="Of the run's folder. [default: the config's name and a number]")]
+Steps = Annotated[int | None, typer.Option(help="Optimizer steps.")]
+Minutes = Annotated[float | None, typer.Option(help="Stop, saved, after this much time.")]
+DtypeName = Literal["auto", "float32", "bfloat16"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+TrainDtype = Annotated[DtypeName | None, typer.Option(help="Of the matrix products. [default: auto]")]
+TrainDevice = Annotated[DeviceName | None, typer.Option(help="Where to compute. [default: auto]")]
+TrainRuns = Annotated[str | None, typer.Option(help="Where the runs are. [default: runs]")]
+Dtype = Annotated[DtypeName, typer.Option(help="Of the weights; auto is the model's own.")]
+Device = Annotated[DeviceName, typer.Option(help="Where to compute.")]
+RunsPath = Annotated[str, typer.Option(help="Where the newest run is looked for.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew; the old run is moved aside.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and train nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Model = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A .pth or run folder. [default: the newest run]")]
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False) -> None:
+    """From a folder of text to a working text generator."""
+    if version:
+        typer.echo(f"txtgen {__version__} (Python {sys.version.split()[0]})")
+        raise typer.Exit
+
+
+@app.command()
+def pretrain(
+    inputs: Inputs = None,
+    name: Name = None,
+    steps: Steps = None,
+    minutes: Minutes = None,
+    dtype: TrainDtype = None,
+    device: TrainDevice = None,
+    runs_path: TrainRuns = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    settings: SetOptions = None,
+) -> None:
+    """Train a new model, from a config or from text files with the built-in small config."""
+    flags = {"name": name, "runs_path": runs_path, "train.steps": steps, "train.minutes": minutes}
+    overrides = sugar({**flags, "train.dtype": dtype, "device": device}, settings)
+    from txtgen.commands.launching import Request, launch
+
+    request = Request("pretrain", tuple(inputs or ()), name, runs_path or "runs", None, resume, overwrite, dry_run)
+    raise typer.Exit(launch(request, overrides))
+
+
+@app.command()
+def finetune(
+    inputs: Inputs = None,
+    base: Annotated[str | None, typer.Option(metavar="MODEL", help="The model to start from.")] = None,
+    name: Name = None,
+    steps: Steps = None,
+    minutes: Minutes = None,
+    dtype: TrainDtype = None,
+    device: TrainDevice = None,
+    runs_path: TrainRuns = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    settings: SetOptions = None,
+) -> None:
+    """Go on training a model on other data, in far smaller steps."""
+    flags = {"base": base, "name": name, "runs_path": runs_path, "train.steps": steps, "train.minutes": minutes}
+    overrides = sugar({**flags, "train.dtype": dtype, "device": device}, settings)
+    from txtgen.commands.launching import Request, launch
+
+    request = Request("finetune", tuple(inputs or ()), name, runs_path or "runs", base, resume, overwrite, dry_run)
+    raise typer.Exit(launch(request, overrides))
+
+
+@app.command()
+def generate(
+    model: Model = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Text to go on from; may repeat.")] = None,
+    input: Annotated[  # noqa: A002  the flag's name
+        str | None, typer.Option(metavar="FILE", help="A prompt a line, or .jsonl with prompt or messages; - is stdin.")
+    ] = None,
+    strategy: Annotated[Literal["greedy", "beam", "sample"] | None, typer.Option(help="How to choose tokens.")] = None,
+    beam_size: Annotated[int | None, typer.Option(help="Hypotheses kept (beam).")] = None,
+    length_penalty: Annotated[float | None, typer.Option(help="Score = log-probability / length ** this (beam).")] = None,
+    early_stopping: Annotated[
+        Literal["true", "false", "never"] | None, typer.Option(help="When enough hypotheses are finished (beam).")
+    ] = None,
+    num_return: Annotated[int | None, typer.Option(help="Results per prompt (beam, sample).")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Generated tokens at most.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Prompt and generated tokens at most.")] = None,
+    min_new_tokens: Annotated[int | None, typer.Option(help="Generated tokens at least.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Below 1 safer, above 1 wilder (sample).")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens; 0 is all (sample).")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens of this mass (sample).")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Only tokens this likely, relative to the best (sample).")] = None,
+    typical_p: Annotated[float | None, typer.Option(help="Only tokens of usual surprise, of this mass (sample).")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1, seen tokens become unlikely.")] = None,
+    no_repeat_ngram: Annotated[int | None, typer.Option(help="No n-gram of this size twice.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may repeat.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of sampling.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 16,
+    independent: Annotated[bool, typer.Option("--independent", help="Each prompt by itself, exactly.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not wrap the prompt of a chat model as a user turn.")] = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    runs_path: RunsPath = "runs",
+    json_output: Json = False,
+) -> None:
+    """Generate text from prompts."""
+    decoding = {
+        "strategy": strategy,
+        "beam_size": beam_size,
+        "length_penalty": length_penalty,
+        "early_stopping": early_stopping,
+        "num_return": num_return,
+        "max_new_tokens": max_new_tokens,
+        "max_length": max_length,
+        "min_new_tokens": min_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "typical_p": typical_p,
+        "repetition_penalty": repetition_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram,
+        "stop": stop and tuple(stop),
+        "seed": seed,
+    }
+    if input is None and not prompt:
+        if sys.stdin.isatty():
+            raise UsageError("there is no prompt", "", "give --prompt TEXT, --input FILE, or pipe prompts in")
+        input = "-"
+    from txtgen.commands import generate as command
+    from txtgen.config.commands import GenerateConfig
+
+    command.run(
+        GenerateConfig(
+            model=model,
+            runs_path=runs_path,
+            prompts=tuple(prompt or ()),
+            input=input,
+            decoding={name: value for name, value in decoding.items() if value is not None},
+            batch_size=batch_size,
+            independent=independent,
+            raw=raw,
+            json_output=json_output,
+            device=device,
+            dtype=dtype,
+        )
+    )
+
+
+@app.command()
+def evaluate(
+    model: Model = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="PATH", help="Text, .jsonl or .tsv. [default: what its run held out]")
+    ] = None,
+    target: Annotated[str | None, typer.Option(metavar="PATH", help="Line i is the target of line i of --data.")] = None,
+    bleu_tokenizer: Annotated[
+        Literal["13a", "zh", "none", "char", "intl"], typer.Option(help="How sacreBLEU splits words.")
+    ] = "13a",
+    beam_size: Annotated[int | None, typer.Option(min=1, help="Translate by beam search of this width.")] = None,
+    translate: Annotated[bool, typer.Option(help="Translate pairs and score them.")] = True,
+    output: Annotated[str | None, typer.Option(metavar="FILE", help="Where to write the translations.")] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    runs_path: RunsPath = "runs",
+    json_output: Json = False,
+) -> None:
+    """Measure loss, perplexity and bits per byte; BLEU and chrF for pairs."""
+    from txtgen.commands import evaluate as command
+    from txtgen.commands.report import report_evaluation
+    from txtgen.config.commands import EvaluateConfig
+
+    evaluation = command.run(
+        EvaluateConfig(
+            model=model,
+            runs_path=runs_path,
+            paths=tuple(data or ()),
+            target=target,
+            bleu_tokenizer=bleu_tokenizer,
+            decoding={} if beam_size is None else {"strategy": "beam", "beam_size": beam_size},
+            translate=translate,
+            output=output,
+            device=device,
+            dtype=dtype,
+        )
+    )
+    report_evaluation(evaluation, json_output)
+
+
+@app.command()
+def inspect(model: Model = None, runs_path: RunsPath = "runs", json_output: Json = False) -> None:
+    """Show a checkpoint's config, lineage, sizes and checksums, without building the model."""
+    from txtgen.commands import inspect as command
+    from txtgen.commands.report import report_inspection
+
+    report_inspection(command.run(model, runs_path), json_output)
+
+
+@tokenizer_app.command("train")
+def tokenizer_train(
+    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="Plain text, .gz too.")],
+    out: Annotated[Path, typer.Option(help="Where to write the .model.")],
+    algorithm: Annotated[Literal["unigram", "bpe", "char"], typer.Option(help="How pieces are found.")] = "unigram",
+    vocab_size: Annotated[int, typer.Option(min=8, help="Pieces in all.")] = 8_000,
+    character_coverage: Annotated[float, typer.Option(help="Share of characters with a piece of their own.")] = 0.9995,
+    json_output: Json = False,
+) -> None:
+    """Train a SentencePiece tokenizer."""
+    from txtgen.commands import tokenizer as command
+    from txtgen.commands.report import report_training
+    from txtgen.config.flags import from_flags
+    from txtgen.config.tokenizer import SentencePieceConfig
+
+    config = from_flags(
+        SentencePieceConfig, algorithm=algorithm, vocab_size=vocab_size, character_coverage=character_coverage
+    )
+    report_training(command.train(config, files, out), json_output)
+
+
+@tokenizer_app.command("show")
+def tokenizer_show(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A .model, .pth or run folder.")],
+    text: Annotated[str | None, typer.Option(help="Show the pieces of this text.")] = None,
+    files: Annotated[list[str] | None, typer.Option("--file", help="Measure the tokenizer on a file; may repeat.")] = None,
+    json_output: Json = False,
+) -> None:
+    """Show pieces of a text, vocabulary size, bytes per token and byte-fallback rate."""
+    from txtgen.commands import tokenizer as command
+    from txtgen.commands.models import resolve_tokenizer
+    from txtgen.commands.report import report_tokenizer
+
+    report_tokenizer(command.show(resolve_tokenizer(model), text, files or ()), json_output)
+
+
+@config_app.command("show")
+def config_show(
+    path: Annotated[Path, typer.Argument(metavar="CONFIG.yaml")],
+    settings: SetOptions = None,
+) -> None:
+    """Print a config with every default filled in."""
+    from txtgen.commands import config as command
+
+    typer.echo(command.show(path, settings or ()), nl=False)
+
+
+@config_app.command("schema")
+def config_schema(
+    command_name: Annotated[Literal["pretrain", "finetune"], typer.Argument(metavar="pretrain|finetune")] = "pretrain",
+) -> None:
+    """Print the JSON schema of a config, for editors."""
+    from txtgen.commands import config as command
+
+    typer.echo(command.schema(command_name), nl=False)
+
+
+def sugar(flags: dict[str, Any], settings: list[str] | None) -> list[str]:
+    """Flags as the config keys that they stand for, after the --set options, in the form of a --set option."""
+    return [*(settings or ()), *(f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None)]
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line. Returns the exit code; a TxtgenError is told in one line on stderr."""
+    try:
+        app(args=arguments, prog_name="txtgen")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
+    except TxtgenError as error:
+        return complain(error)
+    except BrokenPipeError:
+        # The reader went away, as `head` does: nothing is wrong, but Python must not flush into the broken pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def complain(error: TxtgenError) -> int:
+    """Write an error to stderr, escaped; returns its exit code."""
+    sys.stderr.write(safe_text(f"error: {error}") + "\n")
+    return error.exit_code

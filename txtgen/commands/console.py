@@ -1,0 +1,112 @@
+"""The only module that talks to a terminal: progress and messages on stderr, escaped; results on stdout, exact."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from txtgen.errors import safe_text
+from txtgen.train import StepReport
+
+PLAIN_LINE_SECONDS = 5.0
+
+def write_result(text: str, end: str = "\n") -> None:
+    """Write a result to stdout: escaped on a terminal, exact when piped."""
+    if sys.stdout.isatty():
+        text = safe_text(text)
+    sys.stdout.write(text + end)
+    sys.stdout.flush()
+
+
+class ProgressDisplay:
+    """What a training run shows on stderr: a live line with a bar on a terminal, plain lines otherwise."""
+
+    def __init__(self, steps: int, quiet: bool = False) -> None:
+        self.steps = steps
+        self.console = Console(stderr=True, highlight=False, emoji=False, markup=False, quiet=quiet)
+        self.live = self.console.is_terminal and not self.console.is_dumb_terminal
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            expand=True,
+        )
+        self._task = self._progress.add_task("train", total=steps, figures="")
+        self._display = Live(self._progress, console=self.console, transient=True, refresh_per_second=4)
+        self._validation = ""
+        self._rate = 0.0
+        self._last_line = 0.0
+
+    def __enter__(self) -> Self:
+        """Start drawing."""
+        if self.live:
+            self._display.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the terminal as it was."""
+        if self.live:
+            self._display.__exit__(kind, error, trace)
+
+    def step(self, report: StepReport) -> None:
+        """Show a step: loss, learning rate, tokens per second, time left."""
+        rate = report.positions / max(report.seconds, 1e-9)
+        self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
+        figures = f"loss {report.loss:.4f}{self._validation}  {self._rate:,.0f} tok/s"
+        if self.live:
+            self._progress.update(self._task, completed=report.step, figures=figures)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= PLAIN_LINE_SECONDS or report.step in (1, self.steps):
+            self._last_line = now
+            left = (self.steps - report.step) * report.positions / max(self._rate, 1e-9)
+            self.note(
+                f"step {report.step}/{self.steps}  {figures}  lr {report.learning_rate:.2e}  "
+                f"grad {report.grad_norm:.2f}  left {duration(left)}"
+            )
+
+    def validation(self, metrics: dict[str, float]) -> None:
+        """Show what validation found, and keep its loss in the live line."""
+        self._validation = f"  val {metrics['val_loss']:.4f}"
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "step")
+        self.note(f"validation  {shown}")
+
+    def sample(self, prompt: str, text: str) -> None:
+        """Show a generated text under its prompt."""
+        line = Text("sample  ", style="dim")
+        line.append(safe_text(prompt), style="bold")
+        line.append(safe_text(text))
+        self.console.print(line)
+
+    def note(self, message: str) -> None:
+        """Show a line of plain text."""
+        self.console.print(Text(safe_text(message)), soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """A time span for people, such as 1:02:03 or 4:05."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def table(title: str, rows: dict[str, object]) -> None:
+    """Print names and values to stdout."""
+    grid = Table(title=title or None, show_header=False, box=None, pad_edge=False, title_justify="left")
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in rows.items():
+        grid.add_row(Text(safe_text(name)), Text(safe_text(str(value))))
+    Console(highlight=False, emoji=False, markup=False).print(grid)

@@ -1,0 +1,87 @@
+"""`txtgen evaluate`: loss on text, and BLEU and chrF on pairs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from txtgen.checkpoint import load_model, replace_file
+from txtgen.commands.models import inference_dtype, resolve_model, select_device
+from txtgen.commands.sources import guess_source
+from txtgen.commands.training import source_length
+from txtgen.config.commands import EvaluateConfig
+from txtgen.config.data import DataConfig, Seq2SeqObjective
+from txtgen.config.loader import config_from_tree
+from txtgen.config.model import EncoderDecoderConfig
+from txtgen.data import build_objective, validation_batches, validation_pairs
+from txtgen.errors import DataError
+from txtgen.evaluate import LossMetrics, TranslationMetrics, evaluate_loss, score_translations
+from txtgen.generator import Generator
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What was measured: loss always, translation scores for pairs unless they were not wanted."""
+
+    model: str
+    loss: LossMetrics
+    translation: TranslationMetrics | None
+
+
+def run(config: EvaluateConfig) -> Evaluation:
+    """Measure a model on held-out data.
+
+    Raises:
+        CheckpointError: the model cannot be read.
+        DataError: the data cannot be read, or the model's own run held nothing out and no data is given.
+    """
+    path = resolve_model(config.model, config.runs_path)
+    loaded = load_model(path, select_device(config.device), inference_dtype(config.dtype))
+    trained_on = loaded.config.run
+    data = _data(config, trained_on, isinstance(loaded.config.model, EncoderDecoderConfig), str(path))
+    length = (trained_on.get("train") or {}).get("sequence_length") or loaded.config.model.max_length
+    objective = build_objective(
+        data.objective,
+        loaded.tokenizer,
+        loaded.source_tokenizer or loaded.tokenizer,
+        max_length=length,
+        max_source_length=source_length(loaded.config.model),
+    )
+    seed = trained_on.get("seed", 0)
+    batches = validation_batches(data, objective, batch_tokens=max(config.batch_tokens, length), length=length, seed=seed)
+    loss = evaluate_loss(loaded.model, batches)
+    translation = None
+    if config.translate and isinstance(data.objective, Seq2SeqObjective):
+        translation = _translate(Generator(loaded), data, seed, config)
+    return Evaluation(str(path), loss, translation)
+
+
+def _translate(generator: Generator, data: DataConfig, seed: int, config: EvaluateConfig) -> TranslationMetrics | None:
+    pairs = list(validation_pairs(data, seed=seed))
+    if not pairs:
+        return None
+    options = {**config.decoding, "num_return": 1}
+    texts = [generation.text.replace("\n", " ") for generation in generator.generate([p.source for p in pairs], **options)]
+    if config.output is not None:
+        with replace_file(Path(config.output)) as handle:
+            handle.write("".join(text + "\n" for text in texts).encode())
+    return score_translations(texts, [pair.target for pair in pairs], data.validation.bleu_tokenizer)
+
+
+def _data(config: EvaluateConfig, trained_on: dict[str, Any], seq2seq: bool, where: str) -> DataConfig:
+    """The data to measure on: what the user named, read as the model's own, or what the model's run held out."""
+    own = trained_on.get("data") or {}
+    if not config.paths:
+        if not own:
+            raise DataError("the model does not say what it was trained on", where, "give --data PATH")
+        data: DataConfig = config_from_tree(DataConfig, own)
+        if not (data.validation.sources or data.validation.fraction):
+            raise DataError("the model's run held nothing out", where, "give --data PATH")
+        return data
+    texts = [source["documents"] for source in own.get("sources", ()) if source.get("kind") == "text"]
+    source = guess_source(list(config.paths), config.target, texts[0] if texts else "file")
+    objective = own.get("objective") or {"kind": "seq2seq" if seq2seq else "causal_lm"}
+    if source["kind"] in ("text", "jsonl") and not seq2seq:
+        objective = {"kind": "causal_lm"}
+    validation = {"sources": [source], "bleu_tokenizer": config.bleu_tokenizer}
+    tree = {"sources": [source], "validation": validation, "objective": objective}
+    return config_from_tree(DataConfig, tree)

@@ -1,0 +1,118 @@
+"""`txtgen finetune`: a trained model goes on learning, in far smaller steps."""
+
+from fnmatch import fnmatchcase
+
+from txtgen.checkpoint import Checkpoint, check_tokenizer, load_checkpoint, load_weights
+from txtgen.commands.console import ProgressDisplay
+from txtgen.commands.models import resolve_model
+from txtgen.commands.starting import Launch, corpus, cost, start_run, with_learning_rate
+from txtgen.commands.training import Job, RunResult
+from txtgen.commands.training import run as run_training
+from txtgen.config.commands import FinetuneConfig, architecture_problems
+from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
+from txtgen.errors import CheckpointError, ConfigError
+from txtgen.model import Transformer, build_model
+from txtgen.tokenizer import load_tokenizer
+
+LEARNING_RATE = 1e-4
+"""A tenth of what pretraining starts with: finetuning should move the weights far less."""
+
+
+def run(config: FinetuneConfig, launch: Launch | None = None) -> RunResult:
+    """Finetune a model as the config says, or go on with an interrupted run.
+
+    Raises:
+        TxtgenError: the config, the base model, the corpus or the machine does not allow it.
+    """
+    config = with_learning_rate(config, LEARNING_RATE)
+    with start_run(config, launch or Launch()) as start:
+        display = ProgressDisplay(config.train.steps, quiet=not start.world.is_main)
+        for warning in start.warnings:
+            display.note(warning)
+        base = start.resumed or _base(config)
+        model = prepare(base, config, where=config.base or str(start.folder.path))
+        model.to(start.device)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        display.note(f"model: {trained:,} parameters to train on {start.device}, {start.dtype}")
+        ancestors = tuple(base.lineage.get("ancestors", ()))
+        job = Job(
+            command="finetune",
+            config=config,
+            peak_learning_rate=config.train.optimizer.learning_rate or LEARNING_RATE,
+            model=model,
+            tokenizer=base.tokenizer,
+            source_tokenizer=base.source_tokenizer,
+            folder=start.folder,
+            dtype=start.dtype,
+            world=start.world,
+            parents=ancestors if start.resumed else (*ancestors, base.fingerprint),
+            resumed=start.resumed.training if start.resumed else None,
+        )
+        return run_training(job, display)
+
+
+def dry_run(config: FinetuneConfig) -> dict[str, object]:
+    """What the run would cost, without training anything."""
+    model = prepare(_base(config), config, where=config.base or "")
+    return {**corpus(config.data), **cost(model, config)}
+
+
+def _base(config: FinetuneConfig) -> Checkpoint:
+    if config.base is None:
+        raise ConfigError("finetuning needs a model to start from", "base", "add --base MODEL, or base: in the config")
+    return load_checkpoint(resolve_model(config.base, config.runs_path))
+
+
+def prepare(base: Checkpoint, config: FinetuneConfig, where: str) -> Transformer:
+    """The base model with what the config changes about it: dropout, and which parameters are frozen.
+
+    Raises:
+        ConfigError: the data does not suit the base model, or a pattern freezes nothing or everything.
+    """
+    problems = list(architecture_problems(base.config.model, config.data, config.train))
+    if problems:
+        raise ConfigError("; ".join(f"{key}: {complaint}" for key, complaint in problems), f"base {where}", "change the config")
+    check_tokenizer(base, where)
+    _refuse_other_tokenizer(base, config)
+    model = build_model(_with_dropout(base.config.model, config.dropout), device="cpu")
+    load_weights(model, base.model, where)
+    freeze(model, config.freeze)
+    return model
+
+
+def _refuse_other_tokenizer(base: Checkpoint, config: FinetuneConfig) -> None:
+    """A model's embeddings mean nothing to another tokenizer, even one of equal size."""
+    if config.tokenizer is None or config.tokenizer.path is None:
+        return
+    other = load_tokenizer(config.tokenizer.path)
+    if other.fingerprint() != base.tokenizer.fingerprint():
+        raise CheckpointError(
+            f"the tokenizer {config.tokenizer.path} ({len(other)} tokens) is not the one that the base model was trained "
+            f"with ({len(base.tokenizer)} tokens)",
+            "tokenizer.path",
+            "leave tokenizer out of the config: the base model brings its own",
+        )
+
+
+def _with_dropout(
+    model: DecoderConfig | EncoderDecoderConfig, dropout: float | None
+) -> DecoderConfig | EncoderDecoderConfig:
+    return model if dropout is None else model.model_copy(update={"dropout": dropout})
+
+
+def freeze(model: Transformer, patterns: tuple[str, ...]) -> None:
+    """Exclude the parameters whose names match a glob pattern from training.
+
+    Raises:
+        ConfigError: a pattern matches nothing, or nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(
+                f"the pattern {pattern!r} matches no parameter", "freeze", f"names look like {', '.join(names[:3])}"
+            )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not any(fnmatchcase(name, pattern) for pattern in patterns))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("every parameter is frozen", "freeze", "leave something to train")

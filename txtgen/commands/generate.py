@@ -1,0 +1,115 @@
+"""`txtgen generate`: prompts in, text out; nothing but text goes to stdout."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from txtgen.commands.console import write_result
+from txtgen.commands.models import load
+from txtgen.config.commands import GenerateConfig
+from txtgen.errors import UsageError
+from txtgen.generator import Generation, Generator, Prompt
+
+
+def run(config: GenerateConfig) -> None:
+    """Generate for every prompt and write the results in the order of the prompts.
+
+    One prompt with one result is written as it is decided. With a file of prompts a line, each result is one line
+    (newlines in it become spaces, so that line i answers prompt i); `json_output` is exact in every case.
+
+    Raises:
+        UsageError: there is no prompt, or an option does not fit.
+        CheckpointError: the model cannot be read.
+    """
+    prompts: list[Prompt] = list(config.prompts)
+    lines = False
+    if config.input is not None:
+        found, lines = read_prompts(config.input)
+        prompts += found
+    if not prompts:
+        raise UsageError("there is no prompt", "", "give --prompt TEXT, --input FILE, or pipe prompts in")
+    generator = load(
+        config.model,
+        runs_path=config.runs_path,
+        device=config.device,
+        dtype=config.dtype,
+        batch_size=config.batch_size,
+        independent=config.independent,
+    )
+    if len(prompts) == 1 and not lines and not config.json_output and config.decoding.get("num_return", 1) == 1:
+        _stream(generator, prompts[0], config)
+        return
+    for generation in generator.iterate(prompts, raw=config.raw, **config.decoding):
+        if config.json_output:
+            write_result(json_line(generation))
+        else:
+            write_result(generation.text.replace("\n", " ") if lines else generation.text)
+
+
+def _stream(generator: Generator, prompt: Prompt, config: GenerateConfig) -> None:
+    """Write the text of one prompt piece by piece, and end the line whatever happens."""
+    try:
+        for piece in generator.stream(prompt, raw=config.raw, **config.decoding):
+            write_result(piece, end="")
+    finally:
+        write_result("")
+
+
+def json_line(generation: Generation) -> str:
+    """One JSON object on one line, its text escaped to ASCII so that no terminal acts on it."""
+    return json.dumps(asdict(generation))
+
+
+def read_prompts(name: str) -> tuple[list[Prompt], bool]:
+    """The prompts of a file, or of standard input for `-`; and whether they are one a line.
+
+    Piped text is one prompt a line as well. A .jsonl file has `prompt` (a string) or `messages` (role and content).
+
+    Raises:
+        UsageError: it cannot be read, is not UTF-8, or a line is not what it should be.
+    """
+    text = _read_text(name)
+    lines = text.split("\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    if name.endswith(".jsonl"):
+        return list(_json_prompts(lines, name)), False
+    return [line.removesuffix("\r") for line in lines], True
+
+
+def _read_text(name: str) -> str:
+    where = "standard input" if name == "-" else name
+    try:
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"not UTF-8 at byte {error.start}", where, "convert the prompts to UTF-8") from error
+    except OSError as error:
+        raise UsageError(f"cannot read the prompts: {error.strerror or error}", where, "check the path") from error
+
+
+def _json_prompts(lines: list[str], name: str) -> Iterator[Prompt]:
+    for number, line in enumerate(lines, 1):
+        try:
+            found: Any = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError("not a JSON object", f"{name}:{number}", "each line is one JSON object") from error
+        prompt = found.get("prompt") if isinstance(found, dict) else None
+        messages = found.get("messages") if isinstance(found, dict) else None
+        if isinstance(prompt, str):
+            yield prompt
+        elif isinstance(messages, list) and messages and all(_is_message(message) for message in messages):
+            yield [{"role": message["role"], "content": message["content"]} for message in messages]
+        else:
+            raise UsageError(
+                "neither a prompt nor messages",
+                f"{name}:{number}",
+                'write {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}',
+            )
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))

@@ -1,0 +1,97 @@
+"""From what stands on the command line of pretrain and finetune to a config, and from there to the run."""
+
+import json
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from txtgen.checkpoint import load_checkpoint
+from txtgen.commands import finetune, pretrain
+from txtgen.commands.console import table
+from txtgen.commands.models import resolve_model
+from txtgen.commands.sources import guess_source
+from txtgen.commands.starting import Launch
+from txtgen.config.commands import FinetuneConfig, PretrainConfig
+from txtgen.config.loader import load_config
+from txtgen.config.model import EncoderDecoderConfig
+from txtgen.errors import UsageError
+
+BUILTIN_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the command line says besides the config: which command, on what inputs, in which folder, how to start."""
+
+    command: str
+    inputs: tuple[str, ...]
+    name: str | None
+    runs_path: str
+    base: str | None
+    resume: bool
+    overwrite: bool
+    dry_run: bool
+
+
+def launch(request: Request, overrides: list[str]) -> int:
+    """Run `pretrain` or `finetune`. Returns the exit code.
+
+    Args:
+        request: inputs are one config, or text files; none resumes a run from the config in its folder.
+        overrides: --set options, flags included.
+
+    Raises:
+        TxtgenError: whatever is wrong with flags, config or run.
+    """
+    if request.resume and request.overwrite:
+        raise UsageError("--resume and --overwrite contradict each other", "", "keep one of them")
+    path, stem, settings = _config(request)
+    options = Launch(stem=stem, resume=request.resume, overwrite=request.overwrite)
+    settings += overrides
+    if request.command == "pretrain":
+        pretrain_config = load_config(PretrainConfig, path, settings)
+        if request.dry_run:
+            return _show(pretrain.dry_run(pretrain_config))
+        return pretrain.run(pretrain_config, options).exit_code
+    finetune_config = load_config(FinetuneConfig, path, settings)
+    if request.dry_run:
+        return _show(finetune.dry_run(finetune_config))
+    return finetune.run(finetune_config, options).exit_code
+
+
+def _show(rows: dict[str, object]) -> int:
+    table("", rows)
+    return 0
+
+
+def _config(request: Request) -> tuple[Path, str, list[str]]:
+    """The config file to read, the stem that names the run, and settings that come before the user's."""
+    inputs = request.inputs
+    if len(inputs) == 1 and Path(inputs[0]).suffix in (".yaml", ".yml"):
+        return Path(inputs[0]), Path(inputs[0]).stem, []
+    if not inputs:
+        if not request.resume:
+            raise UsageError("nothing to train on", "", f"give a config or text files: txtgen {request.command} FILES")
+        newest = resolve_model(None, request.runs_path).parent
+        folder = Path(request.runs_path) / request.name if request.name else newest
+        return folder / "config.yaml", folder.name, [f"name={json.dumps(folder.name)}"]
+    with as_file(files("txtgen.config") / "builtin" / f"{request.command}.yaml") as path:
+        return path, Path(inputs[0]).name.partition(".")[0] or "text", _builtin_settings(request)
+
+
+def _builtin_settings(request: Request) -> list[str]:
+    """What the built-in config needs to know of the files, and of the base model when finetuning."""
+    source: dict[str, Any] = guess_source(list(request.inputs))
+    settings = [f"data.sources={json.dumps([source])}"]
+    if request.command == "finetune":
+        if request.base is None:
+            raise UsageError("finetuning needs a model to start from", "", "add --base MODEL")
+        model = load_checkpoint(resolve_model(request.base, request.runs_path)).config.model
+        length = model.max_length
+        settings.append(f"train.batch_tokens={length * max(1, BUILTIN_BATCH_TOKENS // length)}")
+        if isinstance(model, EncoderDecoderConfig):
+            settings.append("data.objective.kind=seq2seq")
+        elif source["kind"] not in ("text", "jsonl"):
+            settings.append("data.objective.kind=chat")
+    return settings

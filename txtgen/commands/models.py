@@ -1,0 +1,107 @@
+"""From what the user calls a model to a model: one function for every command. Devices and dtypes likewise."""
+
+from pathlib import Path
+
+import torch
+
+from txtgen.checkpoint import load_checkpoint, load_model
+from txtgen.errors import CheckpointError, ConfigError
+from txtgen.generator import Generator
+from txtgen.tokenizer import Tokenizer, load_tokenizer
+
+
+def resolve_model(model: str | Path | None, runs_path: str = "runs") -> Path:
+    """The .pth file that is meant by a .pth file, a run folder, or None for the newest run.
+
+    Of a run folder it is best.pth, or last.pth where no validation has chosen a best one.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if model is None:
+        return _newest_run(Path(runs_path))
+    path = Path(model)
+    if path.is_dir():
+        for name in ("best.pth", "last.pth"):
+            if (path / name).is_file():
+                return path / name
+        raise CheckpointError("no model in this folder", str(path), "it needs a best.pth or last.pth; name a run folder")
+    if not path.is_file():
+        raise CheckpointError("no such model", str(path), "give a .pth file or a run folder")
+    return path
+
+
+def _newest_run(runs_path: Path) -> Path:
+    found = [path for path in runs_path.glob("*/last.pth") if ".old-" not in path.parent.name]
+    if not found:
+        raise CheckpointError("no run found", str(runs_path), "name a model, or train one: txtgen pretrain FILES")
+    return resolve_model(max(found, key=lambda path: path.stat().st_mtime).parent)
+
+
+def resolve_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer that is meant by a .model file, a .pth file or a run folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if Path(name).suffix == ".model":
+        return load_tokenizer(name)
+    return load_checkpoint(resolve_model(name)).tokenizer
+
+
+def select_device(name: str) -> torch.device:
+    """The device that a name means; auto is the GPU where there is one.
+
+    Raises:
+        ConfigError: the machine has no such device.
+    """
+    available = ["cpu"]
+    if torch.cuda.is_available():
+        available.insert(0, "cuda")
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if name == "auto":
+        return torch.device(available[0])
+    if name not in available:
+        raise ConfigError(f"device {name} is not available", "device", f"this machine has: {', '.join(available)}")
+    return torch.device(name)
+
+
+def training_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of the matrix products while training; auto is bfloat16 where the hardware computes in it."""
+    if name == "auto":
+        return torch.bfloat16 if _native_bfloat16(device) else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def _native_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
+
+
+def inference_dtype(name: str) -> torch.dtype | None:
+    """The dtype of the weights for generation; None, for auto, is as they were saved."""
+    return {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def load(
+    model: str | Path | None = None,
+    *,
+    runs_path: str = "runs",
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_size: int = 16,
+    independent: bool = False,
+) -> Generator:
+    """Load a model for generation: a .pth file, a run folder, or the newest run.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+        ConfigError: the device is not available.
+    """
+    loaded = load_model(resolve_model(model, runs_path), select_device(device), inference_dtype(dtype))
+    return Generator(loaded, batch_size=batch_size, independent=independent)

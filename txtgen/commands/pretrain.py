@@ -1,0 +1,109 @@
+"""`txtgen pretrain`: a new model from a corpus."""
+
+import logging
+
+from txtgen.commands.console import ProgressDisplay
+from txtgen.commands.starting import Launch, Start, corpus, cost, start_run, with_learning_rate
+from txtgen.commands.training import Job, RunResult
+from txtgen.commands.training import run as run_training
+from txtgen.config.commands import PretrainConfig
+from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
+from txtgen.config.tokenizer import TokenizerConfig
+from txtgen.data import Side, sample_texts
+from txtgen.model import Transformer, build_model, init_weights
+from txtgen.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+
+LEARNING_RATE = 1e-3
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: PretrainConfig, launch: Launch | None = None) -> RunResult:
+    """Pretrain a model as the config says, or go on with an interrupted run.
+
+    Raises:
+        TxtgenError: the config, the corpus or the machine does not allow it.
+    """
+    config = with_learning_rate(config, LEARNING_RATE)
+    with start_run(config, launch or Launch()) as start:
+        display = ProgressDisplay(config.train.steps, quiet=not start.world.is_main)
+        for warning in start.warnings:
+            display.note(warning)
+        tokenizer, source_tokenizer = _tokenizers(config, start, display)
+        model = _model(config, tokenizer, source_tokenizer)
+        if start.resumed is not None:
+            model.load_state_dict(start.resumed.model)
+        else:
+            init_weights(model, config.seed)
+        model.to(start.device)
+        display.note(f"model: {sum(p.numel() for p in model.parameters()):,} parameters on {start.device}, {start.dtype}")
+        job = Job(
+            command="pretrain",
+            config=config,
+            peak_learning_rate=config.train.optimizer.learning_rate or LEARNING_RATE,
+            model=model,
+            tokenizer=tokenizer,
+            source_tokenizer=source_tokenizer,
+            folder=start.folder,
+            dtype=start.dtype,
+            world=start.world,
+            resumed=start.resumed.training if start.resumed else None,
+        )
+        return run_training(job, display)
+
+
+def dry_run(config: PretrainConfig) -> dict[str, object]:
+    """What the run would cost, without training anything: the corpus is looked at, the tokenizer is not trained."""
+    vocabulary = config.tokenizer.vocab_size
+    if config.tokenizer.path is not None:
+        vocabulary = len(load_tokenizer(config.tokenizer.path))
+    source = config.source_tokenizer.vocab_size if config.source_tokenizer else vocabulary
+    model = build_model(sized(config.model, vocabulary, source), device="meta")
+    return {**corpus(config.data), **cost(model, config)}
+
+
+def sized(
+    model: DecoderConfig | EncoderDecoderConfig, vocabulary: int, source_vocabulary: int
+) -> DecoderConfig | EncoderDecoderConfig:
+    """The model config with its vocabulary sizes filled in from the tokenizers."""
+    update = {"vocab_size": model.vocab_size or vocabulary}
+    if isinstance(model, EncoderDecoderConfig):
+        update["source_vocab_size"] = model.source_vocab_size or source_vocabulary
+    return model.model_copy(update=update)
+
+
+def _model(config: PretrainConfig, tokenizer: Tokenizer, source_tokenizer: Tokenizer | None) -> Transformer:
+    return build_model(sized(config.model, len(tokenizer), len(source_tokenizer or tokenizer)), device="cpu")
+
+
+def _tokenizers(config: PretrainConfig, start: Start, display: ProgressDisplay) -> tuple[Tokenizer, Tokenizer | None]:
+    """The tokenizers of the resumed checkpoint, or those that the config names, or new ones trained on the corpus."""
+    if start.resumed is not None:
+        return start.resumed.tokenizer, start.resumed.source_tokenizer
+    if config.source_tokenizer is None:
+        tokenizer, source_tokenizer = _tokenizer(config.tokenizer, config, "all", display), None
+    else:
+        tokenizer = _tokenizer(config.tokenizer, config, "target", display)
+        source_tokenizer = _tokenizer(config.source_tokenizer, config, "source", display)
+    if start.world.is_main:
+        for name, content in tokenizer.files().items():
+            _write(start, name, content)
+        for name, content in source_tokenizer.files().items() if source_tokenizer else ():
+            _write(start, f"source_{name}", content)
+    return tokenizer, source_tokenizer
+
+
+def _write(start: Start, name: str, content: bytes) -> None:
+    from txtgen.checkpoint import replace_file
+
+    with replace_file(start.folder.path / name) as handle:
+        handle.write(content)
+
+
+def _tokenizer(settings: TokenizerConfig, config: PretrainConfig, which: Side, display: ProgressDisplay) -> Tokenizer:
+    if settings.path is not None:
+        return load_tokenizer(settings.path)
+    texts = sample_texts(config.data, which, max_bytes=settings.sample_bytes, seed=config.seed)
+    tokenizer, sample = train_sentencepiece(settings, texts)
+    display.note(f"tokenizer: {len(tokenizer):,} pieces from {sample.bytes_used:,} bytes of text")
+    return tokenizer

@@ -1,0 +1,108 @@
+"""How the results of evaluate, inspect and tokenizer are shown: tables for people, JSON for programs."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from txtgen.commands.console import duration, table, write_result
+from txtgen.commands.evaluate import Evaluation
+from txtgen.commands.inspect import Inspection
+from txtgen.commands.tokenizer import TokenizerSummary, TokenizerTraining
+
+
+def write_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    write_result(json.dumps(value))
+
+
+def report_evaluation(evaluation: Evaluation, as_json: bool) -> None:
+    """Show what was measured."""
+    if as_json:
+        write_json(asdict(evaluation))
+        return
+    loss, translation = evaluation.loss, evaluation.translation
+    rows: dict[str, object] = {
+        "model": evaluation.model,
+        "loss": f"{loss.loss:.4f} nats per token",
+        "perplexity": f"{loss.perplexity:.3f} per token",
+        "bits per byte": f"{loss.bits_per_byte:.4f}",
+        "tokens": f"{loss.tokens:,}",
+        "bytes": f"{loss.bytes:,}",
+    }
+    if translation is not None:
+        rows["BLEU"] = f"{translation.bleu:.2f}   {translation.bleu_signature}"
+        rows["chrF"] = f"{translation.chrf:.2f}   {translation.chrf_signature}"
+        rows["sentences"] = f"{translation.sentences:,}"
+    table("", rows)
+
+
+def report_inspection(inspection: Inspection, as_json: bool) -> None:
+    """Show what a checkpoint says of itself."""
+    if as_json:
+        write_json(asdict(inspection))
+        return
+    model, training = inspection.config["model"], inspection.training
+    rows: dict[str, object] = {
+        "file": inspection.path,
+        "size": f"{inspection.file_bytes / 1e6:,.1f} MB",
+        "sha256": inspection.fingerprint,
+        "parameters": f"{inspection.parameters:,} in {len(inspection.tensors)} tensors",
+        "architecture": ", ".join(f"{key} {value}" for key, value in model.items() if not isinstance(value, dict | None)),
+        "tokenizer": f"{inspection.tokenizer['kind']}, {inspection.tokenizer['vocabulary']:,} tokens, "
+        f"sha256 {inspection.tokenizer['fingerprint'][:16]}",
+        "chat": (inspection.config["chat"] or {}).get("kind", "no"),
+        "generation": ", ".join(f"{key} {value}" for key, value in inspection.config["generation"].items() if value),
+    }
+    rows.update({f"lineage, {key}": value for key, value in inspection.lineage.items() if value not in (None, [])})
+    if training is not None:
+        rows["resumable"] = f"at step {training['step']:,}, after {duration(training['seconds'])}"
+    table("", rows)
+
+
+def report_training(training: TokenizerTraining, as_json: bool) -> None:
+    """Show what a tokenizer was trained on."""
+    if as_json:
+        write_json({**asdict(training), "path": str(training.path)})
+        return
+    sample = {name.replace("_", " "): value for name, value in asdict(training.sample).items()}
+    rows: dict[str, object] = {"file": training.path, "pieces": f"{training.vocab_size:,}"}
+    table("", {**rows, "sha256": training.fingerprint, **sample})
+
+
+def report_tokenizer(summary: TokenizerSummary, as_json: bool) -> None:
+    """Show a tokenizer, the pieces of a text, and how it fares on files."""
+    if as_json:
+        rates = [
+            {
+                **asdict(file),
+                "bytes_per_token": file.bytes_per_token,
+                "byte_fallback_rate": file.byte_fallback_rate,
+                "unknown_rate": file.unknown_rate,
+            }
+            for file in summary.files
+        ]
+        write_json({**asdict(summary), "lossless": summary.lossless, "files": rates})
+        return
+    special = summary.special
+    table(
+        "",
+        {
+            "kind": summary.kind,
+            "pieces": f"{summary.vocab_size:,}, of them {summary.num_byte_pieces} single bytes",
+            "special": f"pad {special.pad_id}, unk {special.unk_id}, bos {special.bos_id}, eos {special.eos_id}",
+            "control": ", ".join(f"{symbol} {number}" for symbol, number in summary.control_ids.items()) or "none",
+            "sha256": summary.fingerprint,
+            "lossless": "yes" if summary.lossless else "no, it loses " + "; ".join(summary.losses),
+        },
+    )
+    if summary.tokens:
+        table("tokens", {f"{t.start}-{t.end}": f"{t.piece!r}  {t.id}" for t in summary.tokens})
+    if summary.files:
+        table(
+            "files",
+            {
+                file.path: f"{file.num_bytes:,} bytes, {file.num_tokens:,} tokens, {file.bytes_per_token:.2f} bytes per "
+                f"token, byte fallback {file.byte_fallback_rate:.2%}, unknown {file.unknown_rate:.2%}"
+                for file in summary.files
+            },
+        )

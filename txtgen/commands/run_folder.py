@@ -1,0 +1,166 @@
+"""The folder of a run: its lock, its files, and which checkpoints stay."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from txtgen.checkpoint import Checkpoint, load_checkpoint, replace_file, save_checkpoint
+from txtgen.errors import BusyError, CheckpointError, ResourceError
+
+_STEP = re.compile(r"^step-(\d{8,})\.pth$")
+
+
+class RunFolder:
+    """`runs/NAME/`: config.yaml, tokenizer.model, metrics.jsonl, log.txt, status.json, checkpoints, last, best."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.log = path / "log.txt"
+        self.status = path / "status.json"
+        self.checkpoints = path / "checkpoints"
+        self.last = path / "last.pth"
+        self.best = path / "best.pth"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder against every other process, and remove what a killed one left half written.
+
+        Raises:
+            BusyError: another process holds it.
+            ResourceError: the folder cannot be made or written.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock", timeout=0)
+            lock.acquire()
+        except Timeout as error:
+            raise BusyError(
+                "the run folder is in use" + self._owner(), str(self.path), "wait for that run, or choose another --name"
+            ) from error
+        except OSError as error:
+            raise ResourceError(
+                f"cannot make the run folder: {error.strerror or error}",
+                str(self.path),
+                "check runs_path and its permissions",
+            ) from error
+        try:
+            for leftover in [*self.path.glob("*.tmp.*"), *self.checkpoints.glob("*.tmp.*")]:
+                leftover.unlink(missing_ok=True)
+            yield
+        finally:
+            lock.release()
+
+    def _owner(self) -> str:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            status = json.loads(self.status.read_text())
+            return f" by process {status['pid']} on {status['host']}"
+        return ""
+
+    @property
+    def occupied(self) -> bool:
+        """Whether a run has been here."""
+        return self.config.exists() or self.last.exists() or any(self.checkpoints.glob("step-*.pth"))
+
+    def move_aside(self) -> Path:
+        """Rename what is here to NAME.old-N, so that a new run overwrites nothing. Returns the new place."""
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+        return aside
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Write a file whole or not at all."""
+        with replace_file(path) as handle:
+            handle.write(text.encode())
+
+    def write_status(self, state: str, **facts: Any) -> None:
+        """Say in status.json what the run is doing."""
+        status = {"state": state, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time(), **facts}
+        with suppress(ResourceError):  # a full disk must not stop training; the next save reports it
+            self.write_text(self.status, json.dumps(status, indent=1) + "\n")
+
+    def write_metrics(self, line: dict[str, Any]) -> None:
+        """Append one JSON object to metrics.jsonl."""
+        with open(self.metrics, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(line) + "\n")
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the metrics of steps that a resumed run does again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError, KeyError, TypeError):  # a line cut short by a kill
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+        self.write_text(self.metrics, "".join(kept))
+
+    def steps(self) -> list[tuple[int, Path]]:
+        """The step checkpoints by step, oldest first."""
+        found = ((_STEP.match(path.name), path) for path in self.checkpoints.glob("step-*.pth"))
+        return sorted((int(match[1]), path) for match, path in found if match)
+
+    def newest(self) -> tuple[Path, Checkpoint, list[str]]:
+        """The newest checkpoint that can be read, and a warning for each newer one that cannot.
+
+        Raises:
+            CheckpointError: none can be read.
+        """
+        warnings: list[str] = []
+        for _, path in reversed(self.steps()):
+            try:
+                return path, load_checkpoint(path, training=True), warnings
+            except CheckpointError as error:
+                warnings.append(f"skipped: {error}")
+        raise CheckpointError(
+            "no checkpoint to resume from", str(self.path), "; ".join(warnings) or "start without --resume"
+        )
+
+    def save(self, step: int, checkpoint: Checkpoint, keep_last: int) -> Path:
+        """Write the checkpoint of a step, point last.pth at it, then drop the oldest beyond keep_last."""
+        path = self.checkpoints / f"step-{step:08d}.pth"
+        save_checkpoint(path, checkpoint)
+        self._point_last(path)
+        for _, old in self.steps()[:-keep_last]:
+            if old != path:
+                old.unlink(missing_ok=True)
+        return path
+
+    def _point_last(self, path: Path) -> None:
+        temporary = self.path / f"last.pth.tmp.{os.getpid()}"
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, self.last)
+
+
+def next_name(runs_path: Path, stem: str) -> str:
+    """STEM-N with the smallest N above all that exist."""
+    return f"{stem}-{max(_numbers(runs_path, stem), default=0) + 1}"
+
+
+def latest_name(runs_path: Path, stem: str) -> str | None:
+    """The existing STEM-N with the greatest N, or None."""
+    numbers = _numbers(runs_path, stem)
+    return f"{stem}-{max(numbers)}" if numbers else None
+
+
+def _numbers(runs_path: Path, stem: str) -> list[int]:
+    pattern = re.compile(re.escape(stem) + r"-(\d{1,9})$")
+    if not runs_path.is_dir():
+        return []
+    return [int(match[1]) for path in runs_path.iterdir() if (match := pattern.match(path.name))]

@@ -1,0 +1,171 @@
+"""How a run begins: which folder it gets, what it goes on from, and what it would cost."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from txtgen.checkpoint import Checkpoint
+from txtgen.commands.models import select_device, training_dtype
+from txtgen.commands.run_folder import RunFolder, latest_name, next_name
+from txtgen.config.commands import RunConfig
+from txtgen.config.data import DataConfig
+from txtgen.config.loader import dump_config
+from txtgen.data import describe
+from txtgen.distributed import World, open_world
+from txtgen.errors import BusyError, CheckpointError, ConfigError
+from txtgen.model import Transformer, count_parameters
+
+MAY_CHANGE = (
+    "name", "runs_path", "device", "base", "samples", "generation",
+    "train.steps", "train.minutes", "train.micro_batch_tokens", "train.log_every", "train.validate_every",
+    "train.validation_batches", "train.validation_translations", "train.save_every", "train.keep_last",
+)  # fmt: skip
+"""What a resumed run may be told anew: nothing that changes what the next step computes, but for its length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What the user asked of this start. stem: names the run when the config does not."""
+
+    stem: str = "run"
+    resume: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run that may begin: its folder (locked), where it computes, and the checkpoint that it resumes, if any."""
+
+    folder: RunFolder
+    world: World
+    device: torch.device
+    dtype: torch.dtype
+    resumed: Checkpoint | None
+    warnings: tuple[str, ...] = ()
+
+
+@contextmanager
+def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
+    """Choose and lock the run's folder, and read the checkpoint to resume.
+
+    Raises:
+        BusyError: the folder is in use, or holds a run and neither resume nor overwrite was asked for.
+        CheckpointError: there is nothing to resume.
+        ConfigError: a resumed run's config was changed, or a device or dtype is not available.
+    """
+    device = select_device(config.device)
+    dtype = training_dtype(config.train.dtype, device)
+    with open_world(device) as world:
+        name = world.gather(_folder_name(config, launch) if world.is_main else None)[0]
+        folder = RunFolder(Path(config.runs_path) / name)
+        if not world.is_main:
+            yield _start(folder, world, device, dtype, config, launch)
+            return
+        if folder.occupied and not (launch.resume or launch.overwrite):
+            raise BusyError(
+                "the run folder already holds a run",
+                str(folder.path),
+                "go on with --resume, start anew with --overwrite (the old run is moved aside), or choose another --name",
+            )
+        if launch.overwrite and folder.occupied:
+            with folder.lock():
+                pass  # nobody may be writing there
+            folder.move_aside()
+        with folder.lock():
+            start = _start(folder, world, device, dtype, config, launch)
+            folder.write_text(folder.config, dump_config(config))
+            yield start
+
+
+def _folder_name(config: RunConfig, launch: Launch) -> str:
+    runs_path = Path(config.runs_path)
+    if config.name is not None:
+        return config.name
+    if launch.resume:
+        latest = latest_name(runs_path, launch.stem)
+        if latest is None:
+            raise CheckpointError(f"no run named {launch.stem}-N to resume", str(runs_path), "start without --resume")
+        return latest
+    return next_name(runs_path, launch.stem)
+
+
+def _start(
+    folder: RunFolder, world: World, device: torch.device, dtype: torch.dtype, config: RunConfig, launch: Launch
+) -> Start:
+    if not launch.resume:
+        return Start(folder, world, device, dtype, None)
+    path, checkpoint, warnings = folder.newest()
+    refuse_changes(checkpoint.config.run, config.plain(), str(path))
+    return Start(folder, world, device, dtype, checkpoint, tuple(warnings))
+
+
+def refuse_changes(before: dict[str, Any], now: dict[str, Any], where: str) -> None:
+    """Compare the config of a checkpoint with the one to go on with.
+
+    Raises:
+        ConfigError: something differs that would make it another run.
+    """
+    old, new = dict(flatten(before)), dict(flatten(now))
+    changed = [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if key != "command" and old.get(key) != new.get(key) and not _may_change(key)
+    ]
+    if changed:
+        raise ConfigError(
+            "a resumed run must keep its config, but this changed: " + ", ".join(changed),
+            where,
+            "undo the changes, or start a new run (finetune goes on from a model with another config)",
+        )
+
+
+def _may_change(key: str) -> bool:
+    return any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)
+
+
+def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their plain values."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(tree, list | tuple) and tree and isinstance(tree[0], dict):
+        for number, value in enumerate(tree):
+            yield from flatten(value, f"{prefix}.{number}")
+    else:
+        yield prefix, list(tree) if isinstance(tree, tuple) else tree
+
+
+Learner = TypeVar("Learner", bound=RunConfig)
+
+
+def with_learning_rate(config: Learner, default: float) -> Learner:
+    """The config with its learning rate spelt out, so that the saved config hides no default."""
+    if config.train.optimizer.learning_rate is not None:
+        return config
+    optimizer = config.train.optimizer.model_copy(update={"learning_rate": default})
+    return config.model_copy(update={"train": config.train.model_copy(update={"optimizer": optimizer})})
+
+
+def cost(model: Transformer, config: RunConfig) -> dict[str, object]:
+    """What a run would hold in memory and go through, for a dry run."""
+    counts = count_parameters(model)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    rows: dict[str, object] = {f"parameters, {part}": f"{count:,}" for part, count in counts.items()}
+    rows["parameters, trained"] = f"{trained:,}"
+    rows["weights, gradients and optimizer"] = f"{(4 * counts['total'] + 12 * trained) / 1e6:,.1f} MB"
+    rows["tokens a step"] = f"{config.train.batch_tokens:,}"
+    rows["tokens in all"] = f"{config.train.batch_tokens * config.train.steps:,}"
+    rows["checkpoint"] = f"{(4 * counts['total'] + 8 * trained) / 1e6:,.1f} MB"
+    return rows
+
+
+def corpus(data: DataConfig) -> dict[str, object]:
+    """What a run would read, a line a source, for a dry run."""
+    return {
+        f"source {summary.name}": f"{summary.files:,} files, {summary.num_bytes:,} bytes, {summary.blocks:,} blocks"
+        for summary in describe(data)
+    }

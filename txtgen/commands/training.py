@@ -1,0 +1,414 @@
+"""What pretrain and finetune share: the stream, the loop, and everything that happens around its steps."""
+
+import logging
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import txtgen
+from txtgen.checkpoint import Checkpoint, LoadedModel, save_checkpoint
+from txtgen.commands.console import ProgressDisplay, duration
+from txtgen.commands.run_folder import RunFolder
+from txtgen.commands.signals import EXIT_CODES, StopRequest, listen
+from txtgen.config.commands import CheckpointConfig, RunConfig, chat_format
+from txtgen.config.model import EncoderDecoderConfig, ModelConfig
+from txtgen.data import (
+    Batch,
+    Objective,
+    StreamReport,
+    build_objective,
+    merge_bookmarks,
+    train_stream,
+    validation_batches,
+    validation_pairs,
+)
+from txtgen.distributed import World
+from txtgen.errors import DataError, TxtgenError
+from txtgen.evaluate import evaluate_loss, score_translations
+from txtgen.generator import Generator
+from txtgen.model import Transformer
+from txtgen.tokenizer import Tokenizer
+from txtgen.train import StepReport, TrainState, build_optimizer, train
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is ready to train: everything built, nothing learnt yet (or as far as `resumed` says).
+
+    parents: fingerprints of the checkpoints that it descends from, the nearest last. resumed: the training state of
+    the checkpoint that it goes on from, or None.
+    """
+
+    command: str
+    config: RunConfig
+    peak_learning_rate: float
+    model: Transformer
+    tokenizer: Tokenizer
+    source_tokenizer: Tokenizer | None
+    folder: RunFolder
+    dtype: torch.dtype
+    world: World = World()
+    parents: tuple[str, ...] = ()
+    resumed: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended: its folder, the steps done, the best validation metrics, and the signal that stopped it."""
+
+    folder: Path
+    step: int
+    metrics: dict[str, float]
+    stopped_by: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0, or what the signal demands."""
+        return EXIT_CODES[self.stopped_by] if self.stopped_by else 0
+
+
+def row_length(config: RunConfig, model: ModelConfig) -> int:
+    """Positions of a packed row, or of the longest target."""
+    return config.train.sequence_length or model.max_length
+
+
+def source_length(model: ModelConfig) -> int:
+    """Positions of the longest source; 0 for a decoder, which reads none."""
+    return model.max_source_length if isinstance(model, EncoderDecoderConfig) else 0
+
+
+def run(job: Job, display: ProgressDisplay) -> RunResult:
+    """Train, validate, sample and save until the steps are done, the time is up, or a signal asks to stop.
+
+    Raises:
+        TxtgenError: with status.json saying how it failed; the last checkpoint stays.
+    """
+    session = Session(job, display)
+    try:
+        with listen() as stop, log_file(job.folder, job.world), display:
+            return session.run(stop)
+    except TxtgenError as error:
+        session.status("failed", reason=str(error), exit_code=error.exit_code)
+        raise
+    except KeyboardInterrupt:
+        session.status("interrupted", reason="stopped at once, without saving", exit_code=130)
+        raise
+
+
+@contextmanager
+def log_file(folder: RunFolder, world: World) -> Iterator[None]:
+    """Write the package's log into the run's log.txt while the block runs."""
+    if not world.is_main:
+        yield
+        return
+    handler = logging.FileHandler(folder.log, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package = logging.getLogger("txtgen")
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        handler.close()
+
+
+@dataclass
+class Session:
+    """The state of a run in progress, around the loop's own."""
+
+    job: Job
+    display: ProgressDisplay
+    report: StreamReport = field(default_factory=StreamReport)
+    best: dict[str, float] = field(default_factory=dict)
+    seconds_before: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        job, train_config = self.job, self.job.config.train
+        self.state = TrainState(
+            job.model,
+            build_optimizer(job.model, train_config.optimizer.model_copy(update={"learning_rate": job.peak_learning_rate})),
+        )
+        self.objective: Objective = build_objective(
+            job.config.data.objective,
+            job.tokenizer,
+            job.source_tokenizer or job.tokenizer,
+            max_length=row_length(job.config, job.model.config),
+            max_source_length=source_length(job.model.config),
+        )
+        self.generator = Generator(
+            LoadedModel(job.model, job.tokenizer, job.source_tokenizer, self.checkpoint_config())
+        )
+        if job.resumed is not None:
+            self.restore(job.resumed)
+
+    # -- what it is made of
+
+    def checkpoint_config(self) -> CheckpointConfig:
+        """What the checkpoints of this run say of themselves."""
+        config = self.job.config
+        return CheckpointConfig(
+            model=self.job.model.config,
+            chat=chat_format(config.data),
+            generation=config.generation,
+            run={"command": self.job.command, **config.plain()},
+        )
+
+    def checkpoint(self, *, training: bool) -> Checkpoint:
+        """The model as it is now, with or without what a resumed run needs."""
+        state = self.state
+        bookmark = merge_bookmarks(self.job.world.gather(state.bookmark)) if state.bookmark else {}
+        return Checkpoint(
+            config=self.checkpoint_config(),
+            model=state.model.state_dict(),
+            tokenizer=self.job.tokenizer,
+            source_tokenizer=self.job.source_tokenizer,
+            lineage=self.lineage(),
+            training={
+                "step": state.step,
+                "tokens": state.tokens,
+                "seconds": self.elapsed(),
+                "best": self.best,
+                "bookmark": bookmark,
+                "optimizer": state.optimizer.state_dict(),
+            }
+            if training
+            else None,
+        )
+
+    def lineage(self) -> dict[str, Any]:
+        """Where the weights come from and how they were made."""
+        return {
+            "command": self.job.command,
+            "run": self.job.folder.path.name,
+            "parent": self.job.parents[-1] if self.job.parents else None,
+            "ancestors": list(self.job.parents),
+            "step": self.state.step,
+            "tokens": self.state.tokens,
+            "seed": self.job.config.seed,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "txtgen": txtgen.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": str(next(self.job.model.parameters()).device),
+            "dtype": str(self.job.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "world_size": self.job.world.size,
+        }
+
+    def restore(self, training: dict[str, Any]) -> None:
+        """Go on from the training state of a checkpoint."""
+        self.state.step = training["step"]
+        self.state.tokens = training["tokens"]
+        self.state.bookmark = training["bookmark"]
+        self.state.optimizer.load_state_dict(training["optimizer"])
+        self.best = training["best"]
+        self.seconds_before = training["seconds"]
+        self.job.folder.forget_metrics_after(self.state.step)
+
+    def elapsed(self) -> float:
+        """Seconds of this run so far, earlier parts included."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def status(self, state: str, **facts: Any) -> None:
+        """Say in status.json what is going on."""
+        if self.job.world.is_main:
+            steps = self.job.config.train.steps
+            self.job.folder.write_status(state, step=self.state.step, steps=steps, **facts)
+
+    # -- the run
+
+    def run(self, stop: StopRequest) -> RunResult:
+        """The loop with everything around it."""
+        job, config = self.job, self.job.config.train
+        if self.state.step >= config.steps:
+            self.display.note(f"nothing to do: {self.state.step} of {config.steps} steps are done")
+            return self.result(None)
+        self.status("running")
+        saved = validated = self.state.step
+        steps = train(
+            self.state,
+            self.batches(),
+            config,
+            peak_learning_rate=job.peak_learning_rate,
+            dtype=job.dtype,
+            seed=job.config.seed,
+            world=job.world,
+        )
+        for report in steps:
+            self.log(report)
+            ended = self.must_stop(stop)
+            if due(report.step, config.validate_every) and not ended:
+                self.validate()
+                validated = report.step
+            if due(report.step, job.config.samples.every) and not ended:
+                self.sample()
+            if due(report.step, config.save_every) and not ended:
+                self.save()
+                saved = report.step
+            if ended:
+                break
+        if validated < self.state.step and not stop:
+            self.validate()
+        if saved < self.state.step:
+            self.save()
+        return self.finish(stop)
+
+    def must_stop(self, stop: StopRequest) -> bool:
+        """Whether any rank was asked to stop, or the time is up."""
+        minutes = self.job.config.train.minutes
+        late = minutes is not None and self.elapsed() >= 60 * minutes
+        return self.job.world.any(bool(stop) or late)
+
+    def batches(self) -> Iterator[Batch]:
+        """The stream from where the run is."""
+        job = self.job
+        return train_stream(
+            job.config.data,
+            self.objective,
+            batch_tokens=job.config.train.batch_tokens,
+            length=row_length(job.config, job.model.config),
+            seed=job.config.seed,
+            rank=job.world.rank,
+            world_size=job.world.size,
+            bookmark=self.state.bookmark or None,
+            report=self.report,
+        )
+
+    def log(self, report: StepReport) -> None:
+        """Show a step and write its line of metrics."""
+        if not self.job.world.is_main:
+            return
+        self.display.step(report)
+        if report.step % self.job.config.train.log_every == 0 or report.step in (1, self.job.config.train.steps):
+            self.job.folder.write_metrics(
+                {
+                    "step": report.step,
+                    "loss": report.loss,
+                    "objective_loss": report.objective_loss,
+                    "learning_rate": report.learning_rate,
+                    "grad_norm": report.grad_norm,
+                    "tokens": self.state.tokens,
+                    "tokens_per_second": report.positions / max(report.seconds, 1e-9),
+                    "data_wait_share": report.data_seconds / max(report.seconds, 1e-9),
+                    "seconds": self.elapsed(),
+                }
+            )
+            logger.info("step %d loss %.4f grad_norm %.3f", report.step, report.loss, report.grad_norm)
+
+    def validate(self) -> None:
+        """Measure on the held-out text; keep the model as best.pth if it never was better."""
+        job, config = self.job, self.job.config.train
+        if not (job.config.data.validation.sources or job.config.data.validation.fraction):
+            self.sample_after_validation()
+            return
+        batches = validation_batches(
+            job.config.data,
+            self.objective,
+            batch_tokens=config.batch_tokens,
+            length=row_length(job.config, job.model.config),
+            seed=job.config.seed,
+            rank=job.world.rank,
+            world_size=job.world.size,
+        )
+        loss = evaluate_loss(job.model, islice(batches, config.validation_batches), job.dtype, job.world)
+        metrics = {"val_loss": loss.loss, "val_bits_per_byte": loss.bits_per_byte}
+        if config.validation_metric != "loss":
+            metrics.update(self.translate())
+        if job.world.is_main:
+            self.display.validation(metrics)
+            job.folder.write_metrics({"step": self.state.step, **metrics, "seconds": self.elapsed()})
+            logger.info("validation at step %d: %s", self.state.step, metrics)
+        if self.improves(metrics):
+            self.best = {"step": self.state.step, **metrics}
+            checkpoint = self.checkpoint(training=False)
+            if job.world.is_main:
+                save_checkpoint(job.folder.best, checkpoint)
+        self.sample_after_validation()
+
+    def improves(self, metrics: dict[str, float]) -> bool:
+        """Whether these metrics are better than the best so far."""
+        metric = self.job.config.train.validation_metric
+        key = f"val_{metric}"
+        if key not in self.best:
+            return True
+        return metrics[key] < self.best[key] if metric == "loss" else metrics[key] > self.best[key]
+
+    def translate(self) -> dict[str, float]:
+        """BLEU and chrF of generated targets for the first validation pairs."""
+        job = self.job
+        pairs = list(
+            islice(validation_pairs(job.config.data, seed=job.config.seed), job.config.train.validation_translations)
+        )
+        if not pairs:
+            raise DataError(
+                "validation_metric needs source and target pairs, and there are none",
+                "train.validation_metric",
+                "use validation_metric: loss",
+            )
+        texts = [generation.text for generation in self.generator.generate([pair.source for pair in pairs], num_return=1)]
+        scores = score_translations(
+            texts, [pair.target for pair in pairs], job.config.data.validation.bleu_tokenizer
+        )
+        return {"val_bleu": scores.bleu, "val_chrf": scores.chrf}
+
+    def sample_after_validation(self) -> None:
+        """Samples that have no rhythm of their own follow validation."""
+        if not self.job.config.samples.every:
+            self.sample()
+
+    def sample(self) -> None:
+        """Show what the model makes of the sample prompts."""
+        samples = self.job.config.samples
+        if not (samples.prompts and self.job.world.is_main):
+            return
+        options = samples.decoding.model_dump(exclude_defaults=True) | {"strategy": samples.decoding.strategy}
+        for generation in self.generator.generate(list(samples.prompts), **options):
+            self.display.sample(generation.prompt, generation.text)
+            logger.info("sample at step %d: %r -> %r", self.state.step, generation.prompt, generation.text)
+
+    def save(self) -> None:
+        """Write the checkpoint of this step."""
+        checkpoint = self.checkpoint(training=True)
+        if self.job.world.is_main:
+            path = self.job.folder.save(self.state.step, checkpoint, self.job.config.train.keep_last)
+            self.status("running", last_checkpoint=str(path))
+        self.job.world.barrier()
+
+    # -- the end
+
+    def finish(self, stop: StopRequest) -> RunResult:
+        """Say how it ended and what to do next."""
+        folder = self.job.folder
+        if self.report.bad_records:
+            self.display.note(f"skipped {self.report.bad_records} bad records, such as {self.report.bad_examples[0]}")
+        result = self.result(stop.signal)
+        state = "finished" if self.state.step >= self.job.config.train.steps else "interrupted"
+        self.status(state, exit_code=result.exit_code, reason=stop.signal or state, last_checkpoint=str(folder.last))
+        best = f", best validation {self.best['val_loss']:.4f} at step {self.best['step']}" if self.best else ""
+        self.display.note(f"{state} at step {self.state.step} after {duration(self.elapsed())}{best}: {folder.path}")
+        if state == "interrupted":
+            self.display.note(f"resume:   txtgen {self.job.command} --resume --name {folder.path.name}")
+        self.display.note(f"generate: txtgen generate {folder.path} --prompt TEXT")
+        return result
+
+    def result(self, stopped_by: str | None) -> RunResult:
+        """The run as it stands."""
+        return RunResult(self.job.folder.path, self.state.step, self.best, stopped_by)
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens now."""
+    return every > 0 and step % every == 0
+

@@ -1,0 +1,160 @@
+"""One class per subcommand: everything that it can be told."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from txtgen.config.base import Config, Count, Expected, NonNegative, Seed, Share
+from txtgen.config.data import BleuTokenizer, ChatFormat, ChatObjective, DataConfig, Seq2SeqObjective
+from txtgen.config.decoding import DecodingConfig, GreedyConfig, SampleConfig
+from txtgen.config.model import EncoderDecoderConfig, ModelConfig, TransformerConfig
+from txtgen.config.tokenizer import TokenizerConfig
+from txtgen.config.train import TrainConfig
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+RunName = Annotated[
+    str,
+    Field(pattern=r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,99}$"),
+    Expected("a folder name (at most 100 characters, no slash, no dot in front)"),
+]
+
+
+class SamplesConfig(Config):
+    """Texts generated during training, to watch it learn."""
+
+    prompts: tuple[str, ...] = ()
+    every: NonNegative = 0
+    """Steps between samples; 0: whenever validation runs."""
+    decoding: DecodingConfig = SampleConfig(max_new_tokens=64, temperature=0.8)
+
+
+class RunConfig(Config):
+    """What pretraining and finetuning have in common."""
+
+    name: RunName | None = None
+    """Of the run's folder; None: the config's file name and a number."""
+    runs_path: str = "runs"
+    seed: Seed = 0
+    device: Device = "auto"
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    samples: SamplesConfig = SamplesConfig()
+    generation: DecodingConfig = GreedyConfig()
+    """Defaults of `txtgen generate` for this model."""
+
+
+def architecture_problems(model: TransformerConfig, data: DataConfig, train: TrainConfig) -> Iterator[tuple[str, str]]:
+    """What does not fit between a model and what it is to learn, as (dotted key, complaint)."""
+    seq2seq = isinstance(data.objective, Seq2SeqObjective)
+    if isinstance(model, EncoderDecoderConfig) and not seq2seq:
+        yield "data.objective.kind", f"{data.objective.kind} needs a decoder, but the model is an encoder_decoder"
+    if not isinstance(model, EncoderDecoderConfig) and seq2seq:
+        yield "data.objective.kind", "seq2seq needs an encoder_decoder, but the model is a decoder"
+    pairs = {"parallel", "tsv", "jsonl_pairs", "chat"}
+    for group, sources in (("data.sources", data.sources), ("data.validation.sources", data.validation.sources)):
+        for number, source in enumerate(sources):
+            if (source.kind in pairs) == (data.objective.kind == "causal_lm"):
+                yield f"{group}.{number}.kind", f"a {source.kind} source cannot serve the objective {data.objective.kind}"
+    length = train.sequence_length or model.max_length
+    if length > model.max_length:
+        yield "train.sequence_length", f"is {length}, more than the model's max_length {model.max_length}"
+    if not seq2seq and train.batch_tokens % length:
+        near = max(1, round(train.batch_tokens / length)) * length
+        yield "train.batch_tokens", f"{train.batch_tokens} is not a multiple of the row length {length}; try {near}"
+
+
+class PretrainConfig(RunConfig):
+    """`txtgen pretrain`: a new model from a corpus."""
+
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    source_tokenizer: TokenizerConfig | None = None
+    """Of the source of an encoder-decoder; None: the same tokenizer for both."""
+    model: ModelConfig
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """The model, the objective, the sources and the batch must fit together."""
+        yield from architecture_problems(self.model, self.data, self.train)
+        if self.source_tokenizer is not None:
+            if not isinstance(self.model, EncoderDecoderConfig):
+                yield "source_tokenizer", "only an encoder_decoder has one"
+            elif self.model.share_embeddings:
+                yield "source_tokenizer", "two tokenizers cannot share embeddings; set model.share_embeddings: false"
+
+
+class FinetuneConfig(RunConfig):
+    """`txtgen finetune`: a trained model goes on learning, from other data, in smaller steps."""
+
+    base: str | None = None
+    """The model to start from: a .pth or a run folder."""
+    tokenizer: TokenizerConfig | None = None
+    """Must be the base model's own; None: it is taken from there."""
+    freeze: tuple[str, ...] = ()
+    """Glob patterns of parameters that stay as they are, such as `*embedding*` or `decoder.layers.[0-3].*`."""
+    dropout: Share | None = None
+    """Replaces the base model's dropout."""
+
+
+class GenerateConfig(Config):
+    """`txtgen generate`."""
+
+    model: str | None = None
+    """A .pth or a run folder; None: the newest run under runs_path."""
+    runs_path: str = "runs"
+    prompts: tuple[str, ...] = ()
+    input: str | None = None
+    """A file: a prompt a line, or .jsonl with `prompt` or `messages`; `-`: standard input."""
+    decoding: dict[str, Any] = {}
+    """Options of the strategy that the user gave; the checkpoint's defaults fill the rest."""
+    batch_size: Count = 16
+    independent: bool = False
+    """Each row on its own: exactly the same text whatever else is generated."""
+    raw: bool = False
+    """Do not put the prompt of a chat model into a user turn."""
+    json_output: bool = False
+    device: Device = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class EvaluateConfig(Config):
+    """`txtgen evaluate`."""
+
+    model: str | None = None
+    runs_path: str = "runs"
+    paths: tuple[str, ...] = ()
+    """Data files; none: the held-out data of the model's own run."""
+    target: str | None = None
+    """A file whose line i is the target of line i of the data file."""
+    bleu_tokenizer: BleuTokenizer = "13a"
+    decoding: dict[str, Any] = {}
+    translate: bool = True
+    """Generate a target for every source and score it by BLEU and chrF; only for pairs."""
+    batch_tokens: Count = 8192
+    output: str | None = None
+    """A file for the generated targets, one a line."""
+    json_output: bool = False
+    device: Device = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class CheckpointConfig(Config):
+    """What a checkpoint says of itself: enough to build, prompt and continue the model."""
+
+    model: ModelConfig
+    chat: ChatFormat | None = None
+    """How a conversation is written; None: this is no chat model."""
+    generation: DecodingConfig = GreedyConfig()
+    run: dict[str, Any] = {}
+    """The resolved configuration of the run that made it."""
+
+
+def chat_format(data: DataConfig) -> ChatFormat | None:
+    """The conversation format that a run teaches, or None."""
+    match data.objective:
+        case ChatObjective(format=format):
+            return format
+        case Seq2SeqObjective(format=format) if any(source.kind == "chat" for source in data.sources):
+            return format
+        case _:
+            return None

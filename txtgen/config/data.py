@@ -1,0 +1,172 @@
+"""Where text comes from, and what is learnt from it."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from txtgen.config.base import Config, NonNegative
+from txtgen.config.tokenizer import CHAT_ROLES
+
+Paths = Annotated[tuple[str, ...], Field(min_length=1)]
+"""Files, folders or glob patterns (`**` goes down folders); `.gz` files are read as what they hold."""
+
+Weight = Annotated[float, Field(gt=0.0)]
+"""Share of the training tokens, relative to the other sources; None: as the sizes of the sources are."""
+
+
+class TextSource(Config):
+    """Plain text."""
+
+    kind: Literal["text"] = "text"
+    path: str | Paths
+    documents: Literal["file", "line", "paragraph", "continuous"] = "file"
+    """What one document is: a file, a line, a block between blank lines, or all of it without any border."""
+    weight: Weight | None = None
+
+
+class JsonlSource(Config):
+    """One JSON object a line, its text in one field."""
+
+    kind: Literal["jsonl"] = "jsonl"
+    path: str | Paths
+    text_field: str = "text"
+    weight: Weight | None = None
+
+
+class ParallelSource(Config):
+    """Two files, line i of the one belonging to line i of the other."""
+
+    kind: Literal["parallel"] = "parallel"
+    source_path: str
+    target_path: str
+    weight: Weight | None = None
+
+
+class TsvSource(Config):
+    """Source and target in two tab-separated columns, counted from 0."""
+
+    kind: Literal["tsv"] = "tsv"
+    path: str | Paths
+    source_column: NonNegative = 0
+    target_column: NonNegative = 1
+    weight: Weight | None = None
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """The columns must differ."""
+        if self.source_column == self.target_column:
+            yield "target_column", f"is the same as source_column ({self.source_column})"
+
+
+class JsonlPairsSource(Config):
+    """One JSON object a line, with a source and a target. Several source fields are joined by a newline."""
+
+    kind: Literal["jsonl_pairs"] = "jsonl_pairs"
+    path: str | Paths
+    source_field: str | Paths = "source"
+    target_field: str = "target"
+    weight: Weight | None = None
+
+
+class ChatSource(Config):
+    """One JSON object a line, its `messages` a list of `role` and `content`."""
+
+    kind: Literal["chat"] = "chat"
+    path: str | Paths
+    messages_field: str = "messages"
+    weight: Weight | None = None
+
+
+SourceConfig = Annotated[
+    TextSource | JsonlSource | ParallelSource | TsvSource | JsonlPairsSource | ChatSource,
+    Field(discriminator="kind"),
+]
+
+
+class TokensChatFormat(Config):
+    """Every turn is a role token, the text, and the end token: `<|user|> text </s>`. No text can forge a role."""
+
+    kind: Literal["tokens"] = "tokens"
+
+
+class TextChatFormat(Config):
+    """Roles written as plain text, for tokenizers without role tokens. `{content}` stands for the turn's text."""
+
+    kind: Literal["text"] = "text"
+    system: str = "{content}\n\n"
+    user: str = "User: {content}\n"
+    assistant: str = "Assistant: {content}"
+    separator: str = "\n"
+    """Stands between an assistant turn (after its end token) and the next turn."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Each turn must say where its content goes."""
+        for role in CHAT_ROLES:
+            if getattr(self, role).count("{content}") != 1:
+                yield role, "must hold {content} exactly once"
+
+
+ChatFormat = Annotated[TokensChatFormat | TextChatFormat, Field(discriminator="kind")]
+
+
+class CausalLmObjective(Config):
+    """Predict every next token of a document. Documents are packed into rows without padding."""
+
+    kind: Literal["causal_lm"] = "causal_lm"
+    separate_documents: bool = False
+    """Hide documents that share a row from one another, and count positions from each document's start."""
+
+
+class Seq2SeqObjective(Config):
+    """Predict the target from the source. Of a conversation, every assistant turn is a target."""
+
+    kind: Literal["seq2seq"] = "seq2seq"
+    format: ChatFormat = TokensChatFormat()
+    """How the turns before a reply become a source; only for conversations."""
+
+
+class ChatObjective(Config):
+    """Predict the turns of the chosen roles. A source and target pair is a question and its answer."""
+
+    kind: Literal["chat"] = "chat"
+    roles: Annotated[tuple[Literal["system", "user", "assistant"], ...], Field(min_length=1)] = ("assistant",)
+    format: ChatFormat = TokensChatFormat()
+    separate_documents: bool = True
+
+
+ObjectiveConfig = Annotated[CausalLmObjective | Seq2SeqObjective | ChatObjective, Field(discriminator="kind")]
+
+
+BleuTokenizer = Literal["13a", "zh", "none", "char", "intl"]
+
+
+class ValidationConfig(Config):
+    """What is held out: sources of their own, or a fraction of the training documents chosen by a keyed hash."""
+
+    sources: tuple[SourceConfig, ...] = ()
+    fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    bleu_tokenizer: BleuTokenizer = "13a"
+    """How sacreBLEU splits words: 13a for most languages, zh for Chinese, none for text that is tokenised already."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """One or the other."""
+        if self.sources and self.fraction:
+            yield "fraction", "validation has both sources and a fraction; keep one"
+
+
+class DataConfig(Config):
+    """The corpus of a run."""
+
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
+    validation: ValidationConfig = ValidationConfig()
+    objective: ObjectiveConfig = CausalLmObjective()
+    on_bad_record: Literal["raise", "skip"] = "raise"
+    """A record that cannot be read stops the run, or is left out and counted."""
+    max_bad_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+    """Skipping more of the records than this is an error all the same."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Weights are given for all sources or for none."""
+        given = [source.weight is not None for source in self.sources]
+        if any(given) and not all(given):
+            yield "sources", "some sources have a weight and some have none; give all of them one, or none"

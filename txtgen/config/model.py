@@ -1,0 +1,172 @@
+"""What a Transformer is made of: two architectures from one set of parts."""
+
+from collections.abc import Iterator
+from math import isqrt
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from txtgen.config.base import Config, Count, Share
+
+
+class SinusoidalPosition(Config):
+    """Fixed sines and cosines added to the embeddings. Source: Vaswani et al. 2017, section 3.5."""
+
+    kind: Literal["sinusoidal"] = "sinusoidal"
+
+
+class LearnedPosition(Config):
+    """A learned vector per position added to the embeddings, as in GPT-2."""
+
+    kind: Literal["learned"] = "learned"
+
+
+class RotaryPosition(Config):
+    """Queries and keys rotated by their position. Source: Su et al. 2021, arXiv 2104.09864."""
+
+    kind: Literal["rotary"] = "rotary"
+    base: Annotated[float, Field(gt=1.0)] = 10_000.0
+
+
+class AlibiPosition(Config):
+    """A penalty on attention scores, linear in distance. Source: Press et al. 2021, arXiv 2108.12409."""
+
+    kind: Literal["alibi"] = "alibi"
+
+
+class T5RelativePosition(Config):
+    """A learned score per head and bucket of distance. Source: Raffel et al. 2019, arXiv 1910.10683."""
+
+    kind: Literal["t5_relative"] = "t5_relative"
+    num_buckets: Annotated[int, Field(ge=4)] = 32
+    max_distance: Annotated[int, Field(ge=8)] = 128
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Half of the buckets are exact distances, the others must reach further."""
+        if self.num_buckets % 4:
+            yield "num_buckets", f"must be a multiple of 4, is {self.num_buckets}"
+        if self.max_distance <= self.num_buckets // 2:
+            yield "max_distance", f"must exceed half of num_buckets ({self.num_buckets // 2}), is {self.max_distance}"
+
+
+class NoPosition(Config):
+    """No position information: a causal decoder can still count. Source: Haviv et al. 2022, arXiv 2203.16634."""
+
+    kind: Literal["none"] = "none"
+
+
+PositionConfig = Annotated[
+    SinusoidalPosition | LearnedPosition | RotaryPosition | AlibiPosition | T5RelativePosition | NoPosition,
+    Field(discriminator="kind"),
+]
+
+Activation = Literal["relu", "relu_squared", "gelu", "gelu_tanh", "silu"]
+
+
+class TransformerConfig(Config):
+    """What both architectures have in common."""
+
+    d_model: Count = 256
+    num_heads: Count = 4
+    num_kv_heads: Count | None = None
+    """Key/value heads shared by groups of query heads (Ainslie et al. 2023); None: as many as num_heads."""
+    head_dim: Count | None = None
+    """Width of a head; None: d_model / num_heads."""
+    d_ff: Count | None = None
+    """Width of the feed-forward hidden layers; None: 4 * d_model."""
+    num_ffn_hidden_layers: Count = 1
+    """Hidden layers inside each feed-forward block."""
+    activation: Activation = "gelu"
+    gated: bool = False
+    """Multiply the first hidden layer by a second projection (Shazeer 2020: silu + gated is SwiGLU)."""
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    norm_position: Literal["pre", "post"] = "pre"
+    norm_eps: Annotated[float, Field(gt=0.0, lt=0.1)] = 1e-5
+    embedding_norm: bool = False
+    """Normalise the embeddings before the first layer."""
+    qk_norm: bool = False
+    """Normalise each query and key head with an RMSNorm (Henry et al. 2020; Dehghani et al. 2023)."""
+    position: PositionConfig = SinusoidalPosition()
+    attention_bias: bool = True
+    ffn_bias: bool = True
+    norm_bias: bool = True
+    """Bias of LayerNorm; RMSNorm never has one."""
+    logit_softcap: Annotated[float, Field(gt=0.0)] | None = None
+    """Squash logits into (-c, c) by c * tanh(logits / c) (Gemma Team 2024)."""
+    scale_embeddings: bool = False
+    """Multiply embeddings by sqrt(d_model), as Vaswani et al. do."""
+    tie_embeddings: bool = True
+    """One matrix for the (target) embedding and the output layer."""
+    dropout: Share = 0.0
+    """On embeddings and on the output of every attention and feed-forward block."""
+    attention_dropout: Share = 0.0
+    ffn_dropout: Share = 0.0
+    """On the hidden layers of the feed-forward blocks."""
+    init_std: Annotated[float, Field(gt=0.0, le=1.0)] = 0.02
+    zero_init_projections: bool = False
+    """Start the output projection of every block at zero, so that each block begins as the identity."""
+    max_length: Count = 512
+    """Longest sequence of target positions."""
+    vocab_size: Count | None = None
+    """Rows of the (target) embedding; None: the tokenizer's vocabulary."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads, G."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head, K."""
+        return self.head_dim or self.d_model // self.num_heads
+
+    @property
+    def ff_width(self) -> int:
+        """Width of the feed-forward hidden layers, F."""
+        return self.d_ff or 4 * self.d_model
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Head counts that do not divide, and odd widths where pairs are rotated."""
+        if self.head_dim is None and self.d_model % self.num_heads:
+            near = max(1, round(self.d_model / self.num_heads)) * self.num_heads
+            yield "d_model", f"{self.d_model} is not divisible by num_heads {self.num_heads}; try {near} or set head_dim"
+        if self.num_heads % self.kv_heads:
+            small = [n for n in range(1, isqrt(self.num_heads) + 1) if self.num_heads % n == 0]
+            divisors = sorted({*small, *(self.num_heads // n for n in small)})
+            yield "num_kv_heads", f"{self.kv_heads} does not divide num_heads {self.num_heads}; try one of {divisors}"
+        if isinstance(self.position, RotaryPosition) and self.head_width % 2:
+            yield "position", f"rotary needs an even head width, is {self.head_width}"
+        if isinstance(self.position, SinusoidalPosition) and self.d_model % 2:
+            yield "position", f"sinusoidal needs an even d_model, is {self.d_model}"
+
+
+class DecoderConfig(TransformerConfig):
+    """A decoder-only Transformer: one stack, causal."""
+
+    kind: Literal["decoder"] = "decoder"
+    num_layers: Count = 4
+
+
+class EncoderDecoderConfig(TransformerConfig):
+    """An encoder-decoder Transformer: the decoder attends to an encoded source."""
+
+    kind: Literal["encoder_decoder"] = "encoder_decoder"
+    num_encoder_layers: Count = 3
+    num_decoder_layers: Count = 3
+    share_embeddings: bool = True
+    """One embedding matrix for source and target; needs one tokenizer for both."""
+    max_source_length: Count = 512
+    source_vocab_size: Count | None = None
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """As for every Transformer; shared embeddings need equal sizes."""
+        yield from super().problems()
+        if self.share_embeddings and self.source_vocab_size not in (None, self.vocab_size):
+            yield (
+                "share_embeddings",
+                f"needs equal vocabularies, but source_vocab_size is {self.source_vocab_size} "
+                f"and vocab_size {self.vocab_size}; set share_embeddings: false",
+            )
+
+
+ModelConfig = Annotated[DecoderConfig | EncoderDecoderConfig, Field(discriminator="kind")]

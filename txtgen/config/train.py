@@ -1,0 +1,92 @@
+"""How weights are learnt."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from txtgen.config.base import Config, Count, NonNegative, Share
+
+
+class AdamWConfig(Config):
+    """Adam with decoupled weight decay. Source: Loshchilov and Hutter 2017, arXiv 1711.05101."""
+
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] | None = None
+    """Peak learning rate; None: 1e-3 when pretraining, 1e-4 when finetuning."""
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    """On matrices only: never on biases, norms or embeddings."""
+
+
+OptimizerConfig = AdamWConfig
+
+
+class CosineSchedule(Config):
+    """Linear warm-up, then half a cosine down to final_ratio of the peak."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup_steps: NonNegative = 100
+    final_ratio: Share = 0.1
+
+
+class InverseSqrtSchedule(Config):
+    """Linear warm-up, then down with 1 / sqrt(step). Source: Vaswani et al. 2017, section 5.3."""
+
+    kind: Literal["inverse_sqrt"] = "inverse_sqrt"
+    warmup_steps: Count = 2000
+
+
+class ConstantSchedule(Config):
+    """Linear warm-up, then no change."""
+
+    kind: Literal["constant"] = "constant"
+    warmup_steps: NonNegative = 0
+
+
+ScheduleConfig = Annotated[CosineSchedule | InverseSqrtSchedule | ConstantSchedule, Field(discriminator="kind")]
+
+
+class TrainConfig(Config):
+    """The training loop. Whatever is counted is counted in optimizer steps."""
+
+    steps: NonNegative = 1000
+    minutes: Annotated[float, Field(gt=0.0)] | None = None
+    """Stop, saved, after this much time."""
+    batch_tokens: Count = 8192
+    """Tokens of one optimizer step, over all ranks and micro-batches. Packed rows: rows * sequence_length.
+    Sequence to sequence: the padded target and source tokens of a batch do not exceed it."""
+    sequence_length: Count | None = None
+    """Length of a packed row; None: the model's max_length."""
+    micro_batch_tokens: Count | None = None
+    """At most this many tokens go through the model at once; None: all of them."""
+    optimizer: OptimizerConfig = AdamWConfig()
+    schedule: ScheduleConfig = CosineSchedule()
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
+    label_smoothing: Share = 0.0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matrix products. auto: bfloat16 on a GPU or CPU that computes in it natively, float32 elsewhere."""
+    log_every: Count = 10
+    validate_every: NonNegative = 250
+    """0: only at the end."""
+    validation_batches: Count | None = None
+    """At most this many batches per validation; None: all of the held-out text."""
+    validation_metric: Literal["loss", "bleu", "chrf"] = "loss"
+    """What `best.pth` is best in; bleu and chrf translate the validation pairs and need pairs and txtgen[eval]."""
+    validation_translations: Count = 200
+    """How many validation pairs are translated for bleu or chrf."""
+    save_every: NonNegative = 500
+    """0: only at the end."""
+    keep_last: Count = 2
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """A warm-up must end before the run does."""
+        if self.steps and self.schedule.warmup_steps > self.steps:
+            yield (
+                "schedule.warmup_steps",
+                f"is {self.schedule.warmup_steps}, more than the {self.steps} steps of the run",
+            )
+        if self.micro_batch_tokens is not None and self.micro_batch_tokens > self.batch_tokens:
+            yield "micro_batch_tokens", f"is {self.micro_batch_tokens}, more than batch_tokens {self.batch_tokens}"

@@ -1,0 +1,29 @@
+"""Corpora as an exact, elastic stream of batches."""
+
+from txtgen.data.bookmarks import Bookmark, merge_bookmarks
+from txtgen.data.objectives import Objective, build_objective
+from txtgen.data.report import StreamReport
+from txtgen.data.sampling import Side, SourceSummary, describe, sample_texts
+from txtgen.data.stream import train_stream
+from txtgen.data.types import IGNORE, Batch, Example, Origin
+from txtgen.data.validation import ValidationBatches, validation_batches, validation_pairs
+
+__all__ = [
+    "IGNORE",
+    "Batch",
+    "Bookmark",
+    "Example",
+    "Objective",
+    "Origin",
+    "Side",
+    "SourceSummary",
+    "StreamReport",
+    "ValidationBatches",
+    "build_objective",
+    "describe",
+    "merge_bookmarks",
+    "sample_texts",
+    "train_stream",
+    "validation_batches",
+    "validation_pairs",
+]

@@ -1,0 +1,165 @@
+"""Files -> blocks: ranges of a file that are read at once, cut where a document ends if there is such a place."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from txtgen.data.files import TextFile
+from txtgen.errors import DataError
+
+MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 4 * 1024, 256 * 1024
+"""Sizes of a block. Small corpora have small blocks, so that their text is well shuffled."""
+
+BLOCKS_PER_CORPUS = 512
+"""How many blocks a corpus is cut into, as far as their sizes allow."""
+
+Unit = Literal["file", "line", "paragraph", "continuous", "record"]
+"""What a block is made of. A `record` is a line that must not be cut, however long it is."""
+
+_SCAN_BYTES = 8 * 1024
+_SKIP_BYTES = 64 * 1024
+_WINDOW_BYTES = 1024 * 1024
+_BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
+_ENDS_BLANK = re.compile(rb"\n[ \t\r]*\n\Z")
+_LAST_SPACE = re.compile(rb"[ \t\r\v\f](?=[^ \t\r\v\f]*\Z)")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Bytes start up to stop of a file.
+
+    begins, ends: whether its borders are borders between documents too. target_start, target_stop: the lines of a
+    second file that belong to those of the first.
+    """
+
+    file: int
+    start: int
+    stop: int
+    begins: bool = True
+    ends: bool = True
+    target_start: int = 0
+    target_stop: int = 0
+
+
+def block_bytes(total: int) -> int:
+    """The size of the blocks of a corpus of `total` bytes.
+
+    It depends on nothing else: a piece of a long document that is held out in training must be the same piece when
+    the model is evaluated with another batch size.
+    """
+    return min(MAX_BLOCK_BYTES, max(MIN_BLOCK_BYTES, total // BLOCKS_PER_CORPUS))
+
+
+def cut_file(number: int, file: TextFile, size: int, unit: Unit) -> Iterator[Block]:
+    """Blocks of about `size` bytes that cover the file. Only a few KB of each are read."""
+    start, begins = file.start, True
+    while start < file.size:
+        stop, ends = _next_cut(file, start, size, unit)
+        yield Block(number, start, stop, begins, ends)
+        start, begins = stop, ends
+
+
+def cut_pair(source: TextFile, target: TextFile, size: int) -> Iterator[Block]:
+    """Blocks of about `size` bytes of whole lines of both files. Both are read once, to count their lines.
+
+    Raises:
+        DataError: the files have different numbers of lines.
+    """
+    share = (source.size - source.start) / max(1, source.size - source.start + target.size - target.start)
+    source_size = max(1, round(size * share))
+    start, target_start = source.start, target.start
+    while start < source.size:
+        stop, _ = _next_cut(source, start, source_size, "record")
+        lines = _count_lines(source, start, stop)
+        target_stop = _skip_lines(target, target_start, lines)
+        if target_stop is None:
+            break
+        yield Block(0, start, stop, True, True, target_start, target_stop)
+        start, target_start = stop, target_stop
+    if start < source.size or target_start < target.size:
+        counts = [_count_lines(file, file.start, file.size) for file in (source, target)]
+        raise DataError(
+            f"parallel files have different numbers of lines: {counts[0]} and {counts[1]}",
+            f"{source.path}, {target.path}",
+            "line i of the one must belong to line i of the other",
+        )
+
+
+def _next_cut(file: TextFile, start: int, size: int, unit: Unit) -> tuple[int, bool]:
+    """Where the block that starts at `start` stops, and whether that is a border between documents."""
+    goal = start + size
+    # A rest too small for a block of its own stays with this one.
+    if goal + size // 2 >= file.size:
+        return file.size, True
+    border = _next_border(file, goal, goal + size, unit)
+    if border is not None:
+        return border, True
+    return _cut_inside(file, goal, min(4096, size // 2), unit)
+
+
+def _next_border(file: TextFile, goal: int, limit: int, unit: Unit) -> int | None:
+    """The first border between documents from `goal` on; before `limit`, unless records cannot be cut."""
+    match unit:
+        case "file" | "continuous":
+            return None
+        case "paragraph":
+            for size in (_SCAN_BYTES, limit - goal):
+                found = _BLANK_LINE.search(file.read(goal, size))
+                if found:
+                    return goal + found.end()
+            return None
+        case "line" | "record":
+            place, size = goal - 1, _SCAN_BYTES
+            while place < (file.size if unit == "record" else limit):
+                window = file.read(place, size)
+                found_at = window.find(b"\n")
+                if found_at >= 0:
+                    return place + found_at + 1
+                place, size = place + len(window), _WINDOW_BYTES
+            return file.size if unit == "record" else None
+
+
+def _cut_inside(file: TextFile, goal: int, reach: int, unit: Unit) -> tuple[int, bool]:
+    """A place to cut a long document, and whether it is a border after all.
+
+    At most `reach` bytes before `goal`: after the last line there, or before the last white space, or, in a text
+    without any, at a character.
+    """
+    window = file.read(goal - reach, reach)
+    line = window.rfind(b"\n") + 1
+    if line:
+        ends = unit == "line" or (unit == "paragraph" and _ENDS_BLANK.search(window[:line]) is not None)
+        return goal - reach + line, ends
+    space = _LAST_SPACE.search(window)
+    if space and space.start():
+        return goal - reach + space.start(), False
+    # Only the bytes inside of a character look like 10xxxxxx; the last character begins the next block.
+    starts = [place for place in range(reach - 4, reach) if window[place] & 0b1100_0000 != 0b1000_0000]
+    return goal - reach + (starts[-1] if starts else reach), False
+
+
+def _count_lines(file: TextFile, start: int, stop: int) -> int:
+    """Lines in a range of a file; the last one counts without a newline too."""
+    newlines, last = 0, b"\n"
+    for place in range(start, stop, _WINDOW_BYTES):
+        window = file.read(place, min(_WINDOW_BYTES, stop - place))
+        newlines += window.count(b"\n")
+        last = window[-1:]
+    return newlines + (last != b"\n")
+
+
+def _skip_lines(file: TextFile, start: int, lines: int) -> int | None:
+    """The place after so many lines from `start` on; None if there are not as many."""
+    place = start
+    while lines and place < file.size:
+        window = file.read(place, _SKIP_BYTES)
+        newlines = np.flatnonzero(np.frombuffer(window, np.uint8) == ord("\n"))
+        if len(newlines) >= lines:
+            return place + int(newlines[lines - 1]) + 1
+        place, lines = place + len(window), lines - len(newlines)
+        if lines == 1 and place == file.size and not window.endswith(b"\n"):
+            return place
+    return None if lines else place

@@ -1,0 +1,126 @@
+"""A source of the configuration -> its files and blocks, opened and checked once."""
+
+import logging
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from txtgen.config.data import ParallelSource, SourceConfig
+from txtgen.data.blocks import Block, block_bytes, cut_file, cut_pair
+from txtgen.data.files import SNAPSHOT_BYTES, TextFile, open_text
+from txtgen.data.order import Use, keyed_share
+from txtgen.data.paths import resolve, resolve_one, stat_file
+from txtgen.data.records import BlockUnits, read_units, unit_of
+from txtgen.data.report import BadRecordPolicy
+from txtgen.data.types import BadRecord, Record
+from txtgen.errors import DataError
+
+MAX_SNAPSHOTS = 2048
+"""Of all compressed files of a source together, about; each holds 50 KB of memory."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One source, cut into blocks. `num_bytes` counts its text, both sides of pairs included."""
+
+    number: int
+    source: SourceConfig
+    files: Sequence[TextFile]
+    blocks: Sequence[Block]
+    num_bytes: int
+
+    def units(self, block: int) -> BlockUnits:
+        """The documents, lines or pairs of one block.
+
+        Raises:
+            DataError: the file cannot be read any more.
+        """
+        return read_units(self.source, self.number, self.files, self.blocks[block])
+
+    def fingerprint(self) -> list[int]:
+        """Three numbers that differ if the corpus does: files, bytes, and a checksum of all sizes and beginnings."""
+        checksum = 0
+        for file in self.files:
+            checksum = zlib.crc32(file.head, zlib.crc32(str(file.size).encode(), checksum))
+        return [len(self.files), self.num_bytes, checksum]
+
+    @property
+    def name(self) -> str:
+        """The kind of the source and the paths that it was given."""
+        source = self.source
+        paths = (
+            [source.source_path, source.target_path] if isinstance(source, ParallelSource) else source.path
+        )
+        return f"{source.kind} {paths if isinstance(paths, str) else ', '.join(paths)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Which documents a reader sees: those that are held out (`held`), or the others.
+
+    A keyed hash of the place of a document decides, so nothing is stored, and more text changes nothing for the
+    documents before it. Of a document that is cut into blocks, each piece is held out or not.
+    """
+
+    seed: int
+    fraction: float
+    held: bool
+
+    def keeps(self, source: int, file: int, offset: int) -> bool:
+        """Whether the document at this place is seen."""
+        return (keyed_share(Use.HOLD_OUT, self.seed, source, file, offset) < self.fraction) == self.held
+
+
+def usable_records(
+    units: BlockUnits, unit: int, split: Split | None, policy: BadRecordPolicy
+) -> list[Record]:
+    """The records of a unit: none if it is blank, on the other side of the split, or bad and skipped.
+
+    Raises:
+        DataError: it is bad, and bad records are not to be skipped.
+    """
+    if split and not split.keeps(units.number, units.block.file, units.offset(unit)):
+        policy.report.held_out += not split.held
+        return []
+    try:
+        records = units.records(unit)
+    except BadRecord as bad:
+        policy.report.records += 1
+        policy.refuse(bad)
+        return []
+    policy.report.records += len(records)
+    return records
+
+
+def open_corpora(sources: Sequence[SourceConfig]) -> list[Corpus]:
+    """Every source, its files found, opened and cut into blocks.
+
+    Raises:
+        DataError: a file is missing, unreadable, damaged or not text, or a source holds no text.
+    """
+    return [open_corpus(number, source) for number, source in enumerate(sources)]
+
+
+def open_corpus(number: int, source: SourceConfig) -> Corpus:
+    """One source; see `open_corpora`."""
+    if isinstance(source, ParallelSource):
+        paths = [resolve_one(source.source_path), resolve_one(source.target_path)]
+    else:
+        paths = resolve(source.path)
+    packed = sum(stat_file(path).st_size for path in paths if path.endswith(".gz"))
+    spacing = max(SNAPSHOT_BYTES, 4 * packed // MAX_SNAPSHOTS)
+    files = [open_text(path, spacing) for path in paths]
+    num_bytes = sum(file.size - file.start for file in files)
+    empty = [file.path for file in files if file.size <= file.start]
+    if not num_bytes:
+        raise DataError(f"all {len(files)} files are empty", ", ".join(empty[:3]), "check data.sources")
+    if empty:
+        _log.warning("%d of %d files are empty, the first is %s", len(empty), len(files), empty[0])
+    size = block_bytes(num_bytes)
+    if isinstance(source, ParallelSource):
+        blocks = list(cut_pair(files[0], files[1], size))
+    else:
+        blocks = [block for i, file in enumerate(files) for block in cut_file(i, file, size, unit_of(source))]
+    return Corpus(number, source, files, blocks, num_bytes)

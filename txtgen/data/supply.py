@@ -1,0 +1,238 @@
+"""Corpora -> examples in training order: a keyed order of blocks and documents, and sources mixed by weight."""
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from txtgen.data.corpora import Corpus, Split, usable_records
+from txtgen.data.objectives import Objective
+from txtgen.data.order import Use, keyed_permutation, keyed_share
+from txtgen.data.records import BlockUnits
+from txtgen.data.report import BadRecordPolicy
+from txtgen.data.types import BadRecord, Example, Record
+from txtgen.errors import DataError
+
+TOGETHER_BYTES = 16 * 1024
+"""Documents of one block are tokenised together until they have this many bytes."""
+
+Place = tuple[int, int]
+"""A block, counted on through all epochs, and the next document in it, in the order in which they are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBlock:
+    """The units of a block and the order in which they are read."""
+
+    units: BlockUnits
+    order: Sequence[int]
+
+
+class Feed:
+    """The examples of one corpus.
+
+    Blocks are counted on through all epochs: block g belongs to epoch g // N, if there are N, and is place g mod N
+    of the order of that epoch.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        objective: Objective,
+        policy: BadRecordPolicy,
+        seed: int,
+        split: Split | None = None,
+    ) -> None:
+        self.corpus = corpus
+        self._objective, self._policy = objective, policy
+        self._seed, self._split = seed, split
+        self._opened = 0
+        self._is_usable = False
+        # Lanes are seldom more than an epoch apart, unless the corpus is tiny.
+        self._epoch_order = lru_cache(maxsize=4)(self._make_epoch_order)
+
+    def __len__(self) -> int:
+        """Number of blocks."""
+        return len(self.corpus.blocks)
+
+    def _make_epoch_order(self, epoch: int) -> NDArray[np.int64]:
+        return keyed_permutation(len(self), Use.BLOCKS, self._seed, self.corpus.number, epoch)
+
+    def open(self, number: int) -> OpenBlock:
+        """Read a block, counted on through all epochs, its units in the order of that epoch.
+
+        Raises:
+            DataError: it cannot be read, or an epoch has gone by with too many bad records.
+        """
+        if self._opened and self._opened % len(self) == 0:
+            self._policy.check()
+        self._opened += 1
+        epoch, place = divmod(number, len(self))
+        block = int(self._epoch_order(epoch)[place])
+        units = self.corpus.units(block)
+        key = (Use.UNITS, self._seed, self.corpus.number, epoch, block)
+        return OpenBlock(units, keyed_permutation(len(units), *key).tolist())
+
+    def in_order(self) -> Iterator[list[Example]]:
+        """The examples of every document once, in the order of the files."""
+        for block in range(len(self)):
+            units = self.corpus.units(block)
+            opened, start = OpenBlock(units, range(len(units))), 0
+            while start < len(units):
+                found = self.examples(opened, start)
+                start += len(found)
+                yield from (examples for examples in found if examples)
+
+    def examples(self, opened: OpenBlock, start: int) -> list[list[Example]]:
+        """The examples of the next few units from `start` on, in order; none of one that is left out.
+
+        Raises:
+            DataError: one is bad, and bad records are not to be skipped.
+        """
+        records: list[Record] = []
+        counts: list[int] = []
+        size = 0
+        while size < TOGETHER_BYTES and start + len(counts) < len(opened.order):
+            unit = opened.order[start + len(counts)]
+            found = usable_records(opened.units, unit, self._split, self._policy)
+            size += opened.units.size(unit)
+            records += found
+            counts.append(len(found))
+        outcomes = iter(self._objective.batch(records))
+        return [
+            [example for _ in range(count) for example in self._accept(next(outcomes))] for count in counts
+        ]
+
+    def _accept(self, outcome: list[Example] | BadRecord) -> list[Example]:
+        if isinstance(outcome, BadRecord):
+            self._policy.refuse(outcome)
+            return []
+        for example in outcome:
+            self._policy.report.cut_examples += example.cut
+        return outcome
+
+    def require_usable(self) -> None:
+        """Make sure that there is any example at all.
+
+        Raises:
+            DataError: there is none.
+        """
+        self._is_usable = self._is_usable or next(self.in_order(), None) is not None
+        if not self._is_usable:
+            report = self._policy.report
+            raise DataError(
+                f"there is nothing to learn: {report.records} records, {report.bad_records} of them bad, "
+                f"{report.held_out} documents held out",
+                self.corpus.name,
+                "check the files, the source's kind and data.validation",
+            )
+
+
+class Cursor:
+    """A reader of one feed that takes every `stride`-th block. `place` is that of the next document to take."""
+
+    def __init__(self, feed: Feed, stride: int, place: Place) -> None:
+        self.place = self.last_place = place
+        self._feed, self._stride = feed, stride
+        self._block, self._start = place
+        self._open: OpenBlock | None = None
+        self._ready: deque[tuple[Place, list[Example]]] = deque()
+
+    def peek(self) -> list[Example]:
+        """The examples that `take` gives next."""
+        if not self._ready:
+            self._fill()
+        return self._ready[0][1]
+
+    def take(self) -> list[Example]:
+        """The examples of the next document that has any. Its own place becomes `last_place`."""
+        if not self._ready:
+            self._fill()
+        self.last_place, examples = self._ready.popleft()
+        self.place = (self.last_place[0], self.last_place[1] + 1)
+        return examples
+
+    def _fill(self) -> None:
+        """Read on until there is an example, for ever if need be, but not without knowing that there is one."""
+        blocks_without = 0
+        while not self._ready:
+            if self._open is None:
+                self._open = self._feed.open(self._block)
+            found = self._feed.examples(self._open, self._start)
+            for number, examples in enumerate(found, self._start):
+                if examples:
+                    self._ready.append(((self._block, number), examples))
+            self._start += len(found)
+            if self._start >= len(self._open.order):
+                self._block, self._start, self._open = self._block + self._stride, 0, None
+                blocks_without += 1
+                if not self._ready and blocks_without == len(self._feed):
+                    self._feed.require_usable()
+                    blocks_without = 0
+
+
+class Mixture:
+    """Documents of several feeds, so that each has its share of the tokens.
+
+    The next document is taken from the source that has had the fewest tokens for its share. Each lane starts as if a
+    part of the first document of every source, drawn by key, had been taken already: without it, all lanes would take
+    the same turns at the same time, and a rare source would fill the first batch. With it, every source has its share
+    of the first batches on average. Source: start-time fair queueing, Goyal et al. 1996, with random phases.
+
+    Args:
+        feeds: one for each source.
+        shares: of the tokens, for each source.
+        lane: number of this lane.
+        stride: number of lanes.
+        seed: of the keyed draws.
+        state: what `state` gave; None: the beginning.
+    """
+
+    def __init__(
+        self,
+        feeds: Sequence[Feed],
+        shares: Sequence[float],
+        lane: int,
+        stride: int,
+        seed: int,
+        state: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        self._shares = shares
+        self.last_source = 0
+        if state is not None:
+            self.cursors = [
+                Cursor(feed, stride, (block, number))
+                for feed, (block, number, _) in zip(feeds, state, strict=True)
+            ]
+            self._tokens = [tokens for _, _, tokens in state]
+            return
+        self.cursors = [Cursor(feed, stride, (lane, 0)) for feed in feeds]
+        self._tokens = [0] * len(feeds)
+        if len(feeds) > 1:
+            for source, cursor in enumerate(self.cursors):
+                size = sum(example.size for example in cursor.peek())
+                self._tokens[source] = int(keyed_share(Use.HEAD_START, seed, source, lane) * size)
+
+    def take(self) -> list[Example]:
+        """The examples of the next document."""
+        if len(self._shares) > 1:
+            ratios = [tokens / share for tokens, share in zip(self._tokens, self._shares, strict=True)]
+            self.last_source = ratios.index(min(ratios))
+        examples = self.cursors[self.last_source].take()
+        for example in examples:
+            self._tokens[self.last_source] += example.size
+        return examples
+
+    def state(self, unfinished: bool = False) -> list[list[int]]:
+        """For each source the place (block, document) and the tokens so far.
+
+        `unfinished`: the place of the document that was taken last, not the one after it.
+        """
+        places = [cursor.place for cursor in self.cursors]
+        if unfinished:
+            places[self.last_source] = self.cursors[self.last_source].last_place
+        return [[*place, tokens] for place, tokens in zip(places, self._tokens, strict=True)]

@@ -1,0 +1,178 @@
+"""What flows down the street: Record -> Example -> Batch, and the bookmark that travels with a batch."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from txtgen.errors import DataError
+
+IGNORE = -100
+"""The label of a position that is not scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a record came from: the number of its source, its file, and the byte of the file's text where it begins.
+
+    A byte, not a line: text is read from the middle of a file, where the number of the line is not known.
+    `DataError`s name the line, which is counted when one is raised.
+    """
+
+    source: int
+    path: str
+    offset: int
+
+    def __str__(self) -> str:
+        """The file and the byte."""
+        return f"{self.path} at byte {self.offset}"
+
+
+class BadRecord(DataError):
+    """A record that cannot be used. `on_bad_record` decides whether it stops the run or is left out and counted.
+
+    Args:
+        what: what is wrong with it.
+        origin: where it begins.
+        column: the byte of the record where the fault is, from 0; None if it is not known.
+    """
+
+    def __init__(self, what: str, origin: Origin, column: int | None = None) -> None:
+        super().__init__(what, str(origin))
+        self.origin, self.column = origin, column
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextRecord:
+    """A document, or a piece of a long one: `begins` and `ends` tell whether its borders are the document's."""
+
+    text: str
+    origin: Origin
+    begins: bool = True
+    ends: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PairRecord:
+    """A source and the target that belongs to it."""
+
+    source: str
+    target: str
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRecord:
+    """A conversation."""
+
+    messages: tuple[Message, ...]
+    origin: Origin
+
+
+Record = TextRecord | PairRecord | ChatRecord
+
+Tokens = NDArray[np.int64]
+"""Token ids, [T] int64."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """One thing to learn, in token ids.
+
+    input_ids, labels: [T] int64. `labels[t]` is the token to predict at position t, already shifted: the model never
+    shifts. IGNORE is not scored. source_ids: [S] int64, what an encoder reads. The first `bidirectional` positions
+    see one another in both directions. `cut` says that some of it was lost because it was too long.
+    """
+
+    input_ids: Tokens
+    labels: Tokens
+    origin: Origin
+    source_ids: Tokens | None = None
+    bidirectional: int = 0
+    cut: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of tokens, source included."""
+        return len(self.input_ids) + (0 if self.source_ids is None else len(self.source_ids))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A block of examples as tensors.
+
+    input_ids, labels, positions: [B,T] int64. segment_ids: [B,T] int32, 0 is padding, 1, 2, ... are the packed
+    documents. bidirectional: [B,T] bool or None. source_ids: [B,S] int64 and source_mask: [B,S] bool (True is a
+    token), or None for a decoder-only model. `separate` says that documents of a row are hidden from one another.
+    `bytes` counts the UTF-8 bytes of the scored tokens, for bits per byte. `origins` names the documents in it, per
+    row. `bookmark` is the place in the stream after this batch.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    positions: Tensor
+    segment_ids: Tensor
+    separate: bool = False
+    bidirectional: Tensor | None = None
+    source_ids: Tensor | None = None
+    source_mask: Tensor | None = None
+    bytes: int = 0
+    origins: tuple[tuple[Origin, ...], ...] = ()
+    bookmark: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_scored(self) -> int:
+        """Number of labels that count."""
+        return int((self.labels != IGNORE).sum())
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of positions that are not padding, source included."""
+        sources = 0 if self.source_mask is None else int(self.source_mask.sum())
+        return int((self.segment_ids != 0).sum()) + sources
+
+    def rows(self, start: int, stop: int) -> "Batch":
+        """The rows from start up to stop, as a micro-batch; byte count and bookmark stay those of the whole."""
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[start:stop]
+
+        return replace(
+            self,
+            input_ids=self.input_ids[start:stop],
+            labels=self.labels[start:stop],
+            positions=self.positions[start:stop],
+            segment_ids=self.segment_ids[start:stop],
+            bidirectional=cut(self.bidirectional),
+            source_ids=cut(self.source_ids),
+            source_mask=cut(self.source_mask),
+            origins=self.origins[start:stop],
+        )
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            positions=self.positions.to(device, non_blocking=True),
+            segment_ids=self.segment_ids.to(device, non_blocking=True),
+            bidirectional=move(self.bidirectional),
+            source_ids=move(self.source_ids),
+            source_mask=move(self.source_mask),
+        )

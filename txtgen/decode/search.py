@@ -1,0 +1,118 @@
+"""From prompts to hypotheses: the one door to every strategy."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import assert_never
+
+from txtgen.config.decoding import BeamConfig, DecodingConfig, GreedyConfig, SampleConfig
+from txtgen.decode.beam import beam_search
+from txtgen.decode.sampling import Draw, Steps, follow, most_likely
+from txtgen.decode.stopping import StopCheck, Stopping
+from txtgen.decode.types import Hypothesis, PromptBatch, State, StepModel
+
+OnToken = Callable[[int, int], None]
+"""Called with a result number (prompt * num_return + sample) and a token id."""
+
+
+def search(
+    model: StepModel[State],
+    prompts: PromptBatch,
+    config: DecodingConfig,
+    *,
+    limits: Sequence[int],
+    eos_ids: Sequence[int] = (),
+    suppress: Sequence[int] = (),
+    prompt_indices: Sequence[int] | None = None,
+    first_sample: int = 0,
+    stop: StopCheck | None = None,
+    on_token: OnToken | None = None,
+) -> list[list[Hypothesis]]:
+    """The hypotheses of each prompt: `num_return` of them, best first; beam search may have finished fewer.
+
+    Args:
+        model: gives the scores of the next token.
+        prompts: what to go on from, B of them.
+        config: the strategy and its settings; the caller turns its max_new_tokens and max_length into limits.
+        limits: new tokens at most, at least 1 for each prompt; 0 for all of them gives empty hypotheses.
+        eos_ids: tokens that end a sequence.
+        suppress: tokens that are never generated. None by default.
+        prompt_indices: numbers of the prompts, which sampling's randomness depends on; 0, 1, ... by default.
+        first_sample: number of the first sample of each prompt.
+        stop: looks for stop strings.
+        on_token: told of every token as soon as it is decided; beam search decides nothing before the end.
+
+    Raises:
+        DivergedError: the model's scores are not finite.
+        UsageError: more beams than tokens, or settings that forbid every token.
+    """
+    steps = search_steps(
+        model,
+        prompts,
+        config,
+        limits=limits,
+        eos_ids=eos_ids,
+        suppress=suppress,
+        prompt_indices=prompt_indices,
+        first_sample=first_sample,
+        stop=stop,
+    )
+    return run_steps(steps, on_token)
+
+
+def run_steps(steps: Steps, on_token: OnToken | None = None) -> list[list[Hypothesis]]:
+    """The hypotheses that steps lead to, telling `on_token` of every token on the way."""
+    while True:
+        try:
+            decided = next(steps)
+        except StopIteration as end:
+            hypotheses: list[list[Hypothesis]] = end.value
+            return hypotheses
+        if on_token is not None:
+            for result, token_id in decided:
+                on_token(result, token_id)
+
+
+def search_steps(
+    model: StepModel[State],
+    prompts: PromptBatch,
+    config: DecodingConfig,
+    *,
+    limits: Sequence[int],
+    eos_ids: Sequence[int] = (),
+    suppress: Sequence[int] = (),
+    prompt_indices: Sequence[int] | None = None,
+    first_sample: int = 0,
+    stop: StopCheck | None = None,
+) -> Steps:
+    """As `search`, a step at a time: yields what each step decides, and returns the hypotheses."""
+    if not any(limits):
+        return [_empty_results(config) for _ in limits]
+    stopping = Stopping(frozenset(eos_ids), tuple(limits), stop)
+    match config:
+        case GreedyConfig():
+            found = yield from follow(model, prompts, config, stopping, suppress, most_likely)
+        case BeamConfig(beam_size=1):
+            # As in Hugging Face, one beam is greedy search; only the score is that of a beam.
+            greedy = yield from follow(model, prompts, config, stopping, suppress, most_likely)
+            found = [[_with_beam_score(hypothesis, config) for hypothesis in results] for results in greedy]
+        case BeamConfig():
+            found = yield from beam_search(model, prompts, config, stopping, suppress)
+        case SampleConfig():
+            indices = range(len(prompts)) if prompt_indices is None else prompt_indices
+            samples = range(first_sample, first_sample + config.num_return)
+            draw = Draw(config, [(index, sample) for index in indices for sample in samples])
+            found = yield from follow(model, prompts, config, stopping, suppress, draw)
+        case _:
+            assert_never(config)
+    return found
+
+
+def _empty_results(config: DecodingConfig) -> list[Hypothesis]:
+    """What a limit of 0 gives. There is only one empty sequence for beams to find."""
+    copies = config.num_return if isinstance(config, SampleConfig) else 1
+    return [Hypothesis((), 0.0, 0.0, "length")] * copies
+
+
+def _with_beam_score(hypothesis: Hypothesis, config: BeamConfig) -> Hypothesis:
+    length = len(hypothesis.token_ids)
+    return replace(hypothesis, score=hypothesis.logprob / length**config.length_penalty)

@@ -1,0 +1,70 @@
+"""What search needs to know of a model: a step function and a state that can be reordered. No model class."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+from torch import Tensor
+
+FinishReason = Literal["eos", "stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """Prompts of unequal length, padded on the right.
+
+    input_ids: [B,T] int64, what the decoder starts from. lengths: [B] int64, each at least 1. source_ids:
+    [B,S] int64 and source_mask: [B,S] bool (True is a token), for an encoder-decoder.
+    """
+
+    input_ids: Tensor
+    lengths: Tensor
+    source_ids: Tensor | None = None
+    source_mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of prompts, B."""
+        return self.input_ids.shape[0]
+
+
+class StepState(Protocol):
+    """What a model remembers of the tokens that it has seen, a row per hypothesis."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] int64: tokens remembered in each row."""
+
+    def select(self, rows: Tensor) -> None:
+        """Make row i what row rows[i] was: reorders, copies or drops. rows: [B'] int64."""
+
+    def truncate(self, lengths: Tensor) -> None:
+        """Forget what lies beyond lengths: [B] int64."""
+
+
+State = TypeVar("State", bound=StepState)
+
+
+class StepModel(Protocol[State]):
+    """A model as search sees it."""
+
+    def prefill(self, prompt: PromptBatch, capacity: int) -> tuple[Tensor, State]:
+        """Read the prompts. Returns logits [B,V] float32 of the token after each, and the state.
+
+        `capacity` is the largest number of tokens that any row will hold, the prompt included.
+        """
+
+    def extend(self, tokens: Tensor, state: State) -> Tensor:
+        """Read tokens [B,N] int64, N more in every row. Returns logits [B,N,V] float32; updates the state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """One generated sequence.
+
+    token_ids: the generated part, end token included when it was produced. logprob: the sum of natural
+    log-probabilities of its tokens. score: what results are ranked by, higher is better.
+    """
+
+    token_ids: tuple[int, ...]
+    logprob: float
+    score: float
+    finish_reason: FinishReason

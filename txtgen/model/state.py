@@ -1,0 +1,179 @@
+"""What a decoder remembers while it generates: keys and values of every layer, row by row."""
+
+from dataclasses import dataclass
+from itertools import groupby
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from txtgen.errors import UsageError
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values of one attention block, each [B,G,J,K]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The slots that one call writes, the same in every layer.
+
+    A token's slot is its position. positions: [1,N], or [B,N] if rows differ in length. stop: slots up to
+    here are in use afterwards, in the longest row. rows: [B,1] numbers of the rows if they differ in length;
+    None if all rows write the last N slots before `stop`.
+    """
+
+    positions: Tensor
+    stop: int
+    rows: Tensor | None = None
+
+
+class LayerCache:
+    """Keys and values of one decoder layer: its own [B,G,C,K] and, if there is a source, its [R,G,S,K]."""
+
+    __slots__ = ("keys", "source", "values")
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+        self.source: KeysValues | None = None
+
+    def write(self, keys: Tensor, values: Tensor, window: Window) -> KeysValues:
+        """Put keys and values [B,G,N,K] into the window. Returns all that are in use, [B,G,stop,K]."""
+        if window.rows is None:
+            count = keys.shape[2]
+            self.keys.narrow(2, window.stop - count, count).copy_(keys)
+            self.values.narrow(2, window.stop - count, count).copy_(values)
+        else:
+            self.keys[window.rows, :, window.positions] = keys.transpose(1, 2)
+            self.values[window.rows, :, window.positions] = values.transpose(1, 2)
+        return self.keys.narrow(2, 0, window.stop), self.values.narrow(2, 0, window.stop)
+
+
+@torch.inference_mode(False)
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room for keys or values, to be written in and out of inference mode.
+
+    Not empty memory: even a masked slot must hold a finite number.
+    """
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+def _reorder(cache: Tensor, rows: Tensor, used: int) -> Tensor:
+    """The cache [B,G,C,K] with row i copied from rows[i], in place unless there are more rows than before."""
+    count = rows.shape[0]
+    if count <= cache.shape[0]:
+        target = cache[:count]
+    else:
+        target = _zeros((count, *cache.shape[1:]), cache.dtype, cache.device)
+    target[:, :, :used] = cache[:, :, :used].index_select(0, rows)
+    return target
+
+
+class TransformerState:
+    """The memory of a `Transformer` between two calls of `extend`; fits decode's StepState.
+
+    Rows may be unequally long: the slot of a token is its position, and what lies beyond a row's length is
+    never attended to. The host keeps a copy of the lengths, so that no step waits for the device to tell
+    them.
+
+    Sources are encoded once. Row b reads source b // fold, so that rows that share a source, such as the
+    beams of one prompt, lie side by side and are answered by one attention call without copying its keys and
+    values.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        shape: tuple[int, int, int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        source_mask: Tensor | None = None,
+    ) -> None:
+        """An empty state for caches of shape [B,G,C,K]; source_mask [B,1,1,S] is added to cross-attention."""
+        rows, _, self.capacity, _ = shape
+        self.caches = [
+            LayerCache(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(num_layers)
+        ]
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.source_mask = source_mask
+        self._counts = [0] * rows
+        self._slots = torch.arange(self.capacity, device=device)[None]
+        self._origins = list(range(rows))
+        self._fold = 1
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """For each row the number of the prompt whose source it reads."""
+        return tuple(origin for origin in self._origins for _ in range(self._fold))
+
+    def advance(self, count: int) -> tuple[Window, Tensor, Tensor | None]:
+        """Make room for `count` more tokens in every row.
+
+        Returns the window to write, the positions [1,J] of the keys in use, and the mask [1|B,1,N,J] bool of
+        what each new token may attend to (None: everything).
+
+        Raises:
+            UsageError: a row would outgrow the capacity.
+        """
+        longest = max(self._counts, default=0)
+        stop = longest + count
+        if stop > self.capacity:
+            raise UsageError(
+                f"a sequence of {stop} tokens does not fit",
+                f"the state holds {self.capacity} a row",
+                "raise capacity",
+            )
+        keys = self._slots[:, :stop]
+        if min(self._counts, default=0) == longest:
+            window = Window(self._slots[:, longest:stop], stop)
+        else:
+            rows = torch.arange(len(self._counts), device=self.lengths.device)[:, None]
+            window = Window(self.lengths[:, None] + self._slots[:, :count], stop, rows)
+        allowed = None
+        if window.rows is not None or count > 1:
+            allowed = keys[:, None, None, :] <= window.positions[:, None, :, None]
+        self.lengths = self.lengths + count
+        self._counts = [length + count for length in self._counts]
+        return window, keys, allowed
+
+    def select(self, rows: Tensor) -> None:
+        """Make row i what row rows[i] was: reorders, copies or drops. rows: [B'] int64."""
+        order: list[int] = rows.tolist()
+        if order == list(range(len(self._counts))):
+            return
+        rows = rows.to(self.lengths.device)
+        self.lengths = self.lengths[rows]
+        self._counts = [self._counts[row] for row in order]
+        used = max(self._counts, default=0)
+        for cache in self.caches:
+            cache.keys = _reorder(cache.keys, rows, used)
+            cache.values = _reorder(cache.values, rows, used)
+        self._select_sources(order)
+
+    def _select_sources(self, order: list[int]) -> None:
+        """Keep each source once per run of rows that share it; unequal runs are cut to a common length."""
+        stored = [row // self._fold for row in order]
+        origins = [self._origins[place] for place in stored]
+        fold = gcd(*(len(list(run)) for _, run in groupby(origins))) or 1
+        kept = stored[::fold]
+        if kept != list(range(len(self._origins))):
+            places = torch.tensor(kept, dtype=torch.int64, device=self.lengths.device)
+            for cache in self.caches:
+                if cache.source is not None:
+                    keys, values = cache.source
+                    cache.source = keys.index_select(0, places), values.index_select(0, places)
+            if self.source_mask is not None:
+                self.source_mask = self.source_mask.index_select(0, places)
+        self._origins, self._fold = origins[::fold], fold
+
+    def truncate(self, lengths: Tensor) -> None:
+        """Forget what lies beyond lengths: [B] int64.
+
+        Raises:
+            UsageError: a length is negative or exceeds what the row holds.
+        """
+        counts: list[int] = lengths.tolist()
+        for row, (new, old) in enumerate(zip(counts, self._counts, strict=True)):
+            if not 0 <= new <= old:
+                raise UsageError(f"cannot cut to {new} tokens", f"row {row} holds {old}", f"give 0 to {old}")
+        self.lengths = lengths.to(self.lengths.device)
+        self._counts = counts

@@ -1,0 +1,147 @@
+"""One training loop for pretraining and finetuning, as a generator: saving, logging and printing are the caller's."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from txtgen.config.train import TrainConfig
+from txtgen.data.types import Batch
+from txtgen.distributed import World
+from txtgen.errors import DivergedError
+from txtgen.model import Transformer
+from txtgen.train.loss import batch_loss
+from txtgen.train.optimizer import set_learning_rate
+from txtgen.train.schedule import learning_rate
+
+
+@dataclass
+class TrainState:
+    """What a step changes: the model, the optimizer, and how far the run is.
+
+    tokens: scored tokens so far, over all ranks. bookmark: the place in the stream after the last step.
+    """
+
+    model: Transformer
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    tokens: int = 0
+    bookmark: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one optimizer step did, over all ranks.
+
+    step: counted from 1. loss: plain negative log-likelihood, nats per token. objective_loss: what was minimised,
+    per token. grad_norm: before clipping. tokens: scored tokens of this step. positions: tokens that went through
+    the model, source included. seconds: wall time of the step, waiting for data included; data_seconds: of that,
+    waiting for data.
+    """
+
+    step: int
+    loss: float
+    objective_loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    positions: int
+    seconds: float
+    data_seconds: float
+
+
+def train(
+    state: TrainState,
+    batches: Iterator[Batch],
+    config: TrainConfig,
+    *,
+    peak_learning_rate: float,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    world: World | None = None,
+) -> Iterator[StepReport]:
+    """Train up to `config.steps` optimizer steps, yielding after each; the state is consistent at every yield.
+
+    Raises:
+        DivergedError: a loss or gradient is not finite; the weights are those of the step before.
+    """
+    world = world or World()
+    parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
+    device = parameters[0].device
+    while state.step < config.steps:
+        started = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - started
+        step = state.step + 1
+        state.model.train()
+        # Dropout depends on seed, step and rank alone, so that a resumed run draws what the straight one drew.
+        torch.manual_seed(((seed * 1_000_003 + step) * 1_000_003 + world.rank) % 2**63)
+        objective, nll = _accumulate(state.model, batch.to(device), config, dtype)
+        scored, positions, objective, nll = world.sum(
+            [float(batch.num_scored), float(batch.num_tokens), objective, nll], device if world.size > 1 else None
+        )
+        norm = _scale_and_clip(parameters, scored, config.clip_norm, world)
+        _refuse_non_finite(nll, norm, step, batch)
+        rate = learning_rate(config.schedule, step, config.steps, peak_learning_rate)
+        set_learning_rate(state.optimizer, rate)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step, state.tokens, state.bookmark = step, state.tokens + int(scored), batch.bookmark
+        yield StepReport(
+            step=step,
+            loss=nll / max(1.0, scored),
+            objective_loss=objective / max(1.0, scored),
+            grad_norm=norm,
+            learning_rate=rate,
+            tokens=int(scored),
+            positions=int(positions),
+            seconds=time.perf_counter() - started,
+            data_seconds=waited,
+        )
+
+
+def _accumulate(model: Transformer, batch: Batch, config: TrainConfig, dtype: torch.dtype) -> tuple[float, float]:
+    """Add the gradients of the summed loss, micro-batch by micro-batch. Returns the sums (objective, nll)."""
+    objective, nll = 0.0, 0.0
+    for part in micro_batches(batch, config.micro_batch_tokens):
+        with torch.autocast(batch.input_ids.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            sums = batch_loss(model, part, config.label_smoothing)
+        torch.autograd.backward(sums.objective)
+        objective += float(sums.objective.detach())
+        nll += float(sums.nll)
+    return objective, nll
+
+
+def micro_batches(batch: Batch, max_tokens: int | None) -> Iterator[Batch]:
+    """The batch in blocks of rows whose padded tokens stay within max_tokens, at least one row each."""
+    count = batch.input_ids.shape[0]
+    width = batch.input_ids.shape[1] + (0 if batch.source_ids is None else batch.source_ids.shape[1])
+    rows = count if max_tokens is None else max(1, max_tokens // width)
+    for start in range(0, count, rows):
+        yield batch.rows(start, start + rows)
+
+
+def _scale_and_clip(parameters: list[torch.nn.Parameter], scored: float, clip: float | None, world: World) -> float:
+    """Turn summed gradients into the gradient per scored token, then clip. Returns the norm before clipping."""
+    gradients: list[Tensor] = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    world.sum_gradients(gradients)
+    torch._foreach_mul_(gradients, 1.0 / max(1.0, scored))
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    return float(norm)
+
+
+def _refuse_non_finite(nll: float, norm: float, step: int, batch: Batch) -> None:
+    """Stop before a loss or gradient that is not finite reaches the weights."""
+    if all(value == value and abs(value) != float("inf") for value in (nll, norm)):
+        return
+    names = sorted({str(origin) for row in batch.origins for origin in row})
+    raise DivergedError(
+        f"the {'loss' if nll != nll or abs(nll) == float('inf') else 'gradient'} is not finite",
+        f"step {step}, documents {', '.join(names[:5])}" + (" ..." if len(names) > 5 else ""),
+        "lower the learning rate or warm up longer, and resume from the last checkpoint",
+    )

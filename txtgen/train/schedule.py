@@ -1,0 +1,23 @@
+"""The learning rate as a pure function of the step."""
+
+import math
+from typing import assert_never
+
+from txtgen.config.train import ConstantSchedule, CosineSchedule, InverseSqrtSchedule, ScheduleConfig
+
+
+def learning_rate(schedule: ScheduleConfig, step: int, steps: int, peak: float) -> float:
+    """The learning rate of optimizer step `step`, counted from 1, in a run of `steps` steps with the given peak."""
+    warmup = schedule.warmup_steps
+    if step <= warmup:
+        return peak * step / warmup
+    match schedule:
+        case CosineSchedule(final_ratio=final):
+            progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+            return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+        case InverseSqrtSchedule():
+            return peak * math.sqrt(warmup / step)
+        case ConstantSchedule():
+            return peak
+        case _:
+            assert_never(schedule)
