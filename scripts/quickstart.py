@@ -59,8 +59,8 @@ def main() -> int:
 
 
 def short(steps: int | None) -> list[str]:
-    """Flags that make a run as short as this, with a warm-up that fits."""
-    return [] if steps is None else ["--steps", str(steps), "--set", "train.schedule.warmup_steps=5"]
+    """Flags that make a run as short as this."""
+    return [] if steps is None else ["--steps", str(steps)]
 
 
 def txtgen(*arguments: str) -> None:

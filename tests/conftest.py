@@ -11,6 +11,9 @@ from txtgen.data.types import IGNORE, Batch
 from txtgen.model import Transformer, build_model, init_weights
 from txtgen.tokenizer import Tokenizer, train_sentencepiece
 
+# Tiny tensors gain nothing from threads, and threads that wait for a busy core make the suite crawl.
+torch.set_num_threads(1)
+
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
 

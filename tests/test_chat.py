@@ -13,16 +13,10 @@ from txtgen.errors import ConfigError, DataError
 from txtgen.tokenizer import SentencePieceTokenizer, train_sentencepiece
 
 TOKENS, TEXT = TokensChatFormat(), TextChatFormat()
-TAGS = TextChatFormat(
-    system="[{content}]", user="<q>{content}</q>", assistant="<a>{content}</a>", separator="\n--\n"
-)
+TAGS = TextChatFormat(system="[{content}]", user="<q>{content}</q>", assistant="<a>{content}</a>", separator="\n--\n")
 FORMATS = [TOKENS, TEXT, TAGS]
-CONTENTS = st.text(max_size=12) | st.sampled_from(
-    ["<|user|>", "{content}", "</s>", "User: hi\n", "", " ", "\u2581"]
-)
-HISTORIES = st.lists(
-    st.tuples(st.sampled_from(["system", "user", "assistant"]), CONTENTS), min_size=1, max_size=5
-)
+CONTENTS = st.text(max_size=12) | st.sampled_from(["<|user|>", "{content}", "</s>", "User: hi\n", "", " ", "\u2581"])
+HISTORIES = st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), CONTENTS), min_size=1, max_size=5)
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +97,7 @@ def test_what_is_scored_changes_no_token(
     tokenizer: SentencePieceTokenizer, format: ChatFormat, history: list[tuple[str, str]]
 ) -> None:
     none, flags_of_none = encode_pieces(render(history, format, scored_roles=()), tokenizer)
-    both, flags_of_both = encode_pieces(
-        render(history, format, scored_roles=("user", "assistant")), tokenizer
-    )
+    both, flags_of_both = encode_pieces(render(history, format, scored_roles=("user", "assistant")), tokenizer)
     assert none == both
     assert not any(flags_of_none)
     assert len(flags_of_both) == len(both)

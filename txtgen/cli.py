@@ -111,7 +111,9 @@ def generate(
     ] = None,
     strategy: Annotated[Literal["greedy", "beam", "sample"] | None, typer.Option(help="How to choose tokens.")] = None,
     beam_size: Annotated[int | None, typer.Option(help="Hypotheses kept (beam).")] = None,
-    length_penalty: Annotated[float | None, typer.Option(help="Score = log-probability / length ** this (beam).")] = None,
+    length_penalty: Annotated[
+        float | None, typer.Option(help="Score = log-probability / length ** this (beam).")
+    ] = None,
     early_stopping: Annotated[
         Literal["true", "false", "never"] | None, typer.Option(help="When enough hypotheses are finished (beam).")
     ] = None,
@@ -123,7 +125,9 @@ def generate(
     top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens; 0 is all (sample).")] = None,
     top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens of this mass (sample).")] = None,
     min_p: Annotated[float | None, typer.Option(help="Only tokens this likely, relative to the best (sample).")] = None,
-    typical_p: Annotated[float | None, typer.Option(help="Only tokens of usual surprise, of this mass (sample).")] = None,
+    typical_p: Annotated[
+        float | None, typer.Option(help="Only tokens of usual surprise, of this mass (sample).")
+    ] = None,
     repetition_penalty: Annotated[float | None, typer.Option(help="Above 1, seen tokens become unlikely.")] = None,
     no_repeat_ngram: Annotated[int | None, typer.Option(help="No n-gram of this size twice.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may repeat.")] = None,
@@ -186,7 +190,9 @@ def evaluate(
     data: Annotated[
         list[str] | None, typer.Option(metavar="PATH", help="Text, .jsonl or .tsv. [default: what its run held out]")
     ] = None,
-    target: Annotated[str | None, typer.Option(metavar="PATH", help="Line i is the target of line i of --data.")] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Line i is the target of line i of --data.")
+    ] = None,
     bleu_tokenizer: Annotated[
         Literal["13a", "zh", "none", "char", "intl"], typer.Option(help="How sacreBLEU splits words.")
     ] = "13a",
@@ -254,7 +260,9 @@ def tokenizer_train(
 def tokenizer_show(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A .model, .pth or run folder.")],
     text: Annotated[str | None, typer.Option(help="Show the pieces of this text.")] = None,
-    files: Annotated[list[str] | None, typer.Option("--file", help="Measure the tokenizer on a file; may repeat.")] = None,
+    files: Annotated[
+        list[str] | None, typer.Option("--file", help="Measure the tokenizer on a file; may repeat.")
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Show pieces of a text, vocabulary size, bytes per token and byte-fallback rate."""

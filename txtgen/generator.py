@@ -95,13 +95,10 @@ class Generator:
         self._suppress = [
             token
             for token in range(model.vocab_size or len(tokenizer))
-            if token != tokenizer.special.eos_id
-            and (token >= len(tokenizer) or not tokenizer.token_bytes(token))
+            if token != tokenizer.special.eos_id and (token >= len(tokenizer) or not tokenizer.token_bytes(token))
         ]
 
-    def generate(
-        self, prompts: Prompt | Sequence[Prompt], *, raw: bool = False, **options: Any
-    ) -> list[Generation]:
+    def generate(self, prompts: Prompt | Sequence[Prompt], *, raw: bool = False, **options: Any) -> list[Generation]:
         """The results of every prompt, in the order of the prompts; those of one prompt are consecutive.
 
         Args:
@@ -116,9 +113,7 @@ class Generator:
         """
         return list(self.iterate(prompts, raw=raw, **options))
 
-    def iterate(
-        self, prompts: Prompt | Sequence[Prompt], *, raw: bool = False, **options: Any
-    ) -> Iterator[Generation]:
+    def iterate(self, prompts: Prompt | Sequence[Prompt], *, raw: bool = False, **options: Any) -> Iterator[Generation]:
         """As `generate`, but each result comes as soon as it and all before it are finished."""
         decoding = resolve_decoding(self.loaded.config.generation, options)
         return self._finish_in_order(self._encode_all(_listed(prompts), raw, decoding), decoding)
@@ -138,9 +133,7 @@ class Generator:
 
     # -- text to tokens
 
-    def _encode_all(
-        self, prompts: Sequence[Prompt], raw: bool, decoding: DecodingConfig
-    ) -> list[_EncodedPrompt]:
+    def _encode_all(self, prompts: Sequence[Prompt], raw: bool, decoding: DecodingConfig) -> list[_EncodedPrompt]:
         encoded = [self._encode(number, prompt, raw, decoding) for number, prompt in enumerate(prompts)]
         wanted = decoding.max_new_tokens or 0
         cut = sum(prompt.limit < wanted for prompt in encoded)
@@ -214,9 +207,7 @@ class Generator:
 
     # -- tokens to tokens
 
-    def _steps(
-        self, prompts: Sequence[_EncodedPrompt], decoding: DecodingConfig, first_sample: int = 0
-    ) -> Steps:
+    def _steps(self, prompts: Sequence[_EncodedPrompt], decoding: DecodingConfig, first_sample: int = 0) -> Steps:
         contexts = [self._context(prompt) for prompt in prompts]
         return search_steps(
             self.loaded.model,
@@ -243,9 +234,7 @@ class Generator:
                 found = [before + new for before, new in zip(found, more, strict=True)]
             return found
 
-    def _finish_in_order(
-        self, prompts: Sequence[_EncodedPrompt], decoding: DecodingConfig
-    ) -> Iterator[Generation]:
+    def _finish_in_order(self, prompts: Sequence[_EncodedPrompt], decoding: DecodingConfig) -> Iterator[Generation]:
         """Batches of prompts of similar length, the longest first; results in the order of the prompts."""
         copies = decoding.num_return if isinstance(decoding, SampleConfig) else 1
         size = max(1, self.batch_size // copies)

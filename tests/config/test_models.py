@@ -75,10 +75,7 @@ def problems(make: Any, **values: Any) -> dict[str, str]:
         (TextSource, {"path": ()}),
         (TextSource, {"path": "a", "weight": 0.0}),
         (TsvSource, {"path": "a", "source_column": -1}),
-        *(
-            (FinetuneConfig, {"data": TEXTS, "name": name})
-            for name in ("", ".", "..", "a/b", "a\\b", "a\0", "a" * 101)
-        ),
+        *((FinetuneConfig, {"data": TEXTS, "name": name}) for name in ("", ".", "..", "a/b", "a\\b", "a\0", "a" * 101)),
     ],
 )
 def test_refused_values(make: Any, values: dict[str, Any]) -> None:
@@ -128,15 +125,11 @@ def test_advice_is_good() -> None:
     for d_model, heads in ((10, 4), (1, 7), (100, 12), (5, 2)):
         told = problems(DecoderConfig, d_model=d_model, num_heads=heads, head_dim=None)["d_model"]
         (near,) = re.findall(r"try (\d+)", told)
-        assert (
-            DecoderConfig(d_model=int(near), num_heads=heads, position=T5RelativePosition()).head_width >= 1
-        )
+        assert DecoderConfig(d_model=int(near), num_heads=heads, position=T5RelativePosition()).head_width >= 1
     told = problems(DecoderConfig, d_model=120, num_heads=12, num_kv_heads=5)["num_kv_heads"]
     assert "[1, 2, 3, 4, 6, 12]" in told
     batch = TrainConfig(batch_tokens=1000)
-    told = problems(PretrainConfig, model=DecoderConfig(max_length=300), data=TEXTS, train=batch)[
-        "train.batch_tokens"
-    ]
+    told = problems(PretrainConfig, model=DecoderConfig(max_length=300), data=TEXTS, train=batch)["train.batch_tokens"]
     (near,) = re.findall(r"try (\d+)", told)
     PretrainConfig(model=DecoderConfig(max_length=300), data=TEXTS, train=TrainConfig(batch_tokens=int(near)))
 
@@ -169,7 +162,7 @@ def test_every_default_is_valid_and_plain() -> None:
 def test_names_follow_the_rules() -> None:
     """Every key is plain lower case, and every section says what it is."""
     for section in {*all_sections(PretrainConfig), *all_sections(FinetuneConfig)}:
-        assert section.__doc__ and section.__doc__ != Config.__doc__
+        assert section.__doc__ not in (None, Config.__doc__)
         for name in section.model_fields:
             assert re.fullmatch(r"[a-z][a-z0-9_]*", name)
 

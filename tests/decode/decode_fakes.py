@@ -1,11 +1,13 @@
 """A fake model that search can be tried on, and slow searches written from the rules, one list at a time."""
 
 import math
+import random
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from txtgen.config.decoding import BeamConfig
 from txtgen.decode import PromptBatch
 
 
@@ -149,3 +151,36 @@ def slow_beam(
             best_possible = running[0][0] / length**length_penalty
             if early_stopping == "true" or best_possible <= finished[-1][0]:
                 return finished
+
+
+def random_case(number: int):
+    """A model, prompts of unequal length, rules, a limit per prompt, and the configuration of the rules."""
+    choice = random.Random(number)
+    vocabulary = choice.choice([16, 24, 40])
+    eos_ids = choice.choice([(), (1,), (1,), (1, 5), (1, 5, 7)])
+    model = TableModel(
+        vocabulary,
+        number,
+        choice.choice([0.5, 1.5, 3.0]),
+        dict.fromkeys(eos_ids, choice.choice([0.0, 1.0, 3.0])),
+    )
+    prompts = [[choice.randrange(vocabulary) for _ in range(choice.randint(1, 6))] for _ in range(choice.randint(1, 4))]
+    limits = [choice.randint(1, 9) for _ in prompts]
+    rules = Rules(
+        eos_ids,
+        choice.choice([1.0, 1.0, 1.3, 0.8]),
+        choice.choice([0, 0, 1, 2, 3]),
+        choice.choice([0, 0, 2, 4]),
+        choice.choice([(), (), (0, 2)]),
+    )
+    beams = choice.randint(2, 6)
+    config = BeamConfig(
+        beam_size=beams,
+        num_return=choice.randint(1, beams),
+        length_penalty=choice.choice([-0.5, 0.0, 0.6, 1.0, 2.0]),
+        early_stopping=choice.choice(["true", "false", "never"]),
+        repetition_penalty=rules.repetition_penalty,
+        no_repeat_ngram_size=rules.no_repeat_ngram_size,
+        min_new_tokens=rules.min_new_tokens,
+    )
+    return model, prompts, rules, limits, config

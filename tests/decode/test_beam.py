@@ -1,56 +1,17 @@
 import itertools
 import math
-import random
 
 import pytest
 import torch
-from decode_fakes import Rules, TableModel, batch, slow_beam
+from decode_fakes import Rules, TableModel, batch, random_case, slow_beam
 
 from txtgen.config.decoding import BeamConfig, GreedyConfig
 from txtgen.decode import search
 from txtgen.errors import DivergedError, UsageError
 
 
-def random_case(number: int):
-    """A model, prompts of unequal length, rules, a limit per prompt, and the configuration of the rules."""
-    choice = random.Random(number)
-    vocabulary = choice.choice([16, 24, 40])
-    eos_ids = choice.choice([(), (1,), (1,), (1, 5), (1, 5, 7)])
-    model = TableModel(
-        vocabulary,
-        number,
-        choice.choice([0.5, 1.5, 3.0]),
-        dict.fromkeys(eos_ids, choice.choice([0.0, 1.0, 3.0])),
-    )
-    prompts = [
-        [choice.randrange(vocabulary) for _ in range(choice.randint(1, 6))]
-        for _ in range(choice.randint(1, 4))
-    ]
-    limits = [choice.randint(1, 9) for _ in prompts]
-    rules = Rules(
-        eos_ids,
-        choice.choice([1.0, 1.0, 1.3, 0.8]),
-        choice.choice([0, 0, 1, 2, 3]),
-        choice.choice([0, 0, 2, 4]),
-        choice.choice([(), (), (0, 2)]),
-    )
-    beams = choice.randint(2, 6)
-    config = BeamConfig(
-        beam_size=beams,
-        num_return=choice.randint(1, beams),
-        length_penalty=choice.choice([-0.5, 0.0, 0.6, 1.0, 2.0]),
-        early_stopping=choice.choice(["true", "false", "never"]),
-        repetition_penalty=rules.repetition_penalty,
-        no_repeat_ngram_size=rules.no_repeat_ngram_size,
-        min_new_tokens=rules.min_new_tokens,
-    )
-    return model, prompts, rules, limits, config
-
-
 def run(model, prompts, rules: Rules, limits, config):
-    return search(
-        model, batch(prompts), config, limits=limits, eos_ids=rules.eos_ids, suppress=rules.suppress
-    )
+    return search(model, batch(prompts), config, limits=limits, eos_ids=rules.eos_ids, suppress=rules.suppress)
 
 
 @pytest.mark.parametrize("block", range(20))
@@ -67,12 +28,20 @@ def test_equals_the_slow_search(block):
             assert [h.score for h in found] == pytest.approx([score for score, _ in expected], abs=1e-4)
 
 
+@pytest.mark.parametrize("length_penalty", [-2.0, -0.5])
+def test_never_does_not_hope_for_length_that_is_punished(length_penalty):
+    for number in range(60):
+        model = TableModel(24, number, 0.7, {1: 2.0})
+        config = BeamConfig(beam_size=2, num_return=2, early_stopping="never", length_penalty=length_penalty)
+        found = run(model, [[3]], Rules((1,)), [12], config)[0]
+        expected = slow_beam(model, [3], Rules((1,)), 12, 2, length_penalty, "never")
+        assert [list(h.token_ids) for h in found] == [new for _, new in expected]
+
+
 def test_reports_plain_logprob_and_reason():
     for number in range(40):
         model, prompts, rules, limits, config = random_case(number)
-        for prompt, limit, found in zip(
-            prompts, limits, run(model, prompts, rules, limits, config), strict=True
-        ):
+        for prompt, limit, found in zip(prompts, limits, run(model, prompts, rules, limits, config), strict=True):
             for hypothesis in found:
                 new = list(hypothesis.token_ids)
                 forced = sum(model.log_probs(prompt + new[:place])[token] for place, token in enumerate(new))
@@ -80,9 +49,7 @@ def test_reports_plain_logprob_and_reason():
                 assert hypothesis.finish_reason == ("eos" if new[-1] in rules.eos_ids else "length")
                 assert len(new) == limit or hypothesis.finish_reason == "eos"
                 if rules == Rules(rules.eos_ids):
-                    assert hypothesis.score == pytest.approx(
-                        forced / len(new) ** config.length_penalty, abs=1e-4
-                    )
+                    assert hypothesis.score == pytest.approx(forced / len(new) ** config.length_penalty, abs=1e-4)
 
 
 def test_in_a_batch_as_alone():
@@ -118,19 +85,14 @@ def test_one_beam_is_greedy_with_a_beam_score():
         model, prompts, rules, limits, config = random_case(number)
         one = config.model_copy(update={"beam_size": 1, "num_return": 1})
         greedy = GreedyConfig(
-            **{
-                key: getattr(config, key)
-                for key in ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
-            }
+            **{key: getattr(config, key) for key in ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")}
         )
         for beam, path in zip(
             run(model, prompts, rules, limits, one), run(model, prompts, rules, limits, greedy), strict=True
         ):
             assert beam[0].token_ids == path[0].token_ids
             assert beam[0].logprob == path[0].logprob
-            assert beam[0].score == pytest.approx(
-                path[0].logprob / len(path[0].token_ids) ** config.length_penalty
-            )
+            assert beam[0].score == pytest.approx(path[0].logprob / len(path[0].token_ids) ** config.length_penalty)
 
 
 def test_reads_prompts_once_and_drops_prompts_that_are_done():
@@ -169,9 +131,7 @@ def test_a_stop_string_ends_a_hypothesis():
 def test_a_row_is_asked_for_by_its_number():
     rows = set()
     model, prompts = TableModel(20, 1), [[1, 2], [3], [4, 5, 6]]
-    search(
-        model, batch(prompts), BeamConfig(beam_size=2), limits=[1, 2, 3], stop=lambda row, ids: rows.add(row)
-    )
+    search(model, batch(prompts), BeamConfig(beam_size=2), limits=[1, 2, 3], stop=lambda row, ids: rows.add(row))
     assert rows == {0, 1, 2}
 
 

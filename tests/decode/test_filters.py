@@ -68,8 +68,7 @@ def test_common_filters_equal_plain_code():
             torch.tensor(rules.suppress, dtype=torch.int64),
         )
         expected = [
-            rules.filtered(row, tokens[:-1], tokens[-1:])
-            for row, tokens in zip(scores.tolist(), rows, strict=True)
+            rules.filtered(row, tokens[:-1], tokens[-1:]) for row, tokens in zip(scores.tolist(), rows, strict=True)
         ]
         torch.testing.assert_close(result, torch.tensor(expected))
         assert torch.equal(scores, given), "filters leave their input alone"
@@ -85,9 +84,7 @@ def test_top_k_keeps_ties(scores):
     for k in (1, 2, 5, 30, 500):
         for row, tokens in zip(scores.tolist(), kept(filters.keep_top_k(scores, k)), strict=True):
             worst = sorted(row, reverse=True)[min(k, 30) - 1]
-            assert tokens == {
-                token for token, score in enumerate(row) if score >= worst and score > -math.inf
-            }
+            assert tokens == {token for token, score in enumerate(row) if score >= worst and score > -math.inf}
 
 
 def test_top_p_keeps_the_fewest_tokens(scores):
@@ -103,14 +100,17 @@ def test_top_p_keeps_the_fewest_tokens(scores):
             assert tokens == expected
 
 
+def test_top_p_takes_no_more_than_its_share():
+    """Exactly half of the probability is one of two equal tokens."""
+    assert [len(tokens) for tokens in kept(filters.keep_top_p(torch.zeros(1, 2), 0.5))] == [1]
+
+
 def test_min_p_compares_with_the_likeliest(scores):
     for min_p in (0.01, 0.3, 0.999):
         for row, tokens in zip(scores.tolist(), kept(filters.keep_min_p(scores, min_p)), strict=True):
             probabilities = softmax(row)
             least = min_p * max(probabilities)
-            assert tokens == {
-                token for token in range(30) if probabilities[token] >= least and probabilities[token]
-            }
+            assert tokens == {token for token in range(30) if probabilities[token] >= least and probabilities[token]}
 
 
 def test_typical_p_keeps_what_is_nearest_to_the_entropy():

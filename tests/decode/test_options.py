@@ -22,9 +22,7 @@ def test_options_come_before_defaults():
 
 def test_defaults_of_another_strategy_are_dropped():
     defaults = SampleConfig(temperature=0.7, num_return=4, repetition_penalty=1.2, max_new_tokens=9)
-    assert resolve_decoding(defaults, {"strategy": "greedy"}) == GreedyConfig(
-        repetition_penalty=1.2, max_new_tokens=9
-    )
+    assert resolve_decoding(defaults, {"strategy": "greedy"}) == GreedyConfig(repetition_penalty=1.2, max_new_tokens=9)
     beam = resolve_decoding(defaults, {"strategy": "beam", "beam_size": 3})
     assert beam == BeamConfig(beam_size=3, repetition_penalty=1.2, max_new_tokens=9)
 
@@ -73,7 +71,7 @@ def test_python_spellings():
         ({"min_new_tokens": 6, "max_new_tokens": 5}, ["min_new_tokens", "6", "max_new_tokens 5"]),
         ({"num_return": 2}, ["num_return", "greedy"]),
         ({"repetition_penalty": 0}, ["repetition_penalty", "at least 0.01"]),
-        ({"stop": ""}, ["stop", "not empty"]),
+        ({"stop": ""}, ["stop", "none of them empty"]),
         ({"stop": ["a", 5]}, ["stop", "5"]),
         ({"stop": "\udc80"}, ["stop"]),
         ({"seed": -1}, ["seed", "-1"]),

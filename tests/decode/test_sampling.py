@@ -4,8 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from decode_fakes import Rules, TableModel, batch, slow_greedy
-from test_beam import random_case
+from decode_fakes import Rules, TableModel, batch, random_case, slow_greedy
 
 from txtgen.config.decoding import BeamConfig, GreedyConfig, SampleConfig
 from txtgen.decode import search, search_steps
@@ -24,9 +23,7 @@ def greedy_case(number):
 def test_greedy_equals_the_slow_search():
     for number in range(60):
         model, prompts, rules, limits, config = greedy_case(number)
-        results = search(
-            model, batch(prompts), config, limits=limits, eos_ids=rules.eos_ids, suppress=rules.suppress
-        )
+        results = search(model, batch(prompts), config, limits=limits, eos_ids=rules.eos_ids, suppress=rules.suppress)
         for prompt, limit, (found,) in zip(prompts, limits, results, strict=True):
             new = list(found.token_ids)
             assert new == slow_greedy(model, prompt, rules, limit)
@@ -73,12 +70,18 @@ def test_frequencies_are_the_softmax(config):
     drawn = Counter(draw(scores.expand(count, -1), range(count)).tolist())
     assert {token for token in range(12) if expected[token] == 0}.isdisjoint(drawn)
     possible = [probability * count for probability in expected if probability > 0]
-    statistic = sum(
-        (drawn[token] - p * count) ** 2 / (p * count) for token, p in enumerate(expected) if p > 0
-    )
+    statistic = sum((drawn[token] - p * count) ** 2 / (p * count) for token, p in enumerate(expected) if p > 0)
     # The 99.99th percentile, by Wilson and Hilferty's approximation.
     freedom = len(possible) - 1
     assert statistic < freedom * (1 - 2 / (9 * freedom) + 3.72 * math.sqrt(2 / (9 * freedom))) ** 3
+
+
+@pytest.mark.parametrize(("number", "token"), [(0.0, 1), (0.4999, 1), (0.5, 3), (1 - 2**-53, 3)])
+def test_borders_never_fall_on_a_forbidden_token(number, token):
+    draw = Draw(SampleConfig(), [(0, 0)])
+    draw.random[0].random = lambda: number
+    scores = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])
+    assert draw(scores, [0]).tolist() == [token]
 
 
 def test_successive_draws_of_a_stream_are_independent():
@@ -86,8 +89,7 @@ def test_successive_draws_of_a_stream_are_independent():
     bits = [int(draw(scores, [0])) for _ in range(count)]
     pairs = Counter(pairwise(bits))
     assert all(
-        abs(pairs[pair] - count / 4) < 4 * math.sqrt(count * 3 / 16)
-        for pair in [(0, 0), (0, 1), (1, 0), (1, 1)]
+        abs(pairs[pair] - count / 4) < 4 * math.sqrt(count * 3 / 16) for pair in [(0, 0), (0, 1), (1, 0), (1, 1)]
     )
 
 
@@ -98,9 +100,7 @@ def test_samples_do_not_depend_on_the_batch():
     def run(order, config=config, first=0, limit=12):
         chosen = batch([prompts[index] for index in order])
         limits = [limit] * len(order)
-        return search(
-            model, chosen, config, limits=limits, eos_ids=(1,), prompt_indices=order, first_sample=first
-        )
+        return search(model, chosen, config, limits=limits, eos_ids=(1,), prompt_indices=order, first_sample=first)
 
     together = run([0, 1, 2, 3])
     assert run([3, 1, 0, 2]) == [together[index] for index in (3, 1, 0, 2)]

@@ -89,9 +89,7 @@ def compare(models, number: int) -> None:
             output_scores=True,
             **settings,
         )
-    ours = search(
-        Wrapped(model), batch([prompt]), config, limits=[limit], eos_ids=eos_ids, suppress=suppress
-    )[0]
+    ours = search(Wrapped(model), batch([prompt]), config, limits=[limit], eos_ids=eos_ids, suppress=suppress)[0]
     if beams == 1:
         expected = [(None, theirs.sequences[0])]
     else:

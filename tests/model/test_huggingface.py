@@ -18,9 +18,7 @@ def logits(model) -> torch.Tensor:
 @torch.no_grad()
 def test_gpt2():
     model = tiny_model("decoder", "learned", activation="gelu_tanh")
-    config = transformers.GPT2Config(
-        vocab_size=13, n_positions=24, n_embd=16, n_layer=2, n_head=4, n_inner=24
-    )
+    config = transformers.GPT2Config(vocab_size=13, n_positions=24, n_embd=16, n_layer=2, n_head=4, n_inner=24)
     theirs = transformers.GPT2LMHeadModel(config).double().eval()
     body = theirs.transformer
     body.wte.weight.copy_(model.token_embedding.weight)

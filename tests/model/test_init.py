@@ -45,9 +45,7 @@ def test_a_weight_depends_on_its_name_alone():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_spread(architecture):
-    model = initialised(
-        architecture=architecture, position="learned", d_model=64, init_std=0.05, tie_embeddings=False
-    )
+    model = initialised(architecture=architecture, position="learned", d_model=64, init_std=0.05, tie_embeddings=False)
     for name, weight in model.state_dict().items():
         if name.endswith("norm.weight"):
             assert (weight == 1.0).all()

@@ -37,9 +37,7 @@ def test_rotation_is_multiplication_by_a_complex_number():
     result = turned(x, positions, 100.0)
     for row, position in enumerate(positions.tolist()):
         for pair in range(3):
-            number = complex(x[row, pair], x[row, pair + 3]) * cmath.exp(
-                1j * position * 100.0 ** (-2 * pair / 6)
-            )
+            number = complex(x[row, pair], x[row, pair + 3]) * cmath.exp(1j * position * 100.0 ** (-2 * pair / 6))
             assert complex(result[row, pair], result[row, pair + 3]) == pytest.approx(number, abs=1e-13)
 
 
@@ -100,8 +98,13 @@ def test_buckets_are_the_published_ones(bidirectional, num_buckets, max_distance
     got = relative_buckets(
         torch.tensor([[reach]]), torch.arange(2 * reach + 1)[None], num_buckets, max_distance, bidirectional
     )
-    expected = [
-        bucket(offset, bidirectional, num_buckets, max_distance) for offset in range(-reach, reach + 1)
-    ]
+    expected = [bucket(offset, bidirectional, num_buckets, max_distance) for offset in range(-reach, reach + 1)]
     assert got[0, 0].tolist() == expected
     assert got.max() < num_buckets
+
+
+def test_tables_made_in_inference_mode_serve_training():
+    with torch.inference_mode():
+        table = sinusoidal_table(5, 6, CPU, torch.float64)
+    assert not table.is_inference()
+    assert sinusoidal_table(5, 6, CPU, torch.float64) is table

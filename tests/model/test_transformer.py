@@ -105,13 +105,12 @@ def test_rows_of_nothing_but_padding_are_harmless(architecture, position):
     sources = source_for(model, 2)
     if sources:
         sources["source_mask"][1] = False
+        assert (model.encode(**sources)[1].amax(-1) == 0.0).all()
     for separate, bidirectional in ((False, None), (True, None), (True, flags)):
         logits = model(**inputs, separate=separate, bidirectional=bidirectional, **sources)
         assert logits.isfinite().all()
         logits.sum().backward()
-    assert all(
-        parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None
-    )
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
 
 
 @every_position
@@ -138,12 +137,8 @@ def test_a_bidirectional_prefix_sees_itself_whole(position):
 @every_position
 def test_gradients_reach_every_parameter(architecture, position):
     options = {"qk_norm": True, "embedding_norm": True, "gated": True, "num_ffn_hidden_layers": 3}
-    unshared = (
-        {"share_embeddings": False, "source_vocab_size": VOCAB} if architecture == "encoder_decoder" else {}
-    )
-    model = tiny_model(
-        architecture, position, tie_embeddings=False, activation="silu", **options, **unshared
-    ).train()
+    unshared = {"share_embeddings": False, "source_vocab_size": VOCAB} if architecture == "encoder_decoder" else {}
+    model = tiny_model(architecture, position, tie_embeddings=False, activation="silu", **options, **unshared).train()
     logits = model(**plain(random_ids(2, 6)), **source_for(model, 2))
     F.cross_entropy(logits.flatten(0, 1), random_ids(12, seed=3)).backward()
     for name, parameter in model.named_parameters():
@@ -166,9 +161,7 @@ def test_names_of_parameters(architecture):
     crossed = {f"decoder.layers.1.cross_attention.{name}" for name in block} | {
         "decoder.layers.0.cross_attention_norm.bias"
     }
-    encoder = {f"encoder.layers.1.self_attention.{name}" for name in block} | {
-        "source_position_embedding.weight"
-    }
+    encoder = {f"encoder.layers.1.self_attention.{name}" for name in block} | {"source_position_embedding.weight"}
     assert (crossed | encoder <= names) == (architecture == "encoder_decoder")
 
 
@@ -214,9 +207,7 @@ def test_the_logits_are_the_head_of_the_hidden_states(architecture):
     model = tiny_model(architecture)
     inputs = {**plain(random_ids(2, 6)), **source_for(model, 2)}
     hidden = model.hidden(**inputs)
-    torch.testing.assert_close(
-        model(**inputs), torch.cat([model.head(hidden[:1]), model.head(hidden[1:])]), **EXACT
-    )
+    torch.testing.assert_close(model(**inputs), torch.cat([model.head(hidden[:1]), model.head(hidden[1:])]), **EXACT)
 
 
 def test_softcap_bounds_the_logits():
@@ -260,16 +251,23 @@ def test_each_dropout_does_something(architecture, field):
     assert (logits_of(model, ids, **sources) - logits_of(model, ids, **sources)).abs().max() > 1e-3
 
 
+def test_dropout_of_embeddings():
+    model = tiny_model(dropout=0.5).train()
+    with torch.no_grad():
+        for layer in model.decoder.layers:
+            for proj in (layer.self_attention.o_proj, layer.feed_forward.down_proj):
+                proj.weight.zero_()
+                proj.bias.zero_()
+    ids = random_ids(2, 6)
+    assert (logits_of(model, ids) - logits_of(model, ids)).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("autocast", [True, False])
 @both
 @every_position
 def test_bfloat16_stays_close_and_in_its_dtype(architecture, position, autocast):
-    exact = tiny_model(
-        architecture, position, qk_norm=True, norm="rms_norm", num_kv_heads=2, logit_softcap=30.0
-    )
-    model = tiny_model(
-        architecture, position, qk_norm=True, norm="rms_norm", num_kv_heads=2, logit_softcap=30.0
-    )
+    exact = tiny_model(architecture, position, qk_norm=True, norm="rms_norm", num_kv_heads=2, logit_softcap=30.0)
+    model = tiny_model(architecture, position, qk_norm=True, norm="rms_norm", num_kv_heads=2, logit_softcap=30.0)
     model = model.float() if autocast else model.bfloat16()
     ids, sources = random_ids(2, 6), source_for(model, 2)
     expected = logits_of(exact, ids, **sources)

@@ -44,9 +44,7 @@ def tiny_config(architecture: str = "decoder", position: str = "sinusoidal", **o
     return EncoderDecoderConfig(**{**layers, **shared, **options})
 
 
-def tiny_model(
-    architecture: str = "decoder", position: str = "sinusoidal", *, seed: int = 0, **options
-) -> Transformer:
+def tiny_model(architecture: str = "decoder", position: str = "sinusoidal", *, seed: int = 0, **options) -> Transformer:
     """In evaluation mode. Every weight is random, norms and biases too, so that none can be forgotten."""
     model = build_model(tiny_config(architecture, position, **options)).double().eval()
     generator = torch.Generator().manual_seed(seed)

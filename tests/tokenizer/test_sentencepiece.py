@@ -108,9 +108,7 @@ def test_tokens_cover_the_bytes_of_the_text(algorithm: str, text: str) -> None:
     tokenizer = trained(algorithm)
     ids = tokenizer.encode(text)
     content = text.encode()
-    assert [content[start:end] for start, end in tokenizer.offsets(ids)] == list(
-        map(tokenizer.token_bytes, ids)
-    )
+    assert [content[start:end] for start, end in tokenizer.offsets(ids)] == list(map(tokenizer.token_bytes, ids))
     assert len(tokenizer.pieces(ids)) == len(ids)
 
 
@@ -148,9 +146,7 @@ def test_space_is_a_piece_of_the_char_model() -> None:
 
 def test_a_control_symbol_of_ordinary_characters_cannot_be_typed() -> None:
     for algorithm in ALGORITHMS:
-        config = SentencePieceConfig(
-            algorithm=algorithm, vocab_size=380, control_symbols=("fox", "the", "§§")
-        )
+        config = SentencePieceConfig(algorithm=algorithm, vocab_size=380, control_symbols=("fox", "the", "§§"))
         tokenizer, _ = train_sentencepiece(config, [CORPUS])
         text = "the fox §§ thefox"
         ids = tokenizer.encode(text)
@@ -245,8 +241,7 @@ def field(number: int, content: bytes) -> bytes:
 def model_of(*pieces: tuple[bytes, int]) -> bytes:
     """A .model file with pieces of a type: 1 normal, 2 unknown, 3 control, 4 user-defined."""
     return b"".join(
-        field(1, field(1, piece) + b"\x15" + struct.pack("<f", 0.0) + bytes([3 << 3, kind]))
-        for piece, kind in pieces
+        field(1, field(1, piece) + b"\x15" + struct.pack("<f", 0.0) + bytes([3 << 3, kind])) for piece, kind in pieces
     )
 
 

@@ -16,9 +16,8 @@ from txtgen.errors import DataError
 from txtgen.tokenizer import SentencePieceTokenizer, train_sentencepiece
 
 ALGORITHMS = ("unigram", "bpe", "char")
-WORDS = re.findall(
-    r"\w+", "the of and to in that was his he it with is for as had you not be her on at by which"
-)
+WORDS = re.findall(r"\w+", "the of and to in that was his he it with is for as had you not be her on at by which")
+RESERVED = ["<pad>", "<unk>", "<s></s>", "<|user|>", "<0x41>", "<<0x41>>"]
 TEXT = " ".join(WORDS[i * i % 22] + WORDS[i * 7 % 19] for i in range(1, 3000))
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -28,9 +27,7 @@ def pieces(tokenizer: SentencePieceTokenizer) -> list[str]:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_same_texts_give_the_same_model_in_silence(
-    algorithm: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_same_texts_give_the_same_model_in_silence(algorithm: str, capfd: pytest.CaptureFixture[str]) -> None:
     config = SentencePieceConfig(algorithm=algorithm, vocab_size=400)
     first, _ = train_sentencepiece(config, [TEXT])
     second, _ = train_sentencepiece(config, iter([TEXT]))
@@ -83,9 +80,7 @@ def test_a_small_corpus_gives_what_it_supports_or_says_how_much(algorithm: str) 
     largest = len(tokenizer)
     assert largest < 5000
     with pytest.raises(DataError, match="at most") as caught:
-        train_sentencepiece(
-            SentencePieceConfig(algorithm=algorithm, vocab_size=5000, exact_vocab_size=True), [text]
-        )
+        train_sentencepiece(SentencePieceConfig(algorithm=algorithm, vocab_size=5000, exact_vocab_size=True), [text])
     advised = int(re.search(r"set it to (\d+)", caught.value.fix)[1])
     assert largest - 3 < advised <= largest
     config = SentencePieceConfig(algorithm=algorithm, vocab_size=advised, exact_vocab_size=True)
@@ -148,7 +143,21 @@ def test_half_a_surrogate_pair_in_the_corpus() -> None:
         train_sentencepiece(SentencePieceConfig(), ["fine", "not \ud800 fine"])
 
 
-@given(texts=st.lists(st.text(max_size=30), min_size=1, max_size=4), algorithm=st.sampled_from(ALGORITHMS))
+@pytest.mark.parametrize("name", ["<unk>", "</s>", "<pad>", "<|user|>", "<0x41>"])
+def test_text_that_spells_a_reserved_piece_still_counts(name: str) -> None:
+    text = f"{name} " * 50
+    tokenizer, sample = train_sentencepiece(SentencePieceConfig(algorithm="bpe", vocab_size=320), [text])
+    assert sample.coverage == 1.0
+    ids = tokenizer.encode(text)
+    assert not tokenizer.byte_ids.intersection(ids)
+    assert not set(ids) & set(range(7))
+    assert tokenizer.decode(ids) == text
+
+
+@given(
+    texts=st.lists(st.text(max_size=30) | st.sampled_from(RESERVED), min_size=1, max_size=4),
+    algorithm=st.sampled_from(ALGORITHMS),
+)
 @settings(max_examples=40, deadline=None)
 def test_any_corpus_gives_a_lossless_tokenizer_or_a_data_error(texts: list[str], algorithm: str) -> None:
     try:
@@ -170,9 +179,7 @@ def test_nfkc_folds_but_keeps_white_space() -> None:
 def test_digits_are_single_unless_asked_otherwise() -> None:
     text = "2024 2024 2024 in 2024\n" * 50
     single, _ = train_sentencepiece(SentencePieceConfig(algorithm="bpe", vocab_size=300), [text])
-    grouped, _ = train_sentencepiece(
-        SentencePieceConfig(algorithm="bpe", vocab_size=300, split_digits=False), [text]
-    )
+    grouped, _ = train_sentencepiece(SentencePieceConfig(algorithm="bpe", vocab_size=300, split_digits=False), [text])
     assert len(single.encode("2024")) == 4
     assert len(grouped.encode("2024")) == 1
 
@@ -193,9 +200,7 @@ def test_the_smallest_vocabulary_has_room_for_one_character() -> None:
     with pytest.raises(ValidationError, match="vocab_size"):
         SentencePieceConfig(vocab_size=264)
     for algorithm in ALGORITHMS:
-        tokenizer, sample = train_sentencepiece(
-            SentencePieceConfig(algorithm=algorithm, vocab_size=265), [TEXT]
-        )
+        tokenizer, sample = train_sentencepiece(SentencePieceConfig(algorithm=algorithm, vocab_size=265), [TEXT])
         assert len(tokenizer) == 265
         assert sample.num_covered == 1
         assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT

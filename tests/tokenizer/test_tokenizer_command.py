@@ -113,9 +113,7 @@ def test_show_counts_what_it_says(tmp_path: Path) -> None:
         len(tokenizer),
         256,
     )
-    assert (
-        b"".join("fox 漢".encode()[token.start : token.end] for token in summary.tokens) == "fox 漢".encode()
-    )
+    assert b"".join("fox 漢".encode()[token.start : token.end] for token in summary.tokens) == "fox 漢".encode()
     assert [token.id for token in summary.tokens] == tokenizer.encode("fox 漢")
     assert [token.piece for token in summary.tokens][-3:] == ["<0xE6>", "<0xBC>", "<0xA2>"]
     report, empty = summary.files

@@ -29,3 +29,9 @@ def test_inverse_square_root_is_that_of_vaswani() -> None:
     for step in (1, 100, 4000, 4001, 100_000):
         published = 512**-0.5 * min(step**-0.5, step * 4000**-1.5)
         assert math.isclose(learning_rate(schedule, step, 200_000, peak), published)
+
+
+def test_a_warm_up_that_is_not_given_fits_the_run() -> None:
+    assert learning_rate(CosineSchedule(), 1, 10, 1.0) == pytest.approx(1.0, abs=0.05)
+    assert learning_rate(CosineSchedule(), 20, 1000, 1.0) == pytest.approx(20 / 50)
+    assert learning_rate(CosineSchedule(), 50, 100_000, 1.0) == pytest.approx(0.5)

@@ -35,7 +35,5 @@ def schema(kind: RunKind = "pretrain") -> str:
         case "finetune":
             found = schema_of(FinetuneConfig)
         case _:
-            raise UsageError(
-                f"there is no schema named {kind!r}", "", f"name one of {', '.join(get_args(RunKind))}"
-            )
+            raise UsageError(f"there is no schema named {kind!r}", "", f"name one of {', '.join(get_args(RunKind))}")
     return json.dumps(found, indent=2, ensure_ascii=False) + "\n"

@@ -16,6 +16,7 @@ from txtgen.train import StepReport
 
 PLAIN_LINE_SECONDS = 5.0
 
+
 def write_result(text: str, end: str = "\n") -> None:
     """Write a result to stdout: escaped on a terminal, exact when piped."""
     if sys.stdout.isatty():

@@ -47,7 +47,9 @@ def run(config: EvaluateConfig) -> Evaluation:
         max_source_length=source_length(loaded.config.model),
     )
     seed = trained_on.get("seed", 0)
-    batches = validation_batches(data, objective, batch_tokens=max(config.batch_tokens, length), length=length, seed=seed)
+    batches = validation_batches(
+        data, objective, batch_tokens=max(config.batch_tokens, length), length=length, seed=seed
+    )
     loss = evaluate_loss(loaded.model, batches)
     translation = None
     if config.translate and isinstance(data.objective, Seq2SeqObjective):
@@ -60,7 +62,9 @@ def _translate(generator: Generator, data: DataConfig, seed: int, config: Evalua
     if not pairs:
         return None
     options = {**config.decoding, "num_return": 1}
-    texts = [generation.text.replace("\n", " ") for generation in generator.generate([p.source for p in pairs], **options)]
+    texts = [
+        generation.text.replace("\n", " ") for generation in generator.generate([p.source for p in pairs], **options)
+    ]
     if config.output is not None:
         with replace_file(Path(config.output)) as handle:
             handle.write("".join(text + "\n" for text in texts).encode())

@@ -71,7 +71,9 @@ def prepare(base: Checkpoint, config: FinetuneConfig, where: str) -> Transformer
     """
     problems = list(architecture_problems(base.config.model, config.data, config.train))
     if problems:
-        raise ConfigError("; ".join(f"{key}: {complaint}" for key, complaint in problems), f"base {where}", "change the config")
+        raise ConfigError(
+            "; ".join(f"{key}: {complaint}" for key, complaint in problems), f"base {where}", "change the config"
+        )
     check_tokenizer(base, where)
     _refuse_other_tokenizer(base, config)
     model = build_model(_with_dropout(base.config.model, config.dropout), device="cpu")

@@ -25,7 +25,9 @@ def resolve_model(model: str | Path | None, runs_path: str = "runs") -> Path:
         for name in ("best.pth", "last.pth"):
             if (path / name).is_file():
                 return path / name
-        raise CheckpointError("no model in this folder", str(path), "it needs a best.pth or last.pth; name a run folder")
+        raise CheckpointError(
+            "no model in this folder", str(path), "it needs a best.pth or last.pth; name a run folder"
+        )
     if not path.is_file():
         raise CheckpointError("no such model", str(path), "give a .pth file or a run folder")
     return path

@@ -36,7 +36,9 @@ def run(config: PretrainConfig, launch: Launch | None = None) -> RunResult:
         else:
             init_weights(model, config.seed)
         model.to(start.device)
-        display.note(f"model: {sum(p.numel() for p in model.parameters()):,} parameters on {start.device}, {start.dtype}")
+        display.note(
+            f"model: {sum(p.numel() for p in model.parameters()):,} parameters on {start.device}, {start.dtype}"
+        )
         job = Job(
             command="pretrain",
             config=config,

@@ -47,7 +47,9 @@ def report_inspection(inspection: Inspection, as_json: bool) -> None:
         "size": f"{inspection.file_bytes / 1e6:,.1f} MB",
         "sha256": inspection.fingerprint,
         "parameters": f"{inspection.parameters:,} in {len(inspection.tensors)} tensors",
-        "architecture": ", ".join(f"{key} {value}" for key, value in model.items() if not isinstance(value, dict | None)),
+        "architecture": ", ".join(
+            f"{key} {value}" for key, value in model.items() if not isinstance(value, dict | None)
+        ),
         "tokenizer": f"{inspection.tokenizer['kind']}, {inspection.tokenizer['vocabulary']:,} tokens, "
         f"sha256 {inspection.tokenizer['fingerprint'][:16]}",
         "chat": (inspection.config["chat"] or {}).get("kind", "no"),

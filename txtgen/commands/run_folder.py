@@ -46,7 +46,9 @@ class RunFolder:
             lock.acquire()
         except Timeout as error:
             raise BusyError(
-                "the run folder is in use" + self._owner(), str(self.path), "wait for that run, or choose another --name"
+                "the run folder is in use" + self._owner(),
+                str(self.path),
+                "wait for that run, or choose another --name",
             ) from error
         except OSError as error:
             raise ResourceError(

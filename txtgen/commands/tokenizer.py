@@ -159,9 +159,7 @@ def show(
 
 def losses(tokenizer: Tokenizer) -> tuple[str, ...]:
     """What of a text the tokenizer does not give back, in words; empty for a lossless one."""
-    return tuple(
-        words for words, probe in _PROBES.items() if tokenizer.decode(tokenizer.encode(probe)) != probe
-    )
+    return tuple(words for words, probe in _PROBES.items() if tokenizer.decode(tokenizer.encode(probe)) != probe)
 
 
 def tokens(tokenizer: Tokenizer, text: str) -> tuple[TokenView, ...]:

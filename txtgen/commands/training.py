@@ -138,7 +138,9 @@ class Session:
         job, train_config = self.job, self.job.config.train
         self.state = TrainState(
             job.model,
-            build_optimizer(job.model, train_config.optimizer.model_copy(update={"learning_rate": job.peak_learning_rate})),
+            build_optimizer(
+                job.model, train_config.optimizer.model_copy(update={"learning_rate": job.peak_learning_rate})
+            ),
         )
         self.objective: Objective = build_objective(
             job.config.data.objective,
@@ -199,7 +201,7 @@ class Session:
             "seed": self.job.config.seed,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "txtgen": txtgen.__version__,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "python": platform.python_version(),
             "device": str(next(self.job.model.parameters()).device),
             "dtype": str(self.job.dtype).removeprefix("torch."),
@@ -357,10 +359,10 @@ class Session:
                 "train.validation_metric",
                 "use validation_metric: loss",
             )
-        texts = [generation.text for generation in self.generator.generate([pair.source for pair in pairs], num_return=1)]
-        scores = score_translations(
-            texts, [pair.target for pair in pairs], job.config.data.validation.bleu_tokenizer
-        )
+        texts = [
+            generation.text for generation in self.generator.generate([pair.source for pair in pairs], num_return=1)
+        ]
+        scores = score_translations(texts, [pair.target for pair in pairs], job.config.data.validation.bleu_tokenizer)
         return {"val_bleu": scores.bleu, "val_chrf": scores.chrf}
 
     def sample_after_validation(self) -> None:
@@ -411,4 +413,3 @@ class Session:
 def due(step: int, every: int) -> bool:
     """Whether something that happens every so many steps (0: never) happens now."""
     return every > 0 and step % every == 0
-

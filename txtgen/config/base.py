@@ -33,9 +33,7 @@ class Expected:
 class Config(BaseModel):
     """A strict, frozen section of the configuration: unknown keys, wrong types and NaN are refused."""
 
-    model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
-    )
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Pairs of (key, complaint) for whatever concerns more than one key; the key may be dotted."""

@@ -56,7 +56,10 @@ def architecture_problems(model: TransformerConfig, data: DataConfig, train: Tra
     for group, sources in (("data.sources", data.sources), ("data.validation.sources", data.validation.sources)):
         for number, source in enumerate(sources):
             if (source.kind in pairs) == (data.objective.kind == "causal_lm"):
-                yield f"{group}.{number}.kind", f"a {source.kind} source cannot serve the objective {data.objective.kind}"
+                yield (
+                    f"{group}.{number}.kind",
+                    f"a {source.kind} source cannot serve the objective {data.objective.kind}",
+                )
     length = train.sequence_length or model.max_length
     if length > model.max_length:
         yield "train.sequence_length", f"is {length}, more than the model's max_length {model.max_length}"

@@ -128,9 +128,7 @@ def resolve_decoding(defaults: DecodingConfig, options: Mapping[str, Any]) -> De
     """
     strategy = options.get("strategy", defaults.strategy)
     if not isinstance(strategy, str) or strategy not in STRATEGIES:
-        raise UsageError(
-            f"unknown strategy {strategy!r}", "strategy", f"choose one of {', '.join(STRATEGIES)}"
-        )
+        raise UsageError(f"unknown strategy {strategy!r}", "strategy", f"choose one of {', '.join(STRATEGIES)}")
     for name in options:
         _refuse_foreign_option(name, strategy)
     config = STRATEGIES[strategy]
@@ -202,7 +200,7 @@ def _in_words(schema: Mapping[str, Any]) -> str:
     nouns = {
         "integer": "a whole number",
         "number": "a number",
-        "array": "texts that are not empty",
+        "array": "texts of valid Unicode, none of them empty",
         "null": "None",
     }
     bounds = {

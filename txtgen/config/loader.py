@@ -130,9 +130,7 @@ def _with_value(node: Any, path: KeyPath, depth: int, value: Any, flag: str) -> 
         )
     index = int(key) if key.isascii() and key.isdigit() and len(key) < 8 else len(node) + 1
     if index > len(node):
-        raise ConfigError(
-            f"{above} is {shown(node)} and has no {printable(key)}", flag, "items are counted from 0"
-        )
+        raise ConfigError(f"{above} is {shown(node)} and has no {printable(key)}", flag, "items are counted from 0")
     old = node[index] if index < len(node) else None
     return [*node[:index], _with_value(old, path, depth + 1, value, flag), *node[index + 1 :]]
 
@@ -146,7 +144,7 @@ def schema(kind: Any) -> dict[str, Any]:
     """The JSON Schema (2020-12) of a configuration class or a union of them, for editors."""
     found = TypeAdapter(kind).json_schema()
     definitions = {**found.get("$defs", {}), found.get("title", ""): found}
-    for section in all_sections(kind):
+    for section in dict.fromkeys(all_sections(kind)):
         properties = definitions[section.__name__]["properties"]
         for name, words in field_descriptions(section).items():
             properties[name]["description"] = words

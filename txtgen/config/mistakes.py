@@ -94,9 +94,7 @@ def shown(value: Any) -> str:
             return repr(value)
         case [] | ():
             return "an empty list"
-        case list() | tuple() if len(value) <= 3 and all(
-            isinstance(item, str | int | float) for item in value
-        ):
+        case list() | tuple() if len(value) <= 3 and all(isinstance(item, str | int | float) for item in value):
             return f"[{', '.join(shown(item) for item in value)}]"
         case list() | tuple():
             return f"a list of {len(value)}"

@@ -129,7 +129,10 @@ class TransformerConfig(Config):
         """Head counts that do not divide, and odd widths where pairs are rotated."""
         if self.head_dim is None and self.d_model % self.num_heads:
             near = max(1, round(self.d_model / self.num_heads)) * self.num_heads
-            yield "d_model", f"{self.d_model} is not divisible by num_heads {self.num_heads}; try {near} or set head_dim"
+            yield (
+                "d_model",
+                f"{self.d_model} is not divisible by num_heads {self.num_heads}; try {near} or set head_dim",
+            )
         if self.num_heads % self.kv_heads:
             small = [n for n in range(1, isqrt(self.num_heads) + 1) if self.num_heads % n == 0]
             divisors = sorted({*small, *(self.num_heads // n for n in small)})

@@ -28,9 +28,7 @@ def unwrapped(annotation: Any) -> tuple[Any, list[Any]]:
     notes: list[Any] = []
     while get_origin(annotation) is Annotated:
         annotation, *found = get_args(annotation)
-        notes += chain.from_iterable(
-            note.metadata if isinstance(note, FieldInfo) else [note] for note in found
-        )
+        notes += chain.from_iterable(note.metadata if isinstance(note, FieldInfo) else [note] for note in found)
     return annotation, notes
 
 
@@ -80,10 +78,8 @@ def expected(annotation: Any, value: Any = None) -> str:
     options = sections(annotation)
     words = [_expected(arm, value) for arm in arms(annotation) if unwrapped(arm)[0] not in options]
     if len(options) > 1:
-        words.insert(
-            0,
-            f"a section with {tag(options[0])[0]}: one of {', '.join(tag(option)[1] for option in options)}",
-        )
+        kinds = ", ".join(tag(option)[1] for option in options)
+        words.insert(0, f"a section with {tag(options[0])[0]}: one of {kinds}")
     elif options:
         words.insert(0, "a section")
     return " or ".join(words)
@@ -100,9 +96,7 @@ def _expected(annotation: Any, value: Any) -> str:
         choices = ", ".join(str(choice) for choice in get_args(inner))
         return f"one of {choices}" if len(get_args(inner)) > 1 else choices
     if origin is tuple:
-        return (
-            f"a list{_at_least(notes, ' that is not empty')}, each item {expected(get_args(inner)[0], value)}"
-        )
+        return f"a list{_at_least(notes, ' that is not empty')}, each item {expected(get_args(inner)[0], value)}"
     if inner in (int, float):
         return ("a whole number" if inner is int else "a number") + _bounds(notes, value)
     if inner is str:
@@ -124,9 +118,7 @@ def _bounds(notes: list[Any], value: Any) -> str:
                 found.append(f"at least {limit:,}".removesuffix(".0"))
             case Gt(gt=limit):
                 found.append(f"above {limit:,}".removesuffix(".0"))
-            case Le(le=int() | float() as limit) if limit < _HUGE or (
-                isinstance(value, int) and value > limit
-            ):
+            case Le(le=int() | float() as limit) if limit < _HUGE or (isinstance(value, int) and value > limit):
                 found.append(f"at most {limit:,}".removesuffix(".0"))
             case Lt(lt=limit):
                 found.append(f"below {limit:,}".removesuffix(".0"))

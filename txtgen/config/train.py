@@ -28,7 +28,8 @@ class CosineSchedule(Config):
     """Linear warm-up, then half a cosine down to final_ratio of the peak."""
 
     kind: Literal["cosine"] = "cosine"
-    warmup_steps: NonNegative = 100
+    warmup_steps: NonNegative | None = None
+    """None: a twentieth of the run, at most 100 steps."""
     final_ratio: Share = 0.1
 
 
@@ -83,7 +84,7 @@ class TrainConfig(Config):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """A warm-up must end before the run does."""
-        if self.steps and self.schedule.warmup_steps > self.steps:
+        if self.steps and (self.schedule.warmup_steps or 0) > self.steps:
             yield (
                 "schedule.warmup_steps",
                 f"is {self.schedule.warmup_steps}, more than the {self.steps} steps of the run",

@@ -43,6 +43,9 @@ from txtgen.errors import ConfigError
 Complaints = dict[KeyPath, tuple[str, str]]
 """What is wrong at a path, and a hint."""
 
+MAX_EXPLAINED = 200
+"""With more mistakes than these, hints and the rules between keys are left out: they would take long."""
+
 
 def validated(annotation: Any, tree: Any, places: Mapping[KeyPath, Place], source: str) -> Any:
     """A plain tree as an instance of its type.
@@ -57,15 +60,18 @@ def validated(annotation: Any, tree: Any, places: Mapping[KeyPath, Place], sourc
     try:
         config = _fields(annotation, plain)
     except ValidationError as error:
-        for detail in error.errors(include_url=False):
-            for path, told in _told(detail, annotation, plain):
+        details = error.errors(include_url=False)
+        for detail in details:
+            for path, told in _told(detail, annotation, plain, hints=len(details) <= MAX_EXPLAINED):
                 broken.add(path[:-1] if detail["type"].startswith("union_tag") else path)
                 if path not in complaints or detail["type"] == "extra_forbidden":
                     complaints[path] = told
-    for path, complaint in _problems(annotation, plain, (), broken):
-        complaints.setdefault(path, (complaint, ""))
-    if complaints:
-        mistakes = [Mistake(place_of(path, places, source), path, *told) for path, told in complaints.items()]
+    mistakes = [Mistake(place_of(path, places, source), path, *told) for path, told in complaints.items()]
+    if len(mistakes) <= MAX_EXPLAINED:
+        for path, complaint in _problems(annotation, plain, (), broken):
+            if path not in complaints:
+                mistakes.append(Mistake(place_of(path, places, source), path, complaint))
+    if mistakes:
         raise config_error(mistakes, source)
     return config
 
@@ -129,30 +135,29 @@ def _completed(annotation: Any, node: Any, default: Any = None) -> Any:
     }
 
 
-def _told(error: ErrorDetails, annotation: Any, tree: Any) -> Iterator[tuple[KeyPath, tuple[str, str]]]:
+def _told(error: ErrorDetails, annotation: Any, tree: Any, hints: bool) -> Iterator[tuple[KeyPath, tuple[str, str]]]:
     """An error of pydantic as (path, (complaint, hint)), worded from the type that is expected there."""
     path, here, section = _located(error["loc"], annotation)
     value = _node_at(tree, path)
+    hint = ""
     match error["type"]:
         case "extra_forbidden":
-            yield path, ("unknown key", _hint_for_unknown(path, section, annotation))
+            complaint = "unknown key"
+            hint = _hint_for_unknown(path, section, annotation) if hints else ""
         case "missing":
-            yield path, (f"expected {expected(here)}, got nothing", "the key is required")
+            complaint, hint = f"expected {expected(here)}, got nothing", "the key is required"
         case "union_tag_invalid" | "union_tag_not_found":
             name, kinds = tag(sections(here)[0])[0], [tag(option)[1] for option in sections(here)]
-            given = value.get(name)
-            got = shown(given) if name in value else "nothing"
-            yield (
-                (*path, name),
-                (f"expected one of {', '.join(kinds)}, got {got}", did_you_mean(given, kinds)),
-            )
+            got = shown(value[name]) if name in value else "nothing"
+            complaint = f"expected one of {', '.join(kinds)}, got {got}"
+            hint = did_you_mean(value.get(name), kinds) if hints else ""
+            path = (*path, name)
         case "too_short" if value:
             return  # its items are at fault, and have errors of their own
         case _:
-            yield (
-                path,
-                (f"expected {expected(here, value)}, got {shown(value)}", _hint_for_value(here, value)),
-            )
+            complaint = f"expected {expected(here, value)}, got {shown(value)}"
+            hint = _hint_for_value(here, value) if hints else ""
+    yield path, (complaint, hint)
 
 
 def _located(loc: tuple[int | str, ...], annotation: Any) -> tuple[KeyPath, Any, type[Config] | None]:
@@ -220,9 +225,7 @@ def _hint_for_value(annotation: Any, value: Any) -> str:
     return ""
 
 
-def _problems(
-    annotation: Any, node: Any, path: KeyPath, broken: Collection[KeyPath]
-) -> Iterator[tuple[KeyPath, str]]:
+def _problems(annotation: Any, node: Any, path: KeyPath, broken: Collection[KeyPath]) -> Iterator[tuple[KeyPath, str]]:
     """What the rules between keys say of all sections whose fields are sound enough to ask."""
     if isinstance(node, list):
         for index, item in enumerate(node):

@@ -87,9 +87,7 @@ def read_yaml_file(path: Path) -> Document:
         raise ConfigError("a folder was given as the configuration", str(path), "name a YAML file") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "the path is not valid"
-        raise ConfigError(
-            f"the configuration cannot be read: {reason}", str(path), "check the path"
-        ) from None
+        raise ConfigError(f"the configuration cannot be read: {reason}", str(path), "check the path") from None
     return read_yaml(data, str(path))
 
 
@@ -143,9 +141,7 @@ def _text(data: bytes | str, source: str) -> str:
         raise ConfigError(what, str(place), "save the file as UTF-8") from None
     if odd := yaml.reader.Reader.NON_PRINTABLE.search(text):
         what = f"the character U+{ord(odd.group()):04X} cannot stand in a configuration"
-        raise ConfigError(
-            what, str(_place_at(text[: odd.start()], source)), "remove it; is this a text file?"
-        )
+        raise ConfigError(what, str(_place_at(text[: odd.start()], source)), "remove it; is this a text file?")
     return text
 
 
@@ -180,9 +176,7 @@ class _Reader:
             self.next()  # the end of the document
             event = self.next()
         if not isinstance(event, yaml.StreamEndEvent):
-            self.complain(
-                self.place(event.start_mark), (), "a second document starts here", "keep one; remove the ---"
-            )
+            self.complain(self.place(event.start_mark), (), "a second document starts here", "keep one; remove the ---")
         return value
 
     def value(self, event: yaml.Event, path: KeyPath, depth: int) -> Any:
@@ -233,14 +227,10 @@ class _Reader:
         if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
             mark = f"{'*' if isinstance(event, yaml.AliasEvent) else '&'}{printable(event.anchor)}"
             what = f"anchors and aliases are not supported, got {mark}"
-            self.complain(
-                self.place(event.start_mark), path, what, "write the value out, or put the text in quotes"
-            )
+            self.complain(self.place(event.start_mark), path, what, "write the value out, or put the text in quotes")
         if isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)) and event.tag is not None:
             tag = printable(event.tag.replace("tag:yaml.org,2002:", "!!"))
-            self.complain(
-                self.place(event.start_mark), path, f"tags are not supported, got {tag}", "remove the tag"
-            )
+            self.complain(self.place(event.start_mark), path, f"tags are not supported, got {tag}", "remove the tag")
 
     def next(self) -> yaml.Event:
         """The next event of the parser, its errors in plain words."""
@@ -259,9 +249,7 @@ class _Reader:
 
     def stop(self, event: yaml.Event, path: KeyPath, complaint: str) -> NoReturn:
         """Raise at once what makes further reading too dear."""
-        raise config_error(
-            [*self.mistakes, Mistake(self.place(event.start_mark), path, complaint)], self.source
-        )
+        raise config_error([*self.mistakes, Mistake(self.place(event.start_mark), path, complaint)], self.source)
 
     def place(self, mark: Any) -> Place:
         """The place of one of the parser's marks, which count from 0."""

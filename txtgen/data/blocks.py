@@ -94,7 +94,7 @@ def _next_cut(file: TextFile, start: int, size: int, unit: Unit) -> tuple[int, b
     # A rest too small for a block of its own stays with this one.
     if goal + size // 2 >= file.size:
         return file.size, True
-    border = _next_border(file, goal, goal + size, unit)
+    border = _next_border(file, goal, min(file.size, goal + size), unit)
     if border is not None:
         return border, True
     return _cut_inside(file, goal, min(4096, size // 2), unit)

@@ -77,8 +77,7 @@ class Header:
             if old != new:
                 raise DataError(
                     f"the corpus has changed since the checkpoint: {old[0]} files of {old[1]} bytes then, "
-                    f"{new[0]} files of {new[1]} bytes now"
-                    + (", of other content" if old[:2] == new[:2] else ""),
+                    f"{new[0]} files of {new[1]} bytes now" + (", of other content" if old[:2] == new[:2] else ""),
                     corpus.name,
                     "restore the old files, or start a new run from the checkpoint",
                 )
@@ -94,18 +93,12 @@ def _require_plain(bookmark: Bookmark) -> None:
     elif good:
         good = isinstance(lanes, dict) and all(_is_lane(lane, len(corpora or [])) for lane in lanes.values())
     if not good:
-        raise CheckpointError(
-            "the place in the data is damaged", "training.bookmark", "use another checkpoint"
-        )
+        raise CheckpointError("the place in the data is damaged", "training.bookmark", "use another checkpoint")
 
 
 def _are_counts(value: object, size: int) -> bool:
     """Whether a value is a list of `size` ints that are not negative."""
-    return (
-        isinstance(value, list)
-        and len(value) == size
-        and all(type(part) is int and part >= 0 for part in value)
-    )
+    return isinstance(value, list) and len(value) == size and all(type(part) is int and part >= 0 for part in value)
 
 
 def _are_places(value: object, size: int) -> bool:

@@ -50,9 +50,7 @@ class Corpus:
     def name(self) -> str:
         """The kind of the source and the paths that it was given."""
         source = self.source
-        paths = (
-            [source.source_path, source.target_path] if isinstance(source, ParallelSource) else source.path
-        )
+        paths = [source.source_path, source.target_path] if isinstance(source, ParallelSource) else source.path
         return f"{source.kind} {paths if isinstance(paths, str) else ', '.join(paths)}"
 
 
@@ -73,9 +71,7 @@ class Split:
         return (keyed_share(Use.HOLD_OUT, self.seed, source, file, offset) < self.fraction) == self.held
 
 
-def usable_records(
-    units: BlockUnits, unit: int, split: Split | None, policy: BadRecordPolicy
-) -> list[Record]:
+def usable_records(units: BlockUnits, unit: int, split: Split | None, policy: BadRecordPolicy) -> list[Record]:
     """The records of a unit: none if it is blank, on the other side of the split, or bad and skipped.
 
     Raises:

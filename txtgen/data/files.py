@@ -122,9 +122,7 @@ class GzipFile:
     def __init__(self, path: str, head: bytes, spacing: int) -> None:
         self.path, self.head = path, head
         if not head.startswith(b"\x1f\x8b"):
-            raise DataError(
-                f"'{path}' is not gzip, though its name ends in .gz", "", "rename it, or compress it again"
-            )
+            raise DataError(f"'{path}' is not gzip, though its name ends in .gz", "", "rename it, or compress it again")
         self.start = 0
         place = _Unpacking(path)
         self._snapshots = [place.copy()]
@@ -149,9 +147,7 @@ class GzipFile:
             pass
         data = b"".join(self._current.read_to(stop))
         if len(data) < stop - offset:
-            raise DataError(
-                f"'{self.path}' has changed while it was in use", "", "leave the corpus alone, and resume"
-            )
+            raise DataError(f"'{self.path}' has changed while it was in use", "", "leave the corpus alone, and resume")
         return data
 
 

@@ -12,7 +12,6 @@ from txtgen.data.report import StreamReport
 from txtgen.data.supply import Mixture
 from txtgen.data.types import IGNORE, Batch, Example, Origin
 
-
 Part = tuple[Example, int, int]
 """Of an example, from a position on, so many positions."""
 
@@ -129,9 +128,7 @@ class Lane:
     mixture's state, in which the place of that source is the place of the document itself.
     """
 
-    def __init__(
-        self, mixture: Mixture, splittable: bool, report: StreamReport, state: Sequence[Any] = ()
-    ) -> None:
+    def __init__(self, mixture: Mixture, splittable: bool, report: StreamReport, state: Sequence[Any] = ()) -> None:
         self._mixture = mixture
         self._taken = 0
         self._packer = Packer(self._take, splittable, report)

@@ -45,18 +45,14 @@ def resolve_one(path: str) -> str:
 
 def _matches(pattern: str) -> list[str]:
     if pattern == "-":
-        raise DataError(
-            "standard input cannot be a corpus: it can be read only once", "", "save the text in a file"
-        )
+        raise DataError("standard input cannot be a corpus: it can be read only once", "", "save the text in a file")
     if "\0" in pattern:
         raise DataError(f"{pattern!r} cannot be a path: it holds a NUL character")
     path = os.path.expanduser(pattern)
     if os.path.isdir(path):
         files = list(_files_below(path))
         if not files:
-            raise DataError(
-                f"the folder '{pattern}' holds no files", "", "hidden files and folders are not counted"
-            )
+            raise DataError(f"the folder '{pattern}' holds no files", "", "hidden files and folders are not counted")
         return files
     if os.path.lexists(path):
         return [path]
@@ -101,9 +97,7 @@ def _suggestion(path: str) -> str:
         return "check the spelling"
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
-        return (
-            "did you mean " + " or ".join(f"'{os.path.join(folder, candidate)}'" for candidate in near) + "?"
-        )
+        return "did you mean " + " or ".join(f"'{os.path.join(folder, candidate)}'" for candidate in near) + "?"
     return f"check the spelling; '{folder or '.'}' holds {len(names)} entries, none of a similar name"
 
 
@@ -130,9 +124,7 @@ def stat_file(path: str) -> os.stat_result:
             stat.S_IFBLK: "a device",
         }
         kind = kinds.get(stat.S_IFMT(status.st_mode), "not a regular file")
-        raise DataError(
-            f"'{path}' is {kind}, which cannot be read more than once", "", "save the text in a file"
-        )
+        raise DataError(f"'{path}' is {kind}, which cannot be read more than once", "", "save the text in a file")
     return status
 
 

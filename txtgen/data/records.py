@@ -31,6 +31,7 @@ PIECE_CHARACTERS = 256 * 1024
 """A text in JSON that is longer than this becomes several records, cut at white space."""
 
 _PARAGRAPH_BREAK = re.compile(rb"\n(?:[ \t\r]*\n)+")
+_LAST_BREAK = re.compile(rb"\n[ \t\r]*\Z")
 _BLANK_LINES = re.compile(rb"(?:[ \t\r]*\n)+")
 
 
@@ -96,7 +97,9 @@ class BlockUnits:
     def _document(self, text: str, unit: int, origin: Origin, documents: str) -> list[Record]:
         """A document of plain text, or a piece of one at the borders of the block."""
         if "\r" in text:
-            text = text.removesuffix("\r") if documents == "line" else text.replace("\r\n", "\n")
+            text = text.replace("\r\n", "\n")
+            # The newline that ends a line or paragraph is not part of it, so neither is what was before it.
+            text = text.removesuffix("\r") if documents in ("line", "paragraph") else text
         if not text or text.isspace():
             return []
         begins = documents != "continuous" and (unit > 0 or self.block.begins)
@@ -117,7 +120,7 @@ def read_units(source: SourceConfig, number: int, files: Sequence[TextFile], blo
     """
     data = files[block.file].read(block.start, min(block.stop - block.start, MAX_RECORD_BYTES + 1))
     target_data, target_spans = b"", _line_spans(b"")
-    spans = _unit_spans(data, unit_of(source))
+    spans = _unit_spans(data, unit_of(source), block.ends)
     if isinstance(source, ParallelSource):
         target_size = block.target_stop - block.target_start
         if max(target_size, block.stop - block.start) > MAX_RECORD_BYTES:
@@ -130,12 +133,12 @@ def read_units(source: SourceConfig, number: int, files: Sequence[TextFile], blo
     return BlockUnits(source, number, files, block, data, spans, target_data, target_spans)
 
 
-def _unit_spans(data: bytes, unit: Unit) -> Spans:
+def _unit_spans(data: bytes, unit: Unit, ends: bool) -> Spans:
     match unit:
         case "file" | "continuous":
             return Spans(array("q", [0]), array("q", [len(data)]))
         case "paragraph":
-            return _paragraph_spans(data)
+            return _paragraph_spans(data, ends)
         case "line" | "record":
             return _line_spans(data)
         case _:
@@ -155,11 +158,14 @@ def _line_spans(data: bytes) -> Spans:
     return Spans(starts, stops)
 
 
-def _paragraph_spans(data: bytes) -> Spans:
-    """The runs of lines between blank lines, without the last newline."""
+def _paragraph_spans(data: bytes, ends: bool) -> Spans:
+    """The runs of lines between blank lines, without the newline that ends them.
+
+    `ends`: the last one ends with the data, instead of going on in the next block.
+    """
     starts, stops = array("q"), array("q")
     start = 0
-    for stop, following in _breaks(data):
+    for stop, following in _breaks(data, ends):
         blank = _BLANK_LINES.match(data, start, stop)
         begin = blank.end() if blank else start
         if begin < stop:
@@ -169,11 +175,12 @@ def _paragraph_spans(data: bytes) -> Spans:
     return Spans(starts, stops)
 
 
-def _breaks(data: bytes) -> Iterator[tuple[int, int]]:
+def _breaks(data: bytes, ends: bool) -> Iterator[tuple[int, int]]:
     """Where paragraphs end and the next begin; the end of the data is the last."""
     for found in _PARAGRAPH_BREAK.finditer(data):
         yield found.start(), found.end()
-    yield len(data) - data.endswith(b"\n"), len(data)
+    last = _LAST_BREAK.search(data) if ends else None
+    yield last.start() if last else len(data), len(data)
 
 
 def _decode(raw: bytes, origin: Origin) -> str:
@@ -270,9 +277,7 @@ def _messages(value: dict[str, Any], name: str, origin: Origin) -> Iterable[Mess
         raise BadRecord(f"the list {name!r} holds no message", origin)
     for message in messages:
         if not isinstance(message, dict):
-            raise BadRecord(
-                f"a message must be an object with role and content, not {_kind(message)}", origin
-            )
+            raise BadRecord(f"a message must be an object with role and content, not {_kind(message)}", origin)
         role = _string(message, "role", origin)
         if role not in CHAT_ROLES:
             raise BadRecord(f"unknown role {role!r}; the roles are {', '.join(CHAT_ROLES)}", origin)

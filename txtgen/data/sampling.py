@@ -76,12 +76,11 @@ def _sample(
             text = encoded[:max_bytes].decode(errors="ignore")
         taken[source] += len(encoded)
         max_bytes -= len(encoded)
-        yield text
+        if text:
+            yield text
 
 
-def _texts(
-    corpus: Corpus, split: Split | None, policy: BadRecordPolicy, which: Side, seed: int
-) -> Iterator[str]:
+def _texts(corpus: Corpus, split: Split | None, policy: BadRecordPolicy, which: Side, seed: int) -> Iterator[str]:
     """The texts of one source, its blocks in a keyed order."""
     for block in keyed_permutation(len(corpus.blocks), Use.SAMPLE, seed, corpus.number):
         units = corpus.units(int(block))

@@ -66,7 +66,7 @@ def train_stream(
     feeds = [Feed(corpus, objective, policy, seed, split) for corpus in corpora]
     shares = _shares(corpora)
     if objective.packed:
-        _warn_of_small_corpus(corpora, feeds, length)
+        _look_over_small_corpus(data, corpora, objective, split, length)
         header = Header("rows", seed, rows, corpora)
         if bookmark:
             header.check(bookmark)
@@ -109,14 +109,22 @@ def _shares(corpora: Sequence[Corpus]) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def _warn_of_small_corpus(corpora: Sequence[Corpus], feeds: Sequence[Feed], length: int) -> None:
+def _look_over_small_corpus(
+    data: DataConfig, corpora: Sequence[Corpus], objective: Objective, split: Split | None, length: int
+) -> None:
+    """Read a corpus that may be smaller than one row as a whole, and warn if it is.
+
+    Raises:
+        DataError: it holds too many bad records.
+    """
     if sum(corpus.num_bytes for corpus in corpora) > length * BYTES_PER_TOKEN:
         return
+    policy = BadRecordPolicy(data, StreamReport())
+    feeds = [Feed(corpus, objective, policy, 0, split) for corpus in corpora]
     tokens = sum(example.size for feed in feeds for examples in feed.in_order() for example in examples)
+    policy.check()
     if 0 < tokens < length:
-        _log.warning(
-            "the corpus has only %d tokens, and a row holds %d: it repeats within a row", tokens, length
-        )
+        _log.warning("the corpus has only %d tokens, and a row holds %d: it repeats within a row", tokens, length)
 
 
 def _packed(lanes: dict[int, Lane], length: int, objective: Objective, header: Bookmark) -> Iterator[Batch]:

@@ -102,10 +102,8 @@ class Feed:
             size += opened.units.size(unit)
             records += found
             counts.append(len(found))
-        outcomes = iter(self._objective.batch(records))
-        return [
-            [example for _ in range(count) for example in self._accept(next(outcomes))] for count in counts
-        ]
+        accepted = map(self._accept, self._objective.batch(records))
+        return [list(itertools.chain.from_iterable(itertools.islice(accepted, count))) for count in counts]
 
     def _accept(self, outcome: list[Example] | BadRecord) -> list[Example]:
         if isinstance(outcome, BadRecord):
@@ -205,8 +203,7 @@ class Mixture:
         self.last_source = 0
         if state is not None:
             self.cursors = [
-                Cursor(feed, stride, (block, number))
-                for feed, (block, number, _) in zip(feeds, state, strict=True)
+                Cursor(feed, stride, (block, number)) for feed, (block, number, _) in zip(feeds, state, strict=True)
             ]
             self._tokens = [tokens for _, _, tokens in state]
             return

@@ -106,9 +106,7 @@ def validation_batches(
     return batches
 
 
-def validation_pairs(
-    data: DataConfig, *, seed: int, report: StreamReport | None = None
-) -> Iterator[PairRecord]:
+def validation_pairs(data: DataConfig, *, seed: int, report: StreamReport | None = None) -> Iterator[PairRecord]:
     """The held-out pairs, in the order of the files. Conversations and plain text are left out.
 
     Raises:
@@ -146,9 +144,7 @@ def _nothing_held_out(data: DataConfig, corpora: Sequence[Corpus], report: Strea
     found = f"{report.records} records, {report.bad_records} of them bad"
     if data.validation.sources:
         names = "; ".join(corpus.name for corpus in corpora)
-        return DataError(
-            f"the validation sources hold nothing to learn from: {found}", names, "check the files"
-        )
+        return DataError(f"the validation sources hold nothing to learn from: {found}", names, "check the files")
     documents = sum(len(corpus.units(block)) for corpus in corpora for block in range(len(corpus.blocks)))
     return DataError(
         f"fraction {data.validation.fraction} holds out nothing usable of {documents} documents: {found}",

@@ -139,9 +139,7 @@ def beam_search(
             state.select(rows)
             sequences = sequences[rows]
         searches = live
-        tokens = torch.tensor(
-            [[beam.token_ids[-1]] for search in live for beam in search.running], device=device
-        )
+        tokens = torch.tensor([[beam.token_ids[-1]] for search in live for beam in search.running], device=device)
         sequences = torch.cat([sequences, tokens], dim=1)
         logits = model.extend(tokens, state)[:, -1]
     best = torch.tensor([results[0].score if results else FORBIDDEN for results in finished])

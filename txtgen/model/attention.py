@@ -93,9 +93,7 @@ class Attention(nn.Module):
         keys, values = self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
         return (keys if self.k_norm is None else self.k_norm(keys)), values
 
-    def attend(
-        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool
-    ) -> Tensor:
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         """What the queries gather, projected back to [B,N,D]."""
         gathered = F.scaled_dot_product_attention(
             queries,
@@ -126,9 +124,7 @@ class SelfAttention(Attention):
 class CrossAttention(Attention):
     """Attention from the decoder to the encoded source; it knows no positions."""
 
-    def forward(
-        self, x: Tensor, source: Tensor | None, mask: Tensor | None, cache: LayerCache | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, source: Tensor | None, mask: Tensor | None, cache: LayerCache | None = None) -> Tensor:
         """Let x [B,N,D] look at R sources [R,S,D], row b at source b // (B/R). Returns [B,N,D].
 
         Rows of one source are folded into the length of a single query, so that nothing is copied for them. A

@@ -24,11 +24,7 @@ def _std(config: ModelConfig, name: str) -> float:
     Source: Radford et al. 2019 (GPT-2), section 2.3.
     """
     if name.endswith((".o_proj.weight", ".down_proj.weight")):
-        return (
-            0.0
-            if config.zero_init_projections
-            else config.init_std / math.sqrt(2 * _num_layers(config, name))
-        )
+        return 0.0 if config.zero_init_projections else config.init_std / math.sqrt(2 * _num_layers(config, name))
     if config.scale_embeddings and name in ("token_embedding.weight", "source_embedding.weight"):
         # Multiplied by sqrt(d_model), such an embedding has unit scale.
         return 1.0 / math.sqrt(config.d_model)

@@ -113,9 +113,7 @@ class Layer(nn.Module):
 class Stack(nn.Module):
     """Layers on top of each other, with what they share: norms at both ends and the scores of positions."""
 
-    def __init__(
-        self, config: TransformerConfig, num_layers: int, max_length: int, causal: bool, cross: bool
-    ) -> None:
+    def __init__(self, config: TransformerConfig, num_layers: int, max_length: int, causal: bool, cross: bool) -> None:
         super().__init__()
         self.config = config
         self.max_length = max_length

@@ -128,9 +128,7 @@ def bucket_table(num_buckets: int, max_distance: int, bidirectional: bool, devic
     return (first * buckets + torch.where(distance < exact, distance, far)).to(device)
 
 
-def relative_buckets(
-    queries: Tensor, keys: Tensor, num_buckets: int, max_distance: int, bidirectional: bool
-) -> Tensor:
+def relative_buckets(queries: Tensor, keys: Tensor, num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
     """The bucket [1|B,N,J] of every pair of positions queries [1|B,N] and keys [1|B,J]."""
     table = bucket_table(num_buckets, max_distance, bidirectional, queries.device)
     offsets = keys[:, None, :] - queries[:, :, None]

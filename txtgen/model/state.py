@@ -60,9 +60,8 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 def _reorder(cache: Tensor, rows: Tensor, used: int) -> Tensor:
     """The cache [B,G,C,K] with row i copied from rows[i], in place unless there are more rows than before."""
     count = rows.shape[0]
-    if count <= cache.shape[0]:
-        target = cache[:count]
-    else:
+    target = cache[:count]
+    if count > cache.shape[0]:
         target = _zeros((count, *cache.shape[1:]), cache.dtype, cache.device)
     target[:, :, :used] = cache[:, :, :used].index_select(0, rows)
     return target

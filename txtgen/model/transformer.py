@@ -67,9 +67,7 @@ class Transformer(nn.Module):
                 self.source_embedding = nn.Embedding(source_vocab_size, width)
             self.source_position_embedding = nn.Embedding(length, width) if learned else None
             self.encoder = Stack(config, config.num_encoder_layers, length, causal=False, cross=False)
-            self.decoder = Stack(
-                config, config.num_decoder_layers, config.max_length, causal=True, cross=True
-            )
+            self.decoder = Stack(config, config.num_decoder_layers, config.max_length, causal=True, cross=True)
         else:
             self.decoder = Stack(config, config.num_layers, config.max_length, causal=True, cross=False)
         self.lm_head = None if config.tie_embeddings else nn.Linear(width, vocab_size, bias=False)
@@ -103,9 +101,7 @@ class Transformer(nn.Module):
             x = x + sinusoidal_table(stack.max_length, self.config.d_model, x.device, x.dtype)[positions]
         return x
 
-    def encode(
-        self, source_ids: Tensor | None, source_mask: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def encode(self, source_ids: Tensor | None, source_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Read the sources [B,S]; source_mask None: no padding.
 
         Returns the encoder's output [B,S,D] and the mask [B,1,1,S] to add to the scores of cross-attention,
@@ -207,9 +203,7 @@ class Transformer(nn.Module):
         dtype, device = self.compute_dtype, prompt.input_ids.device
         state = TransformerState(len(self.decoder.layers), shape, dtype, device, mask)
         window, _, _ = state.advance(length)
-        pattern = self.decoder.pattern(
-            window.positions, None, dtype, causal=True, window=window, source_mask=mask
-        )
+        pattern = self.decoder.pattern(window.positions, None, dtype, causal=True, window=window, source_mask=mask)
         hidden = self.decoder(self._embed(prompt.input_ids, window.positions), pattern, source, state.caches)
         state.truncate(prompt.lengths)
         last = hidden[torch.arange(rows, device=hidden.device), prompt.lengths - 1]

@@ -23,14 +23,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             "there is no such tokenizer file", str(path), "check the path of the .model file"
         ) from error
     except IsADirectoryError as error:
-        raise CheckpointError(
-            "this is a folder, not a tokenizer", str(path), "name the .model file in it"
-        ) from error
+        raise CheckpointError("this is a folder, not a tokenizer", str(path), "name the .model file in it") from error
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ResourceError(
-            f"cannot read the tokenizer: {reason}", str(path), "check its permissions"
-        ) from error
+        raise ResourceError(f"cannot read the tokenizer: {reason}", str(path), "check its permissions") from error
     return SentencePieceTokenizer(model, str(path))
 
 
@@ -44,7 +40,5 @@ def tokenizer_from_files(kind: str, files: dict[str, Any]) -> Tokenizer:
         raise CheckpointError(f"tokenizers of kind {kind!r} are not known", "tokenizer", "use a newer txtgen")
     model = files.get(MODEL_FILE) if isinstance(files, dict) else None
     if not isinstance(model, bytes):
-        raise CheckpointError(
-            f"the tokenizer lacks its {MODEL_FILE}", "tokenizer", "use an undamaged checkpoint"
-        )
+        raise CheckpointError(f"the tokenizer lacks its {MODEL_FILE}", "tokenizer", "use an undamaged checkpoint")
     return SentencePieceTokenizer(model)

@@ -1,12 +1,14 @@
 """Training a SentencePiece model on a bounded sample of a corpus.
 
 The trainer of SentencePiece is fed with care, because it leaves things out without a word: sentences above a
-length, NUL, and every sentence that holds U+2585, its own mark for rare characters. Here lines are cut below
-that length, and cut apart at such characters and at the rare ones, so that all other text counts. Newline is
-a piece by itself, and text is given line by line, so no other piece crosses a line.
+length, NUL, whatever spells one of its own pieces such as <unk>, and every sentence that holds U+2585, its mark
+for rare characters. Here lines are cut below that length, and cut apart within such names, at such characters and
+at the rare ones, so that all other text counts. Newline is a piece by itself, and text is given line by line, so
+no other piece crosses a line.
 """
 
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -72,8 +74,8 @@ def train_sentencepiece(
     al. 2016, arXiv 1508.07909.
     """
     reader = _SampleReader(config.sample_bytes)
-    normalize = _normalization(config)
-    lines = [line for text in reader.read(texts) for line in normalize(text).split("\n")]
+    normalize, names = _normalization(config), _reserved_names(config)
+    lines = [line for text in reader.read(texts) for line in names.sub(r"\g<0>\n", normalize(text)).split("\n")]
     counts = Counter[str]()
     for line in lines:
         counts.update(line)
@@ -149,6 +151,14 @@ def _normalization(config: SentencePieceConfig) -> Callable[[str], str]:
         return str(normalizer.normalize(text))
 
     return normalize
+
+
+def _reserved_names(config: SentencePieceConfig) -> re.Pattern[str]:
+    """Matches the first character of whatever spells a special, control or byte piece."""
+    names = [*SPECIAL_PIECES, *config.control_symbols]
+    patterns = [f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in names]
+    patterns += ["<(?=0x[0-9A-F]{2}>)"] if config.byte_fallback else []
+    return re.compile("|".join(patterns))
 
 
 def _alphabet(counts: Counter[str], config: SentencePieceConfig) -> set[str]:

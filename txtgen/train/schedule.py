@@ -8,7 +8,7 @@ from txtgen.config.train import ConstantSchedule, CosineSchedule, InverseSqrtSch
 
 def learning_rate(schedule: ScheduleConfig, step: int, steps: int, peak: float) -> float:
     """The learning rate of optimizer step `step`, counted from 1, in a run of `steps` steps with the given peak."""
-    warmup = schedule.warmup_steps
+    warmup = min(100, steps // 20) if schedule.warmup_steps is None else schedule.warmup_steps
     if step <= warmup:
         return peak * step / warmup
     match schedule:

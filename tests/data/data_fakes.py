@@ -1,0 +1,101 @@
+"""A tokenizer of bytes, and small ways to write corpora and to read batches back."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from txtgen.config.data import DataConfig
+from txtgen.data import Batch, Objective, build_objective
+from txtgen.data.types import IGNORE
+from txtgen.tokenizer import Special
+
+PAD, BOS, EOS, UNK = 256, 257, 258, 259
+CONTROL = {"<|system|>": 260, "<|user|>": 261, "<|assistant|>": 262}
+
+
+class ByteTokenizer:
+    """Every byte is a token."""
+
+    kind = "bytes"
+    special = Special(pad_id=PAD, unk_id=UNK, bos_id=BOS, eos_id=EOS)
+    control_ids = CONTROL
+    byte_ids = frozenset(range(256))
+    leading_space = False
+
+    def __len__(self) -> int:
+        return 263
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(token for token in ids if token < 256).decode(errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < 256 else b""
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [str(token) for token in ids]
+
+    def offsets(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        return [(place, place + 1) for place in range(len(ids))]
+
+    def files(self) -> dict[str, bytes]:
+        return {}
+
+    def fingerprint(self) -> str:
+        return "bytes"
+
+
+def data_config(*sources: dict[str, Any], **settings: Any) -> DataConfig:
+    """A configuration from plain values, as YAML would give it."""
+    sources = tuple({"kind": "text", **source} for source in sources)
+    return DataConfig.model_validate({"sources": sources, **settings}, strict=False)
+
+
+def objective_of(data: DataConfig, max_length: int = 64, max_source_length: int | None = None) -> Objective:
+    return build_objective(data.objective, ByteTokenizer(), max_length=max_length, max_source_length=max_source_length)
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> Path:
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8", newline="")
+    return path
+
+
+def write_jsonl(path: Path, values: Sequence[Any]) -> Path:
+    return write_lines(path, [json.dumps(value) for value in values])
+
+
+def plain(batch: Batch) -> dict[str, Any]:
+    """Everything in a batch as plain values, so that two can be compared."""
+    tensors = {
+        name: None if tensor is None else tensor.tolist()
+        for name, tensor in {
+            "input_ids": batch.input_ids,
+            "labels": batch.labels,
+            "positions": batch.positions,
+            "segment_ids": batch.segment_ids,
+            "bidirectional": batch.bidirectional,
+            "source_ids": batch.source_ids,
+            "source_mask": batch.source_mask,
+        }.items()
+    }
+    return {**tensors, "bytes": batch.bytes, "origins": batch.origins, "bookmark": batch.bookmark}
+
+
+def documents_of(batch: Batch) -> list[tuple[int, bytes]]:
+    """The packed documents of a batch: byte where it begins in its file, and the scored bytes (258 as "$")."""
+    found = []
+    for row, origins in enumerate(batch.origins):
+        for number, origin in enumerate(origins, start=1):
+            labels = batch.labels[row][batch.segment_ids[row] == number].tolist()
+            found.append((origin.offset, b"".join(_shown(label) for label in labels if label != IGNORE)))
+    return found
+
+
+def _shown(label: int) -> bytes:
+    return bytes([label]) if label < 256 else b"$"

@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+from data_fakes import BOS, CONTROL, EOS, ByteTokenizer, data_config, objective_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from txtgen.data.types import IGNORE, BadRecord, ChatRecord, Message, Origin, PairRecord, TextRecord
+from txtgen.errors import ConfigError
+
+HERE = Origin(0, "x", 0)
+SYSTEM, USER, ASSISTANT = CONTROL.values()
+TSV = {"kind": "tsv", "path": "x"}
+
+
+def objective(kind, max_length=64, max_source_length=None, **settings):
+    source = {"path": "x"} if kind == "causal_lm" else TSV
+    return objective_of(data_config(source, objective={"kind": kind, **settings}), max_length, max_source_length)
+
+
+def ids(*parts):
+    """Token ids from text and ids."""
+    return [token for part in parts for token in (part.encode() if isinstance(part, str) else [part])]
+
+
+def chat(*turns):
+    return ChatRecord(tuple(Message(*turn) for turn in turns), HERE)
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "inputs", "labels"),
+    [
+        (True, True, ids(BOS, "abc"), ids("abc", EOS)),
+        (True, False, ids(BOS, "ab"), ids("abc")),
+        (False, True, ids("abc"), ids("bc", EOS)),
+        (False, False, ids("ab"), ids("bc")),
+    ],
+)
+def test_causal_lm_borders(begins, ends, inputs, labels):
+    (example,) = objective("causal_lm")(TextRecord("abc", HERE, begins, ends))
+    assert (example.input_ids.tolist(), example.labels.tolist()) == (inputs, labels)
+
+
+def test_causal_lm_of_one_token_in_the_middle_is_nothing_and_of_a_megabyte_is_all_of_it():
+    causal = objective("causal_lm", max_length=8)
+    assert causal(TextRecord("a", HERE, False, False)) == []
+    text = "long text " * 105_000
+    (example,) = causal(TextRecord(text, HERE))
+    assert not example.cut
+    assert ByteTokenizer().decode(example.labels.tolist()) == text
+    assert causal.scored_bytes(example.labels) == len(text)
+
+
+def test_a_batch_is_its_records_one_by_one():
+    records = [TextRecord(text, HERE) for text in ("one", "zwei", "trois", "")]
+    causal = objective("causal_lm")
+    for record, outcome in zip(records, causal.batch(records), strict=True):
+        assert [example.labels.tolist() for example in outcome] == [e.labels.tolist() for e in causal(record)]
+
+
+def test_chat_scores_the_content_and_end_of_the_chosen_roles():
+    (example,) = objective("chat")(chat(("system", "s"), ("user", "hi"), ("assistant", "yo"), ("user", "bye")))
+    tokens = ids(BOS, SYSTEM, "s", EOS, USER, "hi", EOS, ASSISTANT, "yo", EOS, USER, "bye", EOS)
+    assert example.input_ids.tolist() == tokens[:-1]
+    scored = [label for label in example.labels.tolist() if label != IGNORE]
+    assert scored == ids("yo", EOS)
+    assert all(label in (IGNORE, following) for label, following in zip(example.labels, tokens[1:], strict=True))
+
+
+def test_chat_of_a_pair_is_a_question_and_its_answer():
+    a = objective("chat")(PairRecord("q", "a", HERE))[0]
+    b = objective("chat")(chat(("user", "q"), ("assistant", "a")))[0]
+    assert np.array_equal(a.input_ids, b.input_ids)
+    assert np.array_equal(a.labels, b.labels)
+
+
+def test_a_conversation_without_anything_to_learn_is_bad():
+    with pytest.raises(BadRecord, match="no turn of assistant;"):
+        objective("chat")(chat(("user", "hi")))
+    with pytest.raises(BadRecord, match="within the first 10 tokens"):
+        objective("chat", max_length=10)(chat(("user", "a long question"), ("assistant", "a")))
+    assert objective("chat", roles=["user", "assistant"])(chat(("user", "hi")))
+
+
+def test_a_long_conversation_is_cut():
+    whole = objective("chat")(chat(("user", "hi"), ("assistant", "a long answer")))[0]
+    cut = objective("chat", max_length=9)(chat(("user", "hi"), ("assistant", "a long answer")))[0]
+    assert (whole.cut, cut.cut) == (False, True)
+    assert np.array_equal(cut.input_ids, whole.input_ids[:9])
+    assert np.array_equal(cut.labels, whole.labels[:9])
+
+
+def test_seq2seq_of_a_pair():
+    (example,) = objective("seq2seq")(PairRecord("source", "target", HERE))
+    assert example.source_ids.tolist() == ids("source", EOS)
+    assert example.input_ids.tolist() == ids(BOS, "target")
+    assert example.labels.tolist() == ids("target", EOS)
+    assert not example.cut
+
+
+@given(st.text("ab", max_size=8), st.text("ab", max_size=8))
+def test_seq2seq_cuts_what_is_too_long(source, target):
+    (example,) = objective("seq2seq", max_length=5, max_source_length=4)(PairRecord(source, target, HERE))
+    assert example.source_ids.tolist() == ids(source[:3], EOS)
+    assert example.labels.tolist() == ids(target, EOS)[:5]
+    assert example.input_ids.tolist() == ids(BOS, target)[:5]
+    assert example.cut == (len(source) > 3 or len(target) > 4)
+
+
+def test_seq2seq_of_a_conversation_has_an_example_for_every_reply():
+    turns = [("assistant", "welcome"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    examples = objective("seq2seq")(chat(*turns))
+    opening = ids(ASSISTANT, "welcome", EOS, USER, "a", EOS)
+    assert [example.source_ids.tolist() for example in examples] == [
+        [*opening, ASSISTANT, EOS],
+        [*opening, *ids(ASSISTANT, "b", EOS, USER, "c", EOS, ASSISTANT, EOS)],
+    ]
+    assert [example.labels.tolist() for example in examples] == [ids("b", EOS), ids("d", EOS)]
+    (_, last) = objective("seq2seq", max_source_length=4)(chat(*turns))
+    assert last.source_ids.tolist() == ids("c", EOS, ASSISTANT, EOS)
+    assert last.cut
+    with pytest.raises(BadRecord, match="no assistant turn"):
+        objective("seq2seq")(chat(("assistant", "hello")))
+
+
+def test_pairs_and_conversations_in_one_batch_keep_their_order():
+    records = [PairRecord("a", "b", HERE), chat(("user", "c"), ("assistant", "d")), PairRecord("e", "f", HERE)]
+    outcomes = objective("seq2seq").batch(records)
+    assert [outcome[0].labels.tolist() for outcome in outcomes] == [ids(text, EOS) for text in "bdf"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "record"),
+    [
+        ("causal_lm", PairRecord("a", "b", HERE)),
+        ("chat", TextRecord("a", HERE)),
+        ("seq2seq", TextRecord("a", HERE)),
+    ],
+)
+def test_records_that_do_not_fit_the_objective(kind, record):
+    with pytest.raises(ConfigError, match="cannot serve the objective"):
+        objective(kind)(record)
+
+
+def test_bytes_are_those_of_the_scored_text():
+    example = objective("chat")(chat(("user", "not this"), ("assistant", "aü世"), ("user", "nor this")))[0]
+    assert objective("chat").scored_bytes(example.labels) == len("aü世".encode())

@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+import torch
+from data_fakes import PAD, ByteTokenizer, data_config, objective_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from txtgen.data import StreamReport, merge_bookmarks
+from txtgen.data.buckets import cut_window, pad_pairs
+from txtgen.data.packing import Packer, Rows
+from txtgen.data.types import IGNORE, Example, Origin
+
+SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=20)
+
+
+def objective(separate=True):
+    return objective_of(data_config({"path": "x"}, objective={"kind": "causal_lm", "separate_documents": separate}))
+
+
+def example(number, size, source=0, bidirectional=0):
+    ids = np.full(size, number, np.int64)
+    labels = np.arange(size, dtype=np.int64)
+    sources = np.full(source, 200 + number, np.int64) if source else None
+    return Example(ids, labels, Origin(0, "x", number), sources, bidirectional)
+
+
+def pack(sizes, length, splittable, bidirectional=0):
+    examples = iter([example(number, size, 0, bidirectional) for number, size in enumerate(sizes)])
+    packer = Packer(lambda: [found] if (found := next(examples, None)) else [], splittable, report := StreamReport())
+    batches = []
+    while True:
+        rows = Rows(1, length, objective())
+        if not packer.fill(rows, 0):
+            return batches, report
+        batches.append(rows.batch())
+
+
+@given(SIZES, st.integers(1, 20))
+def test_split_examples_fill_all_rows_and_nothing_is_lost(sizes, length):
+    batches, report = pack(sizes, length, splittable=True)
+    ids = torch.cat([batch.input_ids[0] for batch in batches]).tolist()
+    labels = torch.cat([batch.labels[0] for batch in batches]).tolist()
+    expected = [number for number, size in enumerate(sizes) for _ in range(size)]
+    padding = [PAD] * (-len(expected) % length)
+    assert ids == expected + padding
+    assert labels == [place for size in sizes for place in range(size)] + [IGNORE] * len(padding)
+    assert report.cut_examples == 0
+
+
+@given(SIZES, st.integers(1, 20))
+def test_whole_examples_stay_whole(sizes, length):
+    batches, report = pack(sizes, length, splittable=False)
+    rows, room = [], 0
+    for number, size in enumerate(sizes):
+        size = min(size, length)
+        if size > room:
+            rows.append([])
+            room = length
+        rows[-1] += [number] * size
+        room -= size
+    assert [batch.input_ids[0].tolist() for batch in batches] == [row + [PAD] * (length - len(row)) for row in rows]
+    assert report.cut_examples == sum(size > length for size in sizes)
+
+
+@given(SIZES, st.integers(1, 20), st.integers(0, 6))
+def test_bidirectional_positions_follow_their_example_over_rows(sizes, length, prefix):
+    batches, _ = pack(sizes, length, splittable=True, bidirectional=prefix)
+    for batch in batches:
+        expected = (batch.labels >= 0) & (batch.labels < prefix)
+        if expected.any():
+            assert torch.equal(batch.bidirectional, expected)
+        else:
+            assert batch.bidirectional is None
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=60), st.integers(24, 80))
+def test_batches_of_pairs(lengths, batch_tokens):
+    window = [example(number, target, source) for number, (target, source) in enumerate(lengths)]
+    batches = cut_window(window, batch_tokens, seed=0, number=0)
+    assert sorted(pair.origin.offset for batch in batches for pair in batch) == list(range(len(window)))
+    for batch in batches:
+        padded = pad_pairs(batch, objective(), 0, 1)
+        rows, width = padded.input_ids.shape
+        assert rows * (width + padded.source_ids.shape[1]) <= batch_tokens
+        for row, pair in enumerate(batch):
+            assert padded.input_ids[row].tolist() == pair.input_ids.tolist() + [PAD] * (width - len(pair.input_ids))
+            assert padded.source_ids[row][padded.source_mask[row]].tolist() == pair.source_ids.tolist()
+            assert (padded.segment_ids[row] > 0).sum() == len(pair.input_ids)
+            assert padded.positions[row].tolist() == list(range(width))
+
+
+def test_pairs_with_a_bidirectional_prefix():
+    padded = pad_pairs([example(0, 4, 1, bidirectional=2), example(1, 3, 1)], objective(), 0, 1)
+    assert padded.bidirectional.tolist() == [[True, True, False, False], [False] * 4]
+
+
+def test_bytes_of_a_row_are_those_of_its_scored_tokens():
+    text = "grüße 世界"
+    rows = Rows(2, 5, objective())
+    ids = np.array(ByteTokenizer().encode(text), np.int64)
+    packer = Packer(iter([[Example(ids, ids, Origin(0, "x", 0))], []]).__next__, True, StreamReport())
+    assert all(packer.fill(rows, row) for row in range(2))
+    assert rows.batch().bytes == 10
+    assert rows.batch(slice(1, 2)).bytes == 5
+
+
+@pytest.mark.parametrize("count", [2, 11])
+def test_merged_lanes_are_in_order(count):
+    bookmarks = [
+        {"version": 1, "lanes": {str(lane): [lane] for lane in range(rank, 22, count)}} for rank in range(count)
+    ]
+    merged = merge_bookmarks(bookmarks[::-1])
+    assert list(merged["lanes"].items()) == [(str(lane), [lane]) for lane in range(22)]
