@@ -127,7 +127,7 @@ def decoding(shape: dict[str, int], dtype: str) -> dict[str, Candidate]:
     return {"txtgen": own, "transformers": other}
 
 
-def own_model(shape: dict[str, int]):  # noqa: ANN201
+def own_model(shape: dict[str, int]):
     """A GPT-2 of this shape, by txtgen."""
     from txtgen.config.model import DecoderConfig, LearnedPosition
     from txtgen.model import build_model, init_weights
@@ -148,7 +148,7 @@ def own_model(shape: dict[str, int]):  # noqa: ANN201
     return model
 
 
-def peer_model(shape: dict[str, int]):  # noqa: ANN201
+def peer_model(shape: dict[str, int]):
     """A GPT-2 of this shape, by transformers."""
     from transformers import GPT2Config, GPT2LMHeadModel
 

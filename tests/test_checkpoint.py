@@ -253,9 +253,14 @@ def test_a_disk_full_inside_torch_is_told_as_such(saved, monkeypatch) -> None:
 
 def test_replace_file_is_all_or_nothing(tmp_path) -> None:
     path = tmp_path / "file"
-    with pytest.raises(ZeroDivisionError), replace_file(path) as handle:
-        handle.write(b"half")
-        raise ZeroDivisionError
+
+    def fail_halfway() -> None:
+        with replace_file(path) as handle:
+            handle.write(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway()
     assert list(tmp_path.iterdir()) == []
     with replace_file(path) as handle:
         handle.write(b"whole")

@@ -1,8 +1,10 @@
+import io
 import json
 import logging
 from dataclasses import asdict
 
 import pytest
+import sentencepiece
 import torch
 from torch import nn
 
@@ -15,6 +17,7 @@ from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
 from txtgen.errors import DivergedError, ResourceError, UsageError
 from txtgen.generator import Generator
 from txtgen.model import build_model, init_weights
+from txtgen.tokenizer import SentencePieceTokenizer
 
 PROMPTS = ["the quick", "", "the lazy dog runs over the moon.\n", "née 春眠不覺曉 😀", "a", "the old horse"]
 STRATEGIES = [
@@ -366,6 +369,29 @@ def test_text_ends_before_a_stop_string(tokenizer, strategy):
         assert "".join(generator.stream("the", strategy=strategy, stop=stop)) == left
     result = generator.generate("the", strategy=strategy, stop=["moon.", "Fox", "the the"])[0]
     assert (result.text, result.finish_reason) == (said, "eos"), "a stop string across the prompt's end is none"
+
+
+def test_a_tokenizer_that_puts_a_space_before_a_text():
+    """Its space at the very beginning is no text; one after the prompt is, also for stop strings."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the fox runs over the moon"] * 9),
+        model_writer=model,
+        vocab_size=40,
+        hard_vocab_limit=False,
+        add_dummy_prefix=True,
+        minloglevel=3,
+    )
+    tokenizer = SentencePieceTokenizer(model.getvalue())
+    assert tokenizer.leading_space
+    said = [*tokenizer.encode("fox runs over"), tokenizer.special.eos_id]
+    generator = scripted(tokenizer, said)
+    for prompt, text in [("the", " fox runs over"), ("", "fox runs over")]:
+        for stop in ([], [" runs"], [" fox"], ["x ru"], [" o"]):
+            expected = min((text[: text.index(one)] for one in stop if one in text), key=len, default=text)
+            result = generator.generate(prompt, stop=stop)[0]
+            assert (result.text, result.finish_reason) == (expected, "eos" if expected == text else "stop")
+            assert "".join(generator.stream(prompt, stop=stop)) == expected
 
 
 def test_a_stop_string_that_is_not_completed_is_shown(tokenizer):

@@ -1,4 +1,4 @@
-"""The command line: arguments become a config and go to one function each. No logic, and no torch before it is needed."""
+"""The command line: arguments become a config and go to one function each. No logic; no torch before it is needed."""
 
 import json
 import os
@@ -106,7 +106,7 @@ def finetune(
 def generate(
     model: Model = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Text to go on from; may repeat.")] = None,
-    input: Annotated[  # noqa: A002  the flag's name
+    input: Annotated[
         str | None, typer.Option(metavar="FILE", help="A prompt a line, or .jsonl with prompt or messages; - is stdin.")
     ] = None,
     strategy: Annotated[Literal["greedy", "beam", "sample"] | None, typer.Option(help="How to choose tokens.")] = None,

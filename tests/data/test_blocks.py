@@ -1,4 +1,5 @@
 import gzip
+import os
 import re
 import tracemalloc
 
@@ -190,6 +191,20 @@ def test_a_gigabyte_without_a_newline_is_read_in_small_pieces(tmp_path, source, 
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_more_files_than_may_be_open(tmp_path):
+    for number in range(200):
+        (tmp_path / f"{number}.txt").write_text(f"text {number}")
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 20, hard))
+    try:
+        corpus = open_corpora(data_config({"path": str(tmp_path)}).sources)[0]
+        texts = [corpus.units(block).records(0)[0].text for block in range(200)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert sorted(texts) == sorted(f"text {number}" for number in range(200))
 
 
 def test_a_hundred_empty_files_among_one_that_is_not(tmp_path, caplog):

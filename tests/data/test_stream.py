@@ -174,6 +174,26 @@ def test_lanes_together_read_every_block_once_an_epoch(corpus):
     assert max(counts.values()) <= 13
 
 
+def test_no_two_lanes_read_the_same_text_in_an_epoch(corpus):
+    data = config_of(corpus, "separate")
+    half_an_epoch = (corpus / "lines").stat().st_size // 2
+    ended = Counter()
+    for batch in islice(stream(data, batch_tokens=4 * 64, length=64), half_an_epoch // (4 * 64)):
+        ended.update(offset for offset, text in documents_of(batch) if text.endswith(b"$"))
+    assert len(ended) > 20
+    assert max(ended.values()) == 1
+
+
+def test_blocks_are_in_another_order_each_epoch(tmp_path):
+    for number in range(8):
+        (tmp_path / f"{number}.txt").write_text(f"{number}")
+    data = data_config({"path": str(tmp_path)})
+    tokens = torch.cat([batch.labels[0] for batch in islice(stream(data, batch_tokens=16, length=16), 4)])
+    epochs = [bytes(epoch).decode() for epoch in tokens[tokens != EOS].reshape(-1, 8).tolist()]
+    assert all(sorted(epoch) == list("01234567") for epoch in epochs)
+    assert len(set(epochs)) == len(epochs) == 4
+
+
 def test_seeds_give_other_orders(corpus):
     data = config_of(corpus, "causal")
     assert plain(next(stream(data, seed=1))) != plain(next(stream(data, seed=2)))

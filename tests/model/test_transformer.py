@@ -359,5 +359,6 @@ def test_a_model_from_meta_holds_the_same_as_one_built_at_once(architecture, pos
 def test_it_compiles_as_one_graph(architecture, position):
     model = tiny_model(architecture, position)
     inputs = {**plain(random_ids(2, 6)), **source_for(model, 2)}
+    torch.compiler.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(**inputs), model(**inputs), **EXACT)

@@ -84,10 +84,11 @@ class ProgressDisplay:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "step")
         self.note(f"validation  {shown}")
 
-    def sample(self, prompt: str, text: str) -> None:
-        """Show a generated text under its prompt."""
+    def sample(self, prompt: str, text: str, joint: str = "") -> None:
+        """Show a prompt and what was generated for it, the joint between them."""
         line = Text("sample  ", style="dim")
         line.append(safe_text(prompt), style="bold")
+        line.append(joint, style="dim")
         line.append(safe_text(text))
         self.console.print(line)
 

@@ -14,7 +14,7 @@ from txtgen.config.loader import config_from_tree
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.data import build_objective, validation_batches, validation_pairs
 from txtgen.errors import DataError
-from txtgen.evaluate import LossMetrics, TranslationMetrics, evaluate_loss, score_translations
+from txtgen.evaluate import LossMetrics, TranslationMetrics, clip, evaluate_loss, score_translations
 from txtgen.generator import Generator
 
 
@@ -53,7 +53,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     loss = evaluate_loss(loaded.model, batches)
     translation = None
     if config.translate and isinstance(data.objective, Seq2SeqObjective):
-        translation = _translate(Generator(loaded), data, seed, config)
+        translation = _translate(Generator(loaded, batch_size=64), data, seed, config)
     return Evaluation(str(path), loss, translation)
 
 
@@ -61,10 +61,11 @@ def _translate(generator: Generator, data: DataConfig, seed: int, config: Evalua
     pairs = list(validation_pairs(data, seed=seed))
     if not pairs:
         return None
+    loaded = generator.loaded
+    longest = source_length(loaded.config.model)
+    sources = [clip(pair.source, loaded.source_tokenizer or loaded.tokenizer, longest) for pair in pairs]
     options = {**config.decoding, "num_return": 1}
-    texts = [
-        generation.text.replace("\n", " ") for generation in generator.generate([p.source for p in pairs], **options)
-    ]
+    texts = [generation.text.replace("\n", " ") for generation in generator.generate(sources, **options)]
     if config.output is not None:
         with replace_file(Path(config.output)) as handle:
             handle.write("".join(text + "\n" for text in texts).encode())

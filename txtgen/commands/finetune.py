@@ -89,8 +89,8 @@ def _refuse_other_tokenizer(base: Checkpoint, config: FinetuneConfig) -> None:
     other = load_tokenizer(config.tokenizer.path)
     if other.fingerprint() != base.tokenizer.fingerprint():
         raise CheckpointError(
-            f"the tokenizer {config.tokenizer.path} ({len(other)} tokens) is not the one that the base model was trained "
-            f"with ({len(base.tokenizer)} tokens)",
+            f"the tokenizer {config.tokenizer.path} ({len(other)} tokens) is not the base model's own "
+            f"({len(base.tokenizer)} tokens)",
             "tokenizer.path",
             "leave tokenizer out of the config: the base model brings its own",
         )

@@ -51,8 +51,9 @@ def run(config: GenerateConfig) -> None:
 
 def _stream(generator: Generator, prompt: Prompt, config: GenerateConfig) -> None:
     """Write the text of one prompt piece by piece, and end the line whatever happens."""
+    pieces = generator.stream(prompt, raw=config.raw, **config.decoding)  # refuses bad options at once
     try:
-        for piece in generator.stream(prompt, raw=config.raw, **config.decoding):
+        for piece in pieces:
             write_result(piece, end="")
     finally:
         write_result("")

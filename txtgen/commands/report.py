@@ -103,8 +103,9 @@ def report_tokenizer(summary: TokenizerSummary, as_json: bool) -> None:
         table(
             "files",
             {
-                file.path: f"{file.num_bytes:,} bytes, {file.num_tokens:,} tokens, {file.bytes_per_token:.2f} bytes per "
-                f"token, byte fallback {file.byte_fallback_rate:.2%}, unknown {file.unknown_rate:.2%}"
+                file.path: f"{file.num_bytes:,} bytes, {file.num_tokens:,} tokens, "
+                f"{file.bytes_per_token:.2f} bytes per token, byte fallback {file.byte_fallback_rate:.2%}, "
+                f"unknown {file.unknown_rate:.2%}"
                 for file in summary.files
             },
         )

@@ -69,7 +69,7 @@ def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
             raise BusyError(
                 "the run folder already holds a run",
                 str(folder.path),
-                "go on with --resume, start anew with --overwrite (the old run is moved aside), or choose another --name",
+                "go on with --resume, move the old run aside with --overwrite, or choose another --name",
             )
         if launch.overwrite and folder.occupied:
             with folder.lock():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from txtgen.data import (
 )
 from txtgen.distributed import World
 from txtgen.errors import DataError, TxtgenError
-from txtgen.evaluate import evaluate_loss, score_translations
+from txtgen.evaluate import clip, evaluate_loss, score_translations
 from txtgen.generator import Generator
 from txtgen.model import Transformer
 from txtgen.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ class Job:
     source_tokenizer: Tokenizer | None
     folder: RunFolder
     dtype: torch.dtype
-    world: World = World()
+    world: World = field(default_factory=World)
     parents: tuple[str, ...] = ()
     resumed: dict[str, Any] | None = None
 
@@ -96,7 +96,8 @@ def run(job: Job, display: ProgressDisplay) -> RunResult:
     session = Session(job, display)
     try:
         with listen() as stop, log_file(job.folder, job.world), display:
-            return session.run(stop)
+            session.stop = stop
+            return session.run()
     except TxtgenError as error:
         session.status("failed", reason=str(error), exit_code=error.exit_code)
         raise
@@ -130,6 +131,7 @@ class Session:
     job: Job
     display: ProgressDisplay
     report: StreamReport = field(default_factory=StreamReport)
+    stop: StopRequest = field(default_factory=StopRequest)
     best: dict[str, float] = field(default_factory=dict)
     seconds_before: float = 0.0
     started: float = field(default_factory=time.monotonic)
@@ -150,7 +152,7 @@ class Session:
             max_source_length=source_length(job.model.config),
         )
         self.generator = Generator(
-            LoadedModel(job.model, job.tokenizer, job.source_tokenizer, self.checkpoint_config())
+            LoadedModel(job.model, job.tokenizer, job.source_tokenizer, self.checkpoint_config()), batch_size=64
         )
         if job.resumed is not None:
             self.restore(job.resumed)
@@ -231,7 +233,7 @@ class Session:
 
     # -- the run
 
-    def run(self, stop: StopRequest) -> RunResult:
+    def run(self) -> RunResult:
         """The loop with everything around it."""
         job, config = self.job, self.job.config.train
         if self.state.step >= config.steps:
@@ -250,7 +252,7 @@ class Session:
         )
         for report in steps:
             self.log(report)
-            ended = self.must_stop(stop)
+            ended = self.must_stop() or self.out_of_time()
             if due(report.step, config.validate_every) and not ended:
                 self.validate()
                 validated = report.step
@@ -261,17 +263,20 @@ class Session:
                 saved = report.step
             if ended:
                 break
-        if validated < self.state.step and not stop:
+        if validated < self.state.step and not self.must_stop():
             self.validate()
         if saved < self.state.step:
             self.save()
-        return self.finish(stop)
+        return self.finish()
 
-    def must_stop(self, stop: StopRequest) -> bool:
-        """Whether any rank was asked to stop, or the time is up."""
+    def must_stop(self) -> bool:
+        """Whether any rank was asked to stop."""
+        return self.job.world.any(bool(self.stop))
+
+    def out_of_time(self) -> bool:
+        """Whether the run has had its minutes, by the clock of any rank."""
         minutes = self.job.config.train.minutes
-        late = minutes is not None and self.elapsed() >= 60 * minutes
-        return self.job.world.any(bool(stop) or late)
+        return minutes is not None and self.job.world.any(self.elapsed() >= 60 * minutes)
 
     def batches(self) -> Iterator[Batch]:
         """The stream from where the run is."""
@@ -324,10 +329,13 @@ class Session:
             rank=job.world.rank,
             world_size=job.world.size,
         )
-        loss = evaluate_loss(job.model, islice(batches, config.validation_batches), job.dtype, job.world)
+        wanted = takewhile(lambda _: not self.stop, islice(batches, config.validation_batches))
+        loss = evaluate_loss(job.model, wanted, job.dtype, job.world)
         metrics = {"val_loss": loss.loss, "val_bits_per_byte": loss.bits_per_byte}
         if config.validation_metric != "loss":
             metrics.update(self.translate())
+        if self.must_stop():
+            return  # what was measured is of a part only
         if job.world.is_main:
             self.display.validation(metrics)
             job.folder.write_metrics({"step": self.state.step, **metrics, "seconds": self.elapsed()})
@@ -348,7 +356,7 @@ class Session:
         return metrics[key] < self.best[key] if metric == "loss" else metrics[key] > self.best[key]
 
     def translate(self) -> dict[str, float]:
-        """BLEU and chrF of generated targets for the first validation pairs."""
+        """BLEU and chrF of greedily generated targets for the first validation pairs."""
         job = self.job
         pairs = list(
             islice(validation_pairs(job.config.data, seed=job.config.seed), job.config.train.validation_translations)
@@ -359,10 +367,12 @@ class Session:
                 "train.validation_metric",
                 "use validation_metric: loss",
             )
-        texts = [
-            generation.text for generation in self.generator.generate([pair.source for pair in pairs], num_return=1)
-        ]
-        scores = score_translations(texts, [pair.target for pair in pairs], job.config.data.validation.bleu_tokenizer)
+        tokenizer = job.source_tokenizer or job.tokenizer
+        sources = [clip(pair.source, tokenizer, source_length(job.model.config)) for pair in pairs]
+        generations = self.generator.iterate(sources, strategy="greedy", num_return=1)
+        texts = [generation.text for generation in takewhile(lambda _: not self.stop, generations)]
+        references = [pair.target for pair in pairs[: len(texts)]]
+        scores = score_translations(texts, references, job.config.data.validation.bleu_tokenizer)
         return {"val_bleu": scores.bleu, "val_chrf": scores.chrf}
 
     def sample_after_validation(self) -> None:
@@ -376,8 +386,10 @@ class Session:
         if not (samples.prompts and self.job.world.is_main):
             return
         options = samples.decoding.model_dump(exclude_defaults=True) | {"strategy": samples.decoding.strategy}
+        goes_on = self.job.model.config.kind == "decoder" and chat_format(self.job.config.data) is None
+        joint = "" if goes_on else " -> "
         for generation in self.generator.generate(list(samples.prompts), **options):
-            self.display.sample(generation.prompt, generation.text)
+            self.display.sample(generation.prompt, generation.text, joint)
             logger.info("sample at step %d: %r -> %r", self.state.step, generation.prompt, generation.text)
 
     def save(self) -> None:
@@ -390,14 +402,16 @@ class Session:
 
     # -- the end
 
-    def finish(self, stop: StopRequest) -> RunResult:
+    def finish(self) -> RunResult:
         """Say how it ended and what to do next."""
         folder = self.job.folder
         if self.report.bad_records:
             self.display.note(f"skipped {self.report.bad_records} bad records, such as {self.report.bad_examples[0]}")
-        result = self.result(stop.signal)
+        result = self.result(self.stop.signal)
         state = "finished" if self.state.step >= self.job.config.train.steps else "interrupted"
-        self.status(state, exit_code=result.exit_code, reason=stop.signal or state, last_checkpoint=str(folder.last))
+        self.status(
+            state, exit_code=result.exit_code, reason=self.stop.signal or state, last_checkpoint=str(folder.last)
+        )
         best = f", best validation {self.best['val_loss']:.4f} at step {self.best['step']}" if self.best else ""
         self.display.note(f"{state} at step {self.state.step} after {duration(self.elapsed())}{best}: {folder.path}")
         if state == "interrupted":

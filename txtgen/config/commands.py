@@ -108,7 +108,7 @@ class GenerateConfig(Config):
     prompts: tuple[str, ...] = ()
     input: str | None = None
     """A file: a prompt a line, or .jsonl with `prompt` or `messages`; `-`: standard input."""
-    decoding: dict[str, Any] = {}
+    decoding: dict[str, Any] = Field(default_factory=dict)
     """Options of the strategy that the user gave; the checkpoint's defaults fill the rest."""
     batch_size: Count = 16
     independent: bool = False
@@ -130,7 +130,7 @@ class EvaluateConfig(Config):
     target: str | None = None
     """A file whose line i is the target of line i of the data file."""
     bleu_tokenizer: BleuTokenizer = "13a"
-    decoding: dict[str, Any] = {}
+    decoding: dict[str, Any] = Field(default_factory=dict)
     translate: bool = True
     """Generate a target for every source and score it by BLEU and chrF; only for pairs."""
     batch_tokens: Count = 8192
@@ -148,7 +148,7 @@ class CheckpointConfig(Config):
     chat: ChatFormat | None = None
     """How a conversation is written; None: this is no chat model."""
     generation: DecodingConfig = GreedyConfig()
-    run: dict[str, Any] = {}
+    run: dict[str, Any] = Field(default_factory=dict)
     """The resolved configuration of the run that made it."""
 
 

@@ -75,7 +75,7 @@ class TrainConfig(Config):
     validation_batches: Count | None = None
     """At most this many batches per validation; None: all of the held-out text."""
     validation_metric: Literal["loss", "bleu", "chrf"] = "loss"
-    """What `best.pth` is best in; bleu and chrf translate the validation pairs and need pairs and txtgen[eval]."""
+    """What `best.pth` is best in; bleu and chrf translate validation pairs, greedily, and need txtgen[eval]."""
     validation_translations: Count = 200
     """How many validation pairs are translated for bleu or chrf."""
     save_every: NonNegative = 500

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from txtgen.data.files import TextFile
 from txtgen.errors import DataError
@@ -20,7 +21,7 @@ Unit = Literal["file", "line", "paragraph", "continuous", "record"]
 """What a block is made of. A `record` is a line that must not be cut, however long it is."""
 
 _SCAN_BYTES = 8 * 1024
-_SKIP_BYTES = 64 * 1024
+_PASS_BYTES = 64 * 1024
 _WINDOW_BYTES = 1024 * 1024
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 _ENDS_BLANK = re.compile(rb"\n[ \t\r]*\n\Z")
@@ -69,18 +70,16 @@ def cut_pair(source: TextFile, target: TextFile, size: int) -> Iterator[Block]:
         DataError: the files have different numbers of lines.
     """
     share = (source.size - source.start) / max(1, source.size - source.start + target.size - target.start)
-    source_size = max(1, round(size * share))
+    target_lines = _LinePlaces(target)
     start, target_start = source.start, target.start
-    while start < source.size:
-        stop, _ = _next_cut(source, start, source_size, "record")
-        lines = _count_lines(source, start, stop)
-        target_stop = _skip_lines(target, target_start, lines)
+    for stop, lines in _line_marks(source, max(1, round(size * share))):
+        target_stop = target_lines.after(lines)
         if target_stop is None:
             break
         yield Block(0, start, stop, True, True, target_start, target_stop)
         start, target_start = stop, target_stop
     if start < source.size or target_start < target.size:
-        counts = [_count_lines(file, file.start, file.size) for file in (source, target)]
+        counts = [sum(map(len, _line_ends(file))) for file in (source, target)]
         raise DataError(
             f"parallel files have different numbers of lines: {counts[0]} and {counts[1]}",
             f"{source.path}, {target.path}",
@@ -141,25 +140,48 @@ def _cut_inside(file: TextFile, goal: int, reach: int, unit: Unit) -> tuple[int,
     return goal - reach + (starts[-1] if starts else reach), False
 
 
-def _count_lines(file: TextFile, start: int, stop: int) -> int:
-    """Lines in a range of a file; the last one counts without a newline too."""
-    newlines, last = 0, b"\n"
-    for place in range(start, stop, _WINDOW_BYTES):
-        window = file.read(place, min(_WINDOW_BYTES, stop - place))
-        newlines += window.count(b"\n")
-        last = window[-1:]
-    return newlines + (last != b"\n")
+def _line_ends(file: TextFile) -> Iterator[NDArray[np.int64]]:
+    """The places after each line, in arrays; the last line counts without a newline too."""
+    place, end = file.start, file.start
+    while place < file.size:
+        window = file.read(place, _PASS_BYTES)
+        ends = np.flatnonzero(np.frombuffer(window, np.uint8) == ord("\n")) + place + 1
+        place += len(window)
+        if len(ends):
+            end = int(ends[-1])
+            yield ends
+    if end < file.size:
+        yield np.array([file.size])
 
 
-def _skip_lines(file: TextFile, start: int, lines: int) -> int | None:
-    """The place after so many lines from `start` on; None if there are not as many."""
-    place = start
-    while lines and place < file.size:
-        window = file.read(place, _SKIP_BYTES)
-        newlines = np.flatnonzero(np.frombuffer(window, np.uint8) == ord("\n"))
-        if len(newlines) >= lines:
-            return place + int(newlines[lines - 1]) + 1
-        place, lines = place + len(window), lines - len(newlines)
-        if lines == 1 and place == file.size and not window.endswith(b"\n"):
-            return place
-    return None if lines else place
+def _line_marks(file: TextFile, size: int) -> Iterator[tuple[int, int]]:
+    """Ends of lines that are about `size` bytes apart, the last one included, each with the lines before it."""
+    lines, last, end = 0, file.start, file.start
+    for ends in _line_ends(file):
+        end = int(ends[-1])
+        while end >= last + size:
+            index = int(np.searchsorted(ends, last + size))
+            last = int(ends[index])
+            yield last, lines + index + 1
+        lines += len(ends)
+    if last < end:
+        yield end, lines
+
+
+class _LinePlaces:
+    """The places after lines of a file, asked for in ascending order, so that it is read only once."""
+
+    def __init__(self, file: TextFile) -> None:
+        self._windows = _line_ends(file)
+        self._ends = np.zeros(0, np.int64)
+        self._before = 0
+
+    def after(self, lines: int) -> int | None:
+        """The place after so many lines of the file; None if it has fewer."""
+        while self._before + len(self._ends) < lines:
+            self._before += len(self._ends)
+            ends = next(self._windows, None)
+            if ends is None:
+                return None
+            self._ends = ends
+        return int(self._ends[lines - self._before - 1])

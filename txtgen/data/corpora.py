@@ -43,7 +43,7 @@ class Corpus:
         """Three numbers that differ if the corpus does: files, bytes, and a checksum of all sizes and beginnings."""
         checksum = 0
         for file in self.files:
-            checksum = zlib.crc32(file.head, zlib.crc32(str(file.size).encode(), checksum))
+            checksum = zlib.crc32(f"{file.size} {file.checksum}".encode(), checksum)
         return [len(self.files), self.num_bytes, checksum]
 
     @property

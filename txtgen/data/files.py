@@ -54,8 +54,8 @@ class TextFile(Protocol):
         """The byte after the last one, as it was when the file was opened; what is appended later is not read."""
 
     @property
-    def head(self) -> bytes:
-        """Up to HEAD_BYTES from the beginning of the file as it is stored."""
+    def checksum(self) -> int:
+        """Of the beginning of the file as it is stored: other content seldom has the same."""
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes from `offset` on, fewer at the end of the text only.
@@ -95,7 +95,8 @@ class PlainFile:
     """A file that is text as it stands."""
 
     def __init__(self, path: str, head: bytes, size: int) -> None:
-        self.path, self.head, self.size = path, head, size
+        self.path, self.size = path, size
+        self.checksum = zlib.crc32(head)
         self.start = _text_start(path, head)
 
     def read(self, offset: int, size: int) -> bytes:
@@ -120,7 +121,8 @@ class GzipFile:
     """A file that is unpacked as it is read, from the nearest snapshot of the decompressor before the place."""
 
     def __init__(self, path: str, head: bytes, spacing: int) -> None:
-        self.path, self.head = path, head
+        self.path = path
+        self.checksum = zlib.crc32(head)
         if not head.startswith(b"\x1f\x8b"):
             raise DataError(f"'{path}' is not gzip, though its name ends in .gz", "", "rename it, or compress it again")
         self.start = 0

@@ -27,26 +27,29 @@ class Rows:
         self._segment_ids = np.zeros((count, length), np.int32)
         self._bidirectional = np.zeros((count, length), np.bool_)
         self._positions = np.zeros((count, length), np.int64)
+        self._along = np.arange(length)
         if not objective.separate:
-            self._positions[:] = np.arange(length)
+            self._positions[:] = self._along
         self._origins: list[tuple[Origin, ...]] = [()] * count
 
     def write(self, row: int, parts: Sequence[Part]) -> None:
         """Write parts of examples to a row, one after the other."""
-        counts = np.array([count for _, _, count in parts])
-        size = int(counts.sum())
+        counts = [count for _, _, count in parts]
+        size = sum(counts)
         inputs = [example.input_ids[offset : offset + count] for example, offset, count in parts]
         labels = [example.labels[offset : offset + count] for example, offset, count in parts]
         np.concatenate(inputs, out=self._input_ids[row, :size])
         np.concatenate(labels, out=self._labels[row, :size])
-        self._segment_ids[row, :size] = np.repeat(np.arange(1, len(parts) + 1), counts)
-        starts = np.cumsum(counts) - counts
-        if self._objective.separate:
-            self._positions[row, :size] = np.arange(size) - np.repeat(starts, counts)
-        for (example, offset, count), start in zip(parts, starts, strict=True):
+        start = 0
+        for segment, (example, offset, count) in enumerate(parts, start=1):
+            stop = start + count
+            self._segment_ids[row, start:stop] = segment
+            if self._objective.separate:
+                self._positions[row, start:stop] = self._along[:count]
             if example.bidirectional > offset:
-                self._bidirectional[row, start : start + min(count, example.bidirectional - offset)] = True
-        self._origins[row] = tuple(example.origin for example, _, _ in parts)
+                self._bidirectional[row, start : min(stop, start + example.bidirectional - offset)] = True
+            start = stop
+        self._origins[row] = tuple([example.origin for example, _, _ in parts])
 
     def batch(self, rows: slice = slice(None), bookmark: dict[str, Any] | None = None) -> Batch:
         """Some of the rows as a batch."""
@@ -130,18 +133,16 @@ class Lane:
 
     def __init__(self, mixture: Mixture, splittable: bool, report: StreamReport, state: Sequence[Any] = ()) -> None:
         self._mixture = mixture
-        self._taken = 0
+        self._document: Sequence[Example] = ()
         self._packer = Packer(self._take, splittable, report)
         if state and state[0] >= 0:
             mixture.last_source = state[0]
-            examples = mixture.cursors[state[0]].take()
-            self._taken = sum(len(example.input_ids) for example in examples)
-            self._packer.resume(examples, state[1])
+            self._document = mixture.cursors[state[0]].take()
+            self._packer.resume(self._document, state[1])
 
-    def _take(self) -> list[Example]:
-        examples = self._mixture.take()
-        self._taken = sum(len(example.input_ids) for example in examples)
-        return examples
+    def _take(self) -> Sequence[Example]:
+        self._document = self._mixture.take()
+        return self._document
 
     def fill(self, rows: Rows, row: int) -> None:
         """Fill one row with the next examples."""
@@ -152,4 +153,5 @@ class Lane:
         waiting = self._packer.waiting
         if not waiting:
             return [-1, 0, *self._mixture.state()]
-        return [self._mixture.last_source, self._taken - waiting, *self._mixture.state(unfinished=True)]
+        done = sum(len(example.input_ids) for example in self._document) - waiting
+        return [self._mixture.last_source, done, *self._mixture.state(unfinished=True)]

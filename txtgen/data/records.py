@@ -1,4 +1,8 @@
-"""Blocks -> records: the bytes of a block as documents, pairs or conversations."""
+"""Blocks -> records: the bytes of a block as documents, pairs or conversations.
+
+Text is UTF-8. Only a newline ends a line; a carriage return before it belongs to the line's end and is dropped, and
+every other character is kept. What is blank is no record.
+"""
 
 import json
 import re
@@ -102,7 +106,7 @@ class BlockUnits:
             text = text.removesuffix("\r") if documents in ("line", "paragraph") else text
         if not text or text.isspace():
             return []
-        begins = documents != "continuous" and (unit > 0 or self.block.begins)
+        begins = documents != "continuous" and (self.block.begins or self.spans.starts[unit] > 0)
         ends = documents != "continuous" and (unit + 1 < len(self.spans) or self.block.ends)
         return [TextRecord(text, origin, begins, ends)]
 

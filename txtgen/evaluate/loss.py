@@ -14,7 +14,10 @@ from txtgen.train import batch_loss
 
 @dataclass(frozen=True, slots=True)
 class LossMetrics:
-    """loss: nats per token. perplexity: exp(loss). bits_per_byte: of the scored text in UTF-8. tokens, bytes: counts."""
+    """loss: nats per token. perplexity: exp(loss). bits_per_byte: of the scored text as UTF-8.
+
+    tokens, bytes: how much was scored.
+    """
 
     loss: float
     perplexity: float

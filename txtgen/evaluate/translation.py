@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from txtgen.config.data import BleuTokenizer
 from txtgen.errors import ResourceError
+from txtgen.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,12 @@ class TranslationMetrics:
     chrf: float
     chrf_signature: str
     sentences: int
+
+
+def clip(text: str, tokenizer: Tokenizer, max_length: int) -> str:
+    """The beginning of a source that a model of this source length can read, its end token included."""
+    ids = tokenizer.encode(text)
+    return text if len(ids) < max_length else tokenizer.decode(ids[: max_length - 1]).rstrip("\ufffd")
 
 
 def score_translations(
