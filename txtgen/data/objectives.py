@@ -1,5 +1,6 @@
 """Records -> examples: what the model reads, and what it is to predict."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, assert_never
@@ -115,13 +116,22 @@ class CausalLm(Objective):
         texts = [record for record in records if isinstance(record, TextRecord)]
         if len(texts) < len(records):
             raise _misfit("pairs and conversations", "causal_lm", "chat or seq2seq")
-        encoded = self.tokenizer.encode_batch([record.text for record in texts])
-        return [self._examples(record, ids) for record, ids in zip(texts, encoded, strict=True)]
-
-    def _examples(self, record: TextRecord, ids: list[int]) -> Outcome:
         special = self.tokenizer.special
-        tokens = _tokens([special.bos_id] * record.begins + ids + [special.eos_id] * record.ends)
-        return [Example(tokens[:-1], tokens[1:], record.origin)] if len(tokens) > 1 else []
+        together: list[int] = []
+        bounds = [0]
+        for record, ids in zip(texts, self.tokenizer.encode_batch([record.text for record in texts]), strict=True):
+            if record.begins:
+                together.append(special.bos_id)
+            together += ids
+            if record.ends:
+                together.append(special.eos_id)
+            bounds.append(len(together))
+        # One array for all is made much faster than one for each.
+        tokens = _tokens(together)
+        return [
+            [Example(tokens[start : stop - 1], tokens[start + 1 : stop], record.origin)] if stop - start > 1 else []
+            for record, (start, stop) in zip(texts, itertools.pairwise(bounds), strict=True)
+        ]
 
 
 class Chat(Objective):
