@@ -14,11 +14,12 @@ from typing import Any
 
 FOLDER = Path("quickstart")
 TXTGEN = [sys.executable, "-m", "txtgen"]
-QUESTIONS = ("What is {}?", "Tell me about {}.", "Explain {}.", "What should I know about {}?")
-CHINESE_QUESTIONS = ("{}說的是什麼？", "說說{}。", "給我講講{}。")
+QUESTIONS = ('What is "{}"?', 'Tell me about "{}".', 'Explain "{}".', 'What do you know about "{}"?')
+CHINESE_QUESTIONS = ("什麼是「{}」？", "說說「{}」。", "給我講講「{}」。")
 CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-MAX_REPLY = 160
-MAX_SUBJECT = 32
+MAX_REPLY = 80
+MAX_SUBJECT = 24
+MAX_SUBJECTS = 10
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def conversation(subject: str, answer: str, number: int) -> dict[str, Any]:
 
 
 def questions_and_answers(document: Document) -> list[tuple[str, str]]:
-    """Subjects in a document, each with a reply that begins by naming it."""
+    """Subjects in a document, each with a reply that names it and quotes what stands there."""
     found: dict[str, str] = {}
     for paragraph in re.split(r"\n[ \t]*\n", document.text):
         lines = [line.strip() for line in paragraph.split("\n") if line.strip()]
@@ -136,23 +137,26 @@ def questions_and_answers(document: Document) -> list[tuple[str, str]]:
             continue  # a heading and its underline
         if paragraph.startswith("    ") or "::=" in paragraph:
             continue  # code and grammar
-        plain = ("\n" if re.search(f"[{CJK}]", paragraph) else " ").join(lines)
+        chinese = re.search(f"[{CJK}]", paragraph)
+        plain = ("\n" if chinese else " ").join(lines)
         for subject in subjects(plain):
             reply = shorten(plain)
-            found.setdefault(subject, reply if reply.startswith(subject) else f"{subject}: {reply}")
+            found.setdefault(subject, f"「{subject}」：{reply}" if chinese else f'"{subject}": {reply}')
     return list(found.items())
 
 
 def subjects(paragraph: str) -> list[str]:
-    """Terms that a paragraph quotes; without any, its opening words."""
-    quoted = [term for term in re.findall(r'"([^"\s][^"]*)"', paragraph[:300]) if is_subject(term)]
-    if quoted:
-        return list(dict.fromkeys(quoted))[:3]
-    opening = re.split(r"[,.;:!?，。；：！？、\n]", paragraph, maxsplit=1)[0].strip()
-    words = opening.split()
-    subject = " ".join(words[:4]) if len(words) > 1 else opening
-    subject = subject[:MAX_SUBJECT].strip()
-    return [subject] if is_subject(subject) else []
+    """Terms that a paragraph quotes, and short runs of its words (or characters): many, for a model that is to learn
+    to name whatever it is asked about, not to remember a list."""
+    quoted = re.findall(r'"([^"\s][^"]*)"', paragraph)
+    runs = []
+    for clause in re.split(r"[^\w' -]|\n", paragraph):
+        words = clause.split() if " " in clause.strip() else re.findall(f"[{CJK}]{{2,5}}", clause)
+        length = 1
+        while words:
+            runs.append(" ".join(words[:length]))
+            words, length = words[length:], length % 3 + 1
+    return list(dict.fromkeys(term for term in quoted + runs if is_subject(term)))[:MAX_SUBJECTS]
 
 
 def is_subject(term: str) -> bool:

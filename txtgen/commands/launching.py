@@ -13,11 +13,15 @@ from txtgen.commands.models import resolve_model
 from txtgen.commands.sources import guess_source
 from txtgen.commands.starting import Launch
 from txtgen.config.commands import FinetuneConfig, PretrainConfig
-from txtgen.config.loader import load_config
+from txtgen.config.data import DataConfig
+from txtgen.config.loader import config_from_tree, load_config
 from txtgen.config.model import EncoderDecoderConfig
+from txtgen.data import describe
 from txtgen.errors import UsageError
 
 BUILTIN_BATCH_TOKENS = 4096
+MIN_VALIDATED_BYTES = 200_000
+"""Of less text than this the built-in configs hold nothing out: the share that they name would be next to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,9 @@ def _builtin_settings(request: Request) -> list[str]:
     """What the built-in config needs to know of the files, and of the base model when finetuning."""
     source: dict[str, Any] = guess_source(list(request.inputs))
     settings = [f"data.sources={json.dumps([source])}"]
+    read = config_from_tree(DataConfig, {"sources": [source]})
+    if sum(summary.num_bytes for summary in describe(read)) < MIN_VALIDATED_BYTES:
+        settings.append("data.validation.fraction=0.0")
     if request.command == "finetune":
         if request.base is None:
             raise UsageError("finetuning needs a model to start from", "", "add --base MODEL")

@@ -166,6 +166,6 @@ def cost(model: Transformer, config: RunConfig) -> dict[str, object]:
 def corpus(data: DataConfig) -> dict[str, object]:
     """What a run would read, a line a source, for a dry run."""
     return {
-        f"source {summary.name}": f"{summary.files:,} files, {summary.num_bytes:,} bytes, {summary.blocks:,} blocks"
-        for summary in describe(data)
+        f"source {number}": f"{summary.name}: {summary.files:,} files, {summary.num_bytes:,} bytes"
+        for number, summary in enumerate(describe(data))
     }

@@ -24,6 +24,7 @@ from txtgen.data import (
     Batch,
     Objective,
     StreamReport,
+    ValidationBatches,
     build_objective,
     merge_bookmarks,
     train_stream,
@@ -33,7 +34,7 @@ from txtgen.data import (
 from txtgen.distributed import World
 from txtgen.errors import DataError, TxtgenError
 from txtgen.evaluate import clip, evaluate_loss, score_translations
-from txtgen.generator import Generator
+from txtgen.generator import Generation, Generator
 from txtgen.model import Transformer
 from txtgen.tokenizer import Tokenizer
 from txtgen.train import StepReport, TrainState, build_optimizer, train
@@ -151,9 +152,11 @@ class Session:
             max_length=row_length(job.config, job.model.config),
             max_source_length=source_length(job.model.config),
         )
+        self.validation = self.held_out()
         self.generator = Generator(
             LoadedModel(job.model, job.tokenizer, job.source_tokenizer, self.checkpoint_config()), batch_size=64
         )
+        self.samples()  # refuses a prompt that is too long, before anything is trained
         if job.resumed is not None:
             self.restore(job.resumed)
 
@@ -293,6 +296,21 @@ class Session:
             report=self.report,
         )
 
+    def held_out(self) -> ValidationBatches | None:
+        """The batches to validate on, the same every time; None if nothing is held out."""
+        job = self.job
+        if not (job.config.data.validation.sources or job.config.data.validation.fraction):
+            return None
+        return validation_batches(
+            job.config.data,
+            self.objective,
+            batch_tokens=job.config.train.batch_tokens,
+            length=row_length(job.config, job.model.config),
+            seed=job.config.seed,
+            rank=job.world.rank,
+            world_size=job.world.size,
+        )
+
     def log(self, report: StepReport) -> None:
         """Show a step and write its line of metrics."""
         if not self.job.world.is_main:
@@ -317,19 +335,10 @@ class Session:
     def validate(self) -> None:
         """Measure on the held-out text; keep the model as best.pth if it never was better."""
         job, config = self.job, self.job.config.train
-        if not (job.config.data.validation.sources or job.config.data.validation.fraction):
+        if self.validation is None:
             self.sample_after_validation()
             return
-        batches = validation_batches(
-            job.config.data,
-            self.objective,
-            batch_tokens=config.batch_tokens,
-            length=row_length(job.config, job.model.config),
-            seed=job.config.seed,
-            rank=job.world.rank,
-            world_size=job.world.size,
-        )
-        wanted = takewhile(lambda _: not self.stop, islice(batches, config.validation_batches))
+        wanted = takewhile(lambda _: not self.stop, islice(self.validation, config.validation_batches))
         loss = evaluate_loss(job.model, wanted, job.dtype, job.world)
         metrics = {"val_loss": loss.loss, "val_bits_per_byte": loss.bits_per_byte}
         if config.validation_metric != "loss":
@@ -380,15 +389,21 @@ class Session:
         if not self.job.config.samples.every:
             self.sample()
 
+    def samples(self) -> Iterator[Generation]:
+        """What the model makes of the sample prompts, once it is asked for."""
+        samples = self.job.config.samples
+        if not samples.prompts:
+            return iter(())
+        options = samples.decoding.model_dump(exclude_defaults=True) | {"strategy": samples.decoding.strategy}
+        return self.generator.iterate(list(samples.prompts), **options)
+
     def sample(self) -> None:
         """Show what the model makes of the sample prompts."""
-        samples = self.job.config.samples
-        if not (samples.prompts and self.job.world.is_main):
+        if not self.job.world.is_main:
             return
-        options = samples.decoding.model_dump(exclude_defaults=True) | {"strategy": samples.decoding.strategy}
         goes_on = self.job.model.config.kind == "decoder" and chat_format(self.job.config.data) is None
         joint = "" if goes_on else " -> "
-        for generation in self.generator.generate(list(samples.prompts), **options):
+        for generation in self.samples():
             self.display.sample(generation.prompt, generation.text, joint)
             logger.info("sample at step %d: %r -> %r", self.state.step, generation.prompt, generation.text)
 
