@@ -52,7 +52,9 @@ def run(config: GenerateConfig) -> None:
 def _stream(generator: Generator, prompt: Prompt, config: GenerateConfig) -> None:
     """Write the text of one prompt piece by piece, and end the line whatever happens."""
     pieces = generator.stream(prompt, raw=config.raw, **config.decoding)  # refuses bad options at once
+    first = next(pieces, "")  # what is wrong with model or options shows before anything is written
     try:
+        write_result(first, end="")
         for piece in pieces:
             write_result(piece, end="")
     finally:

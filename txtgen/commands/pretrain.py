@@ -1,9 +1,10 @@
 """`txtgen pretrain`: a new model from a corpus."""
 
-import logging
+import torch
 
+from txtgen.checkpoint import replace_file
 from txtgen.commands.console import ProgressDisplay
-from txtgen.commands.starting import Launch, Start, corpus, cost, start_run, with_learning_rate
+from txtgen.commands.starting import Launch, Start, corpus, cost, require_memory, start_run, with_learning_rate
 from txtgen.commands.training import Job, RunResult
 from txtgen.commands.training import run as run_training
 from txtgen.config.commands import PretrainConfig
@@ -14,8 +15,6 @@ from txtgen.model import Transformer, build_model, init_weights
 from txtgen.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 
 LEARNING_RATE = 1e-3
-
-logger = logging.getLogger(__name__)
 
 
 def run(config: PretrainConfig, launch: Launch | None = None) -> RunResult:
@@ -30,7 +29,7 @@ def run(config: PretrainConfig, launch: Launch | None = None) -> RunResult:
         for warning in start.warnings:
             display.note(warning)
         tokenizer, source_tokenizer = _tokenizers(config, start, display)
-        model = _model(config, tokenizer, source_tokenizer)
+        model = _model(config, tokenizer, source_tokenizer, start.device)
         if start.resumed is not None:
             model.load_state_dict(start.resumed.model)
         else:
@@ -74,8 +73,13 @@ def sized(
     return model.model_copy(update=update)
 
 
-def _model(config: PretrainConfig, tokenizer: Tokenizer, source_tokenizer: Tokenizer | None) -> Transformer:
-    return build_model(sized(config.model, len(tokenizer), len(source_tokenizer or tokenizer)), device="cpu")
+def _model(
+    config: PretrainConfig, tokenizer: Tokenizer, source_tokenizer: Tokenizer | None, device: torch.device
+) -> Transformer:
+    """The model without weights yet, if there is room to train it."""
+    size = sized(config.model, len(tokenizer), len(source_tokenizer or tokenizer))
+    require_memory(build_model(size, device="meta"), device)
+    return build_model(size, device="cpu")
 
 
 def _tokenizers(config: PretrainConfig, start: Start, display: ProgressDisplay) -> tuple[Tokenizer, Tokenizer | None]:
@@ -96,8 +100,6 @@ def _tokenizers(config: PretrainConfig, start: Start, display: ProgressDisplay) 
 
 
 def _write(start: Start, name: str, content: bytes) -> None:
-    from txtgen.checkpoint import replace_file
-
     with replace_file(start.folder.path / name) as handle:
         handle.write(content)
 

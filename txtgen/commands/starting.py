@@ -1,5 +1,6 @@
 """How a run begins: which folder it gets, what it goes on from, and what it would cost."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from txtgen.config.data import DataConfig
 from txtgen.config.loader import dump_config
 from txtgen.data import describe
 from txtgen.distributed import World, open_world
-from txtgen.errors import BusyError, CheckpointError, ConfigError
+from txtgen.errors import BusyError, CheckpointError, ConfigError, ResourceError
 from txtgen.model import Transformer, count_parameters
 
 MAY_CHANGE = (
@@ -161,6 +162,31 @@ def cost(model: Transformer, config: RunConfig) -> dict[str, object]:
     rows["tokens in all"] = f"{config.train.batch_tokens * config.train.steps:,}"
     rows["checkpoint"] = f"{(4 * counts['total'] + 8 * trained) / 1e6:,.1f} MB"
     return rows
+
+
+def require_memory(model: Transformer, device: torch.device) -> None:
+    """Refuse a model whose weights, gradients and optimizer alone exceed the memory of the device.
+
+    Args:
+        model: may be on the meta device, where it takes no memory.
+        device: where it is to be trained.
+
+    Raises:
+        ResourceError: it does not fit.
+    """
+    needed = 16 * sum(parameter.numel() for parameter in model.parameters())
+    if device.type == "cuda":
+        available = torch.cuda.get_device_properties(device).total_memory
+    elif hasattr(os, "sysconf"):
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        return
+    if needed > available:
+        raise ResourceError(
+            f"the model needs {needed / 1e9:,.1f} GB for weights, gradients and optimizer alone",
+            f"{device} has {available / 1e9:,.1f} GB",
+            "make d_model, d_ff, num_layers or the vocabulary smaller",
+        )
 
 
 def corpus(data: DataConfig) -> dict[str, object]:

@@ -1,0 +1,312 @@
+"""The command line as its users and scripts see it: what goes where, and which exit code."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import txtgen
+from txtgen.checkpoint import load_checkpoint
+from txtgen.cli import run
+from txtgen.errors import safe_text
+
+
+@pytest.fixture
+def decoder(trained) -> str:
+    return str(trained / "runs" / "decoder")
+
+
+@pytest.fixture
+def translator(trained) -> str:
+    return str(trained / "runs" / "translator")
+
+
+@pytest.fixture
+def stdin(monkeypatch):
+    """Set what is piped in."""
+
+    def pipe(content: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+    pipe(b"")
+    return pipe
+
+
+# -- generate
+
+
+def test_only_text_goes_to_stdout(decoder, capfd) -> None:
+    assert run(["generate", decoder, "--prompt", "the cat", "--max-new-tokens", "5"]) == 0
+    captured = capfd.readouterr()
+    model = txtgen.load(decoder)
+    assert captured.out == model.generate(["the cat"], max_new_tokens=5)[0].text + "\n"
+    assert captured.err == ""
+
+
+def test_json_has_the_keys_of_the_contract(decoder, capfd) -> None:
+    arguments = [
+        "--prompt",
+        "the cat",
+        "--prompt",
+        "the dog",
+        "--strategy",
+        "beam",
+        "--beam-size",
+        "3",
+        "--num-return",
+        "2",
+    ]
+    assert run(["generate", decoder, *arguments, "--max-new-tokens", "4", "--json"]) == 0
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    keys = [
+        "prompt_index",
+        "index",
+        "prompt",
+        "text",
+        "token_ids",
+        "prompt_token_ids",
+        "logprob",
+        "score",
+        "finish_reason",
+    ]
+    assert [list(line) for line in lines] == [keys] * 4
+    assert [(line["prompt_index"], line["index"]) for line in lines] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert lines[0]["score"] >= lines[1]["score"]
+    tokenizer = load_checkpoint(Path(decoder) / "best.pth").tokenizer
+    for line in lines:
+        assert line["finish_reason"] in ("eos", "stop", "length")
+        assert tokenizer.decode(line["token_ids"]) == line["text"]
+        assert tokenizer.decode(line["prompt_token_ids"]) == line["prompt"]
+
+
+def test_a_line_in_is_a_line_out(translator, workshop, capfd) -> None:
+    Path("in.txt").write_text("the cat\nthe dog and the sun\nthe fox\n", encoding="utf-8")
+    assert run(["generate", translator, "--input", "in.txt", "--batch-size", "2"]) == 0
+    batched = capfd.readouterr().out
+    assert batched.count("\n") == 3
+    assert run(["generate", translator, "--input", "in.txt", "--independent"]) == 0
+    assert capfd.readouterr().out == batched
+
+
+def test_piped_text_and_jsonl_are_prompts(decoder, workshop, stdin, capfd) -> None:
+    stdin(b"the cat\nthe dog\n")
+    assert run(["generate", decoder, "--max-new-tokens", "3"]) == 0
+    piped = capfd.readouterr().out
+    Path("in.jsonl").write_text('{"prompt": "the cat"}\n{"prompt": "the dog"}\n', encoding="utf-8")
+    assert run(["generate", decoder, "--input", "in.jsonl", "--max-new-tokens", "3"]) == 0
+    assert capfd.readouterr().out == piped
+
+
+def test_the_newest_run_is_the_default(workshop, stdin, capfd) -> None:
+    assert run(["pretrain", "decoder.yaml", "--steps", "1"]) == 0
+    capfd.readouterr()
+    assert run(["generate", "--prompt", "the", "--max-new-tokens", "2", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["prompt"] == "the"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--temperature", "0.5"], 2, "greedy"),
+        (["--strategy", "beam", "--top-p", "0.5"], 2, "top_p"),
+        (["--strategy", "beam", "--beam-size", "0"], 2, "beam_size"),
+        (["--strategy", "beam", "--beam-size", "-1"], 2, "beam_size"),
+        (["--strategy", "beam", "--beam-size", "99999"], 2, "vocabulary"),
+        (["--strategy", "beam", "--num-return", "9"], 2, "num_return"),
+        (["--num-return", "2"], 2, "num_return"),
+        (["--strategy", "sample", "--top-p", "0"], 2, "top_p"),
+        (["--strategy", "sample", "--top-p", "1.5"], 2, "top_p"),
+        (["--strategy", "sample", "--top-p", "nan"], 2, "top_p"),
+        (["--strategy", "sample", "--temperature", "0"], 2, "temperature"),
+        (["--strategy", "sample", "--temperature", "inf"], 2, "temperature"),
+        (["--strategy", "sample", "--top-k", "-3"], 2, "top_k"),
+        (["--strategy", "sample", "--min-p", "1"], 2, "min_p"),
+        (["--repetition-penalty", "0"], 2, "repetition_penalty"),
+        (["--max-new-tokens", "-1"], 2, "max_new_tokens"),
+        (["--max-new-tokens", "2", "--min-new-tokens", "3"], 2, "min_new_tokens"),
+        (["--max-new-tokens", "2", "--max-length", "9"], 2, "max_length"),
+        (["--seed", "-1"], 2, "seed"),
+        (["--strategy", "magic"], 2, "magic"),
+        (["--batch-size", "0"], 2, "batch-size"),
+        (["--prompt", "x" * 5000], 2, "max_length"),
+        (["--prompt", "a\udc80b"], 2, "prompt"),
+        (["--input", "missing.txt"], 2, "missing.txt"),
+        (["--device", "abacus"], 2, "abacus"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
+)
+def test_options_that_make_no_sense_are_usage_errors(decoder, stdin, capfd, arguments, code, message) -> None:
+    assert run(["generate", decoder, "--prompt", "the cat", *arguments]) == code
+    captured = capfd.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+
+
+def test_no_new_tokens_give_empty_text(decoder, capfd) -> None:
+    assert run(["generate", decoder, "--prompt", "the", "--max-new-tokens", "0"]) == 0
+    assert capfd.readouterr().out == "\n"
+
+
+def test_an_empty_prompt_starts_a_decoder_and_is_refused_by_a_translator(decoder, translator, capfd) -> None:
+    assert run(["generate", decoder, "--prompt", "", "--max-new-tokens", "2"]) == 0
+    assert run(["generate", translator, "--prompt", ""]) == 2
+
+
+def test_without_a_prompt_a_terminal_gets_a_usage_error(decoder, monkeypatch, capfd) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdin", terminal)
+    assert run(["generate", decoder]) == 2
+    assert "there is no prompt" in capfd.readouterr().err
+
+
+def test_piped_bytes_that_are_not_utf8_are_refused(decoder, stdin, capfd) -> None:
+    stdin(b"the \xff cat\n")
+    assert run(["generate", decoder]) == 2
+    assert "byte 4" in capfd.readouterr().err
+
+
+def test_a_terminal_gets_control_characters_escaped() -> None:
+    assert safe_text("a\x1b[2Jb\x9bc\u202ed\n\te") == "a\\x1b[2Jb\\x9bc\\u202ed\n\te"
+    assert safe_text("[bold]:smile:[/x] 你好 😀 é") == "[bold]:smile:[/x] 你好 😀 é"
+
+
+def test_output_that_nobody_reads_ends_quietly(decoder) -> None:
+    command = f"{sys.executable} -m txtgen generate {decoder} --prompt a --prompt b --max-new-tokens 20 | head -c 1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+# -- evaluate, inspect, tokenizer, config
+
+
+def test_evaluate_measures_text(decoder, trained, capfd) -> None:
+    assert run(["evaluate", decoder, "--data", str(trained / "text" / "a.txt"), "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    size = (trained / "text" / "a.txt").stat().st_size
+    assert found["loss"]["bytes"] == size - 144  # a document is a line, its newline stands between documents
+    assert found["translation"] is None
+    assert run(["evaluate", decoder, "--json"]) == 0
+    held_out = json.loads(capfd.readouterr().out)
+    assert 0 < held_out["loss"]["tokens"] < found["loss"]["tokens"]
+
+
+def test_evaluate_translates_pairs(translator, trained, workshop, capfd) -> None:
+    pytest.importorskip("sacrebleu")
+    assert run(["evaluate", translator, "--data", str(trained / "pairs.tsv"), "--output", "out.txt", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["translation"]["sentences"] == 72
+    assert "tok:13a" in found["translation"]["bleu_signature"]
+    assert Path("out.txt").read_text().count("\n") == 72
+
+
+def test_evaluate_validates_as_training_did(decoder, capfd) -> None:
+    assert run(["evaluate", decoder, "--json", "--dtype", "float32"]) == 0
+    found = json.loads(capfd.readouterr().out)["loss"]["loss"]
+    lines = [json.loads(line) for line in (Path(decoder) / "metrics.jsonl").read_text().splitlines()]
+    best = min(line["val_loss"] for line in lines if "val_loss" in line)
+    assert found == pytest.approx(best, rel=0.01)  # training computed in bfloat16 where the machine can
+
+
+def test_inspect_tells_config_lineage_and_sums(decoder, capfd) -> None:
+    assert run(["inspect", decoder, "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["config"]["model"]["d_model"] == 16
+    assert found["parameters"] == sum(t.numel() for t in load_checkpoint(Path(decoder) / "best.pth").model.values())
+    assert found["lineage"]["run"] == "decoder"
+    assert run(["inspect", decoder]) == 0
+    assert "lineage, step" in capfd.readouterr().out
+
+
+def test_tokenizer_train_and_show(workshop, capfd) -> None:
+    assert run(["tokenizer", "train", "text/a.txt", "--out", "my.model", "--vocab-size", "290", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["path"] == "my.model"
+    assert run(["tokenizer", "show", "my.model", "--text", "the 猫", "--file", "text/a.txt", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["lossless"]
+    assert found["tokens"][-1]["end"] == len("the 猫".encode())
+    assert found["files"][0]["byte_fallback_rate"] == 0
+    assert run(["tokenizer", "show", "missing.model"]) == 5
+    assert run(["tokenizer", "train", "missing.txt", "--out", "x.model"]) == 4
+    assert run(["tokenizer", "train", "text/a.txt", "--out", "x.model", "--character-coverage", "2"]) == 2
+
+
+def test_config_show_and_schema(workshop, capfd) -> None:
+    assert run(["config", "show", "decoder.yaml", "--set", "train.steps=5"]) == 0
+    assert "steps: 5" in capfd.readouterr().out
+    assert run(["config", "schema", "finetune"]) == 0
+    assert "base" in json.loads(capfd.readouterr().out)["properties"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["pretrian"], 2, "pretrain"),
+        (["pretrain", "--stpes", "3"], 2, "--steps"),
+        (["pretrain", "decoder.yaml", "--set", "model.d_modle=3"], 3, "d_model"),
+        (["pretrain", "decoder.yaml", "--set", "model"], 2, "="),
+        (["pretrain", "decoder.yaml", "--resume", "--overwrite"], 2, "contradict"),
+        (["pretrain", "missing.yaml"], 3, "missing.yaml"),
+        (["pretrain", "missing.txt"], 4, "missing.txt"),
+        (["pretrain", "decoder.yaml", "--device", "cuda"], 3, "cuda"),
+        (["pretrain", "decoder.yaml", "--set", "data.sources.0.path=nowhere/*.txt"], 4, "nowhere"),
+        (["pretrain", "decoder.yaml", "--set", "tokenizer.path=nowhere.model"], 5, "nowhere.model"),
+        (["pretrain", "decoder.yaml", "--runs-path", "decoder.yaml"], 6, "decoder.yaml"),
+        (
+            ["pretrain", "decoder.yaml", "--set", "model.d_ff=1000000000000", "--set", "model.d_model=1000000"],
+            3,
+            "d_ff",
+        ),
+        (["pretrain", "decoder.yaml", "--set", "model.d_ff=2000000000"], 6, "GB"),
+        (["generate", "missing.pth", "--prompt", "x"], 5, "missing.pth"),
+        (["generate", "decoder.yaml", "--prompt", "x"], 5, "decoder.yaml"),
+        (["inspect", "text"], 5, "no model in this folder"),
+        (["evaluate", "missing.pth"], 5, "missing.pth"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
+)
+def test_every_mistake_is_one_clear_error(workshop, capfd, arguments, code, message) -> None:
+    from importlib.util import find_spec
+
+    if "cuda" in arguments and find_spec("torch") and __import__("torch").cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert run(arguments) == code
+    captured = capfd.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert not list(Path("runs").glob("*/last.pth")) if Path("runs").exists() else True
+
+
+def test_help_and_version(capfd) -> None:
+    assert run(["--help"]) == 0
+    assert run(["generate", "-h"]) == 0
+    assert run(["--version"]) == 0
+    assert txtgen.__version__ in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"COLUMNS": "20"}, {"LANG": "C", "LC_ALL": "C"}]
+)
+def test_odd_environments(decoder, variables) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "txtgen",
+        "generate",
+        decoder,
+        "--prompt",
+        "das Mädchen 猫",
+        "--max-new-tokens",
+        "3",
+    ]
+    environment = {**os.environ, **variables, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"\x1b" not in done.stdout + done.stderr
+    done.stdout.decode("utf-8")

@@ -1,0 +1,47 @@
+"""Two ranks learn what one rank learns."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from txtgen.checkpoint import load_checkpoint
+from txtgen.cli import run
+
+
+def losses(name: str) -> list[float]:
+    lines = [json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line] + [
+        line["val_loss"] for line in lines if "val_loss" in line
+    ]
+
+
+@pytest.mark.parametrize("config", ["decoder", "translator"])
+def test_two_ranks_equal_one(workshop, config) -> None:
+    arguments = ["pretrain", f"{config}.yaml", "--dtype", "float32", "--set", "model.dropout=0.0"]
+    arguments += ["--set", "train.validation_metric=loss", "--set", "train.save_every=2", "--steps", "3"]
+    assert run([*arguments, "--name", "one"]) == 0
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [*launcher, "-m", "txtgen", *arguments, "--name", "two"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert losses("two") == pytest.approx(losses("one"), rel=1e-4)
+    one, two = (load_checkpoint(Path(f"runs/{name}/last.pth"), training=True) for name in ("one", "two"))
+    assert two.lineage["world_size"] == 2
+    assert two.training["bookmark"] == one.training["bookmark"]
+    for name in one.model:
+        torch.testing.assert_close(two.model[name], one.model[name], rtol=1e-3, atol=2e-4)
+    # What two ranks began, one rank goes on with.
+    assert run(["pretrain", "--resume", "--name", "two", "--steps", "4"]) == 0
+    assert run(["pretrain", "--resume", "--name", "one", "--steps", "4"]) == 0
+    assert losses("two") == pytest.approx(losses("one"), rel=1e-4)
