@@ -17,9 +17,9 @@ TXTGEN = [sys.executable, "-m", "txtgen"]
 QUESTIONS = ('What is "{}"?', 'Tell me about "{}".', 'Explain "{}".', 'What do you know about "{}"?')
 CHINESE_QUESTIONS = ("什麼是「{}」？", "說說「{}」。", "給我講講「{}」。")
 CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-MAX_REPLY = 80
-MAX_SUBJECT = 24
-MAX_SUBJECTS = 10
+MAX_REPLY = 50
+MAX_SUBJECT = 18
+MAX_SUBJECTS = 12
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def subjects(paragraph: str) -> list[str]:
         length = 1
         while words:
             runs.append(" ".join(words[:length]))
-            words, length = words[length:], length % 3 + 1
+            words, length = words[length:], length % 2 + 1
     return list(dict.fromkeys(term for term in quoted + runs if is_subject(term)))[:MAX_SUBJECTS]
 
 

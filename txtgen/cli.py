@@ -194,8 +194,9 @@ def evaluate(
         str | None, typer.Option(metavar="PATH", help="Line i is the target of line i of --data.")
     ] = None,
     bleu_tokenizer: Annotated[
-        Literal["13a", "zh", "none", "char", "intl"], typer.Option(help="How sacreBLEU splits words.")
-    ] = "13a",
+        Literal["13a", "zh", "none", "char", "intl"] | None,
+        typer.Option(help="How sacreBLEU splits words. [default: as the model's run says, or 13a]"),
+    ] = None,
     beam_size: Annotated[int | None, typer.Option(min=1, help="Translate by beam search of this width.")] = None,
     translate: Annotated[bool, typer.Option(help="Translate pairs and score them.")] = True,
     output: Annotated[str | None, typer.Option(metavar="FILE", help="Where to write the translations.")] = None,

@@ -18,6 +18,8 @@ def test_names_count_up(tmp_path) -> None:
     assert latest_name(tmp_path, "story") is None
     for name in ("story-1", "story-9", "story-10", "story-x", "history-40", "story-2.old-1"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "last.pth").touch()
+    (tmp_path / "story-99").mkdir()  # a start that failed left no checkpoint
     assert next_name(tmp_path, "story") == "story-11"
     assert latest_name(tmp_path, "story") == "story-10"
     assert next_name(tmp_path / "missing", "story") == "story-1"
@@ -56,7 +58,7 @@ def test_a_place_that_cannot_be_made_is_a_resource_error(tmp_path) -> None:
 def test_moving_aside_overwrites_nothing(folder) -> None:
     for expected in ("story-1.old-1", "story-1.old-2"):
         folder.path.mkdir()
-        folder.config.write_text(expected)
+        folder.last.write_text(expected)
         assert folder.occupied
         assert folder.move_aside().name == expected
         assert not folder.occupied

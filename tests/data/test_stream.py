@@ -9,7 +9,8 @@ import pytest
 import torch
 from data_fakes import EOS, ByteTokenizer, data_config, documents_of, objective_of, plain, write_jsonl, write_lines
 
-from txtgen.data import StreamReport, blocks, buckets, merge_bookmarks, train_stream
+from txtgen.config.data import DataConfig, Seq2SeqObjective, TsvSource
+from txtgen.data import StreamReport, blocks, buckets, build_objective, merge_bookmarks, train_stream
 from txtgen.data.order import keyed_permutation, keyed_word
 from txtgen.data.types import IGNORE
 from txtgen.errors import CheckpointError, ConfigError, DataError
@@ -426,3 +427,17 @@ def test_keys_never_change():
     """A changed order would break the resuming of every run, so these values are a promise."""
     assert keyed_word(1, 2, 3) == 13041116711478803063
     assert keyed_permutation(8, 1, 2, 3).tolist() == [3, 1, 6, 5, 7, 4, 2, 0]
+
+
+def test_a_window_of_pairs_holds_no_pair_twice(tmp_path) -> None:
+    """A corpus smaller than a window: sorted by length, the copies of a pair would share a batch."""
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(f"{'s' * (1 + n % 7)}{n}\t{'t' * (1 + n % 5)}{n}\n" for n in range(200)), encoding="utf-8")
+    data = DataConfig(sources=(TsvSource(path=str(path)),), objective=Seq2SeqObjective())
+    objective = build_objective(data.objective, ByteTokenizer(), max_length=64, max_source_length=64)
+    stream = train_stream(data, objective, batch_tokens=512, length=64, seed=1)
+    seen: set[bytes] = set()
+    while len(seen) < 200:
+        rows = [row.numpy().tobytes() for row in next(stream).source_ids]
+        assert len(set(rows)) == len(rows)
+        seen.update(rows)

@@ -78,15 +78,21 @@ def _data(config: EvaluateConfig, trained_on: dict[str, Any], seq2seq: bool, whe
     if not config.paths:
         if not own:
             raise DataError("the model does not say what it was trained on", where, "give --data PATH")
-        data: DataConfig = config_from_tree(DataConfig, own)
+        overrides = [f"validation.bleu_tokenizer={config.bleu_tokenizer}"] if config.bleu_tokenizer else []
+        data: DataConfig = config_from_tree(DataConfig, own, overrides)
         if not (data.validation.sources or data.validation.fraction):
             raise DataError("the model's run held nothing out", where, "give --data PATH")
         return data
     texts = [source["documents"] for source in own.get("sources", ()) if source.get("kind") == "text"]
     source = guess_source(list(config.paths), config.target, texts[0] if texts else "file")
     objective = own.get("objective") or {"kind": "seq2seq" if seq2seq else "causal_lm"}
-    if source["kind"] in ("text", "jsonl") and not seq2seq:
+    if source["kind"] in ("text", "jsonl") and not seq2seq and objective["kind"] != "causal_lm":
         objective = {"kind": "causal_lm"}
-    validation = {"sources": [source], "bleu_tokenizer": config.bleu_tokenizer}
-    tree = {"sources": [source], "validation": validation, "objective": objective}
+    bleu = config.bleu_tokenizer or (own.get("validation") or {}).get("bleu_tokenizer", "13a")
+    tree = {
+        "sources": [source],
+        "validation": {"sources": [source], "bleu_tokenizer": bleu},
+        "objective": objective,
+        "on_bad_record": own.get("on_bad_record", "raise"),
+    }
     return config_from_tree(DataConfig, tree)

@@ -10,6 +10,7 @@ from typing import Any
 from txtgen.commands.console import write_result
 from txtgen.commands.models import load
 from txtgen.config.commands import GenerateConfig
+from txtgen.config.decoding import resolve_decoding
 from txtgen.errors import UsageError
 from txtgen.generator import Generation, Generator, Prompt
 
@@ -39,7 +40,8 @@ def run(config: GenerateConfig) -> None:
         batch_size=config.batch_size,
         independent=config.independent,
     )
-    if len(prompts) == 1 and not lines and not config.json_output and config.decoding.get("num_return", 1) == 1:
+    decoding = resolve_decoding(generator.loaded.config.generation, config.decoding)
+    if len(prompts) == 1 and not lines and not config.json_output and decoding.num_return == 1:
         _stream(generator, prompts[0], config)
         return
     for generation in generator.iterate(prompts, raw=config.raw, **config.decoding):

@@ -11,6 +11,7 @@ from txtgen.config.commands import PretrainConfig
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
 from txtgen.config.tokenizer import TokenizerConfig
 from txtgen.data import Side, sample_texts
+from txtgen.errors import ConfigError
 from txtgen.model import Transformer, build_model, init_weights
 from txtgen.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 
@@ -78,6 +79,12 @@ def _model(
 ) -> Transformer:
     """The model without weights yet, if there is room to train it."""
     size = sized(config.model, len(tokenizer), len(source_tokenizer or tokenizer))
+    for key, rows, pieces in (
+        ("model.vocab_size", size.vocab_size, len(tokenizer)),
+        ("model.source_vocab_size", getattr(size, "source_vocab_size", None), len(source_tokenizer or tokenizer)),
+    ):
+        if rows is not None and rows < pieces:
+            raise ConfigError(f"{rows} rows cannot hold the {pieces} tokens of the tokenizer", key, "leave it out")
     require_memory(build_model(size, device="meta"), device)
     return build_model(size, device="cpu")
 

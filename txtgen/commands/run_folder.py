@@ -71,8 +71,8 @@ class RunFolder:
 
     @property
     def occupied(self) -> bool:
-        """Whether a run has been here."""
-        return self.config.exists() or self.last.exists() or any(self.checkpoints.glob("step-*.pth"))
+        """Whether a run has been here and left a checkpoint; a start that failed left nothing to lose."""
+        return self.last.exists() or self.best.exists() or any(self.checkpoints.glob("step-*.pth"))
 
     def move_aside(self) -> Path:
         """Rename what is here to NAME.old-N, so that a new run overwrites nothing. Returns the new place."""
@@ -95,7 +95,7 @@ class RunFolder:
 
     def write_metrics(self, line: dict[str, Any]) -> None:
         """Append one JSON object to metrics.jsonl."""
-        with open(self.metrics, "a", encoding="utf-8") as handle:
+        with suppress(OSError), open(self.metrics, "a", encoding="utf-8") as handle:  # as for status.json
             handle.write(json.dumps(line) + "\n")
 
     def forget_metrics_after(self, step: int) -> None:
@@ -146,7 +146,9 @@ class RunFolder:
         try:
             os.link(path, temporary)
         except OSError:  # a file system without hard links
-            shutil.copyfile(path, temporary)
+            with open(path, "rb") as source, replace_file(self.last) as handle:
+                shutil.copyfileobj(source, handle)
+            return
         os.replace(temporary, self.last)
 
 
@@ -165,4 +167,5 @@ def _numbers(runs_path: Path, stem: str) -> list[int]:
     pattern = re.compile(re.escape(stem) + r"-(\d{1,9})$")
     if not runs_path.is_dir():
         return []
-    return [int(match[1]) for path in runs_path.iterdir() if (match := pattern.match(path.name))]
+    folders = [path for path in runs_path.iterdir() if RunFolder(path).occupied]
+    return [int(match[1]) for path in folders if (match := pattern.match(path.name))]

@@ -32,7 +32,7 @@ from txtgen.data import (
     validation_pairs,
 )
 from txtgen.distributed import World
-from txtgen.errors import DataError, TxtgenError
+from txtgen.errors import DataError, ResourceError, TxtgenError
 from txtgen.evaluate import clip, evaluate_loss, score_translations
 from txtgen.generator import Generation, Generator
 from txtgen.model import Transformer
@@ -94,17 +94,35 @@ def run(job: Job, display: ProgressDisplay) -> RunResult:
     Raises:
         TxtgenError: with status.json saying how it failed; the last checkpoint stays.
     """
-    session = Session(job, display)
     try:
         with listen() as stop, log_file(job.folder, job.world), display:
-            session.stop = stop
-            return session.run()
-    except TxtgenError as error:
-        session.status("failed", reason=str(error), exit_code=error.exit_code)
+            return Session(job, display, stop).run()
+    except (Exception, KeyboardInterrupt) as error:
+        if job.world.is_main:
+            job.folder.write_status("failed", reason=str(error) or "stopped at once", exit_code=exit_code_of(error))
+        if is_out_of_memory(error):
+            raise ResourceError(
+                "out of memory while training",
+                f"batch_tokens {job.config.train.batch_tokens}",
+                "set train.micro_batch_tokens lower (the result stays the same), or shrink the model",
+            ) from error
         raise
-    except KeyboardInterrupt:
-        session.status("interrupted", reason="stopped at once, without saving", exit_code=130)
-        raise
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code that the process ends with because of this error."""
+    if isinstance(error, TxtgenError):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_CODES["SIGINT"]
+    return ResourceError.exit_code if is_out_of_memory(error) else TxtgenError.exit_code
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; the CPU's allocator says so in words only."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 @contextmanager
@@ -131,8 +149,10 @@ class Session:
 
     job: Job
     display: ProgressDisplay
+    stop: StopRequest
     report: StreamReport = field(default_factory=StreamReport)
-    stop: StopRequest = field(default_factory=StopRequest)
+    validated: int = 0
+    """The step that was validated last; a resumed run owes what was due and not done."""
     best: dict[str, float] = field(default_factory=dict)
     seconds_before: float = 0.0
     started: float = field(default_factory=time.monotonic)
@@ -187,6 +207,7 @@ class Session:
                 "tokens": state.tokens,
                 "seconds": self.elapsed(),
                 "best": self.best,
+                "validated": self.validated,
                 "bookmark": bookmark,
                 "optimizer": state.optimizer.state_dict(),
             }
@@ -220,7 +241,7 @@ class Session:
         self.state.tokens = training["tokens"]
         self.state.bookmark = training["bookmark"]
         self.state.optimizer.load_state_dict(training["optimizer"])
-        self.best = training["best"]
+        self.best, self.validated = training["best"], training["validated"]
         self.seconds_before = training["seconds"]
         self.job.folder.forget_metrics_after(self.state.step)
 
@@ -239,11 +260,13 @@ class Session:
     def run(self) -> RunResult:
         """The loop with everything around it."""
         job, config = self.job, self.job.config.train
+        if self.validation_is_owed():
+            self.validate()
         if self.state.step >= config.steps:
             self.display.note(f"nothing to do: {self.state.step} of {config.steps} steps are done")
             return self.result(None)
         self.status("running")
-        saved = validated = self.state.step
+        saved = self.state.step
         steps = train(
             self.state,
             self.batches(),
@@ -258,7 +281,6 @@ class Session:
             ended = self.must_stop() or self.out_of_time()
             if due(report.step, config.validate_every) and not ended:
                 self.validate()
-                validated = report.step
             if due(report.step, job.config.samples.every) and not ended:
                 self.sample()
             if due(report.step, config.save_every) and not ended:
@@ -266,20 +288,26 @@ class Session:
                 saved = report.step
             if ended:
                 break
-        if validated < self.state.step and not self.must_stop():
+        if self.validated < self.state.step and not self.must_stop():
             self.validate()
         if saved < self.state.step:
             self.save()
         return self.finish()
+
+    def validation_is_owed(self) -> bool:
+        """Whether the run was stopped before a validation that was due at this very step."""
+        config = self.job.config.train
+        last = self.state.step >= config.steps
+        return 0 < self.state.step != self.validated and (last or due(self.state.step, config.validate_every))
 
     def must_stop(self) -> bool:
         """Whether any rank was asked to stop."""
         return self.job.world.any(bool(self.stop))
 
     def out_of_time(self) -> bool:
-        """Whether the run has had its minutes, by the clock of any rank."""
+        """Whether this start of the run has had its minutes, by the clock of any rank."""
         minutes = self.job.config.train.minutes
-        return minutes is not None and self.job.world.any(self.elapsed() >= 60 * minutes)
+        return minutes is not None and self.job.world.any(time.monotonic() - self.started >= 60 * minutes)
 
     def batches(self) -> Iterator[Batch]:
         """The stream from where the run is."""
@@ -336,15 +364,17 @@ class Session:
         """Measure on the held-out text; keep the model as best.pth if it never was better."""
         job, config = self.job, self.job.config.train
         if self.validation is None:
+            self.validated = self.state.step
             self.sample_after_validation()
             return
         wanted = takewhile(lambda _: not self.stop, islice(self.validation, config.validation_batches))
         loss = evaluate_loss(job.model, wanted, job.dtype, job.world)
         metrics = {"val_loss": loss.loss, "val_bits_per_byte": loss.bits_per_byte}
-        if config.validation_metric != "loss":
-            metrics.update(self.translate())
         if self.must_stop():
             return  # what was measured is of a part only
+        if config.validation_metric != "loss":
+            metrics.update(self.translate())
+        self.validated = self.state.step
         if job.world.is_main:
             self.display.validation(metrics)
             job.folder.write_metrics({"step": self.state.step, **metrics, "seconds": self.elapsed()})
@@ -378,9 +408,8 @@ class Session:
             )
         tokenizer = job.source_tokenizer or job.tokenizer
         sources = [clip(pair.source, tokenizer, source_length(job.model.config)) for pair in pairs]
-        generations = self.generator.iterate(sources, strategy="greedy", num_return=1)
-        texts = [generation.text for generation in takewhile(lambda _: not self.stop, generations)]
-        references = [pair.target for pair in pairs[: len(texts)]]
+        texts = [generation.text for generation in self.generator.generate(sources, strategy="greedy", num_return=1)]
+        references = [pair.target for pair in pairs]
         scores = score_translations(texts, references, job.config.data.validation.bleu_tokenizer)
         return {"val_bleu": scores.bleu, "val_chrf": scores.chrf}
 
@@ -394,7 +423,7 @@ class Session:
         samples = self.job.config.samples
         if not samples.prompts:
             return iter(())
-        options = samples.decoding.model_dump(exclude_defaults=True) | {"strategy": samples.decoding.strategy}
+        options = {name: value for name, value in samples.decoding.model_dump().items() if value is not None}
         return self.generator.iterate(list(samples.prompts), **options)
 
     def sample(self) -> None:
@@ -430,7 +459,8 @@ class Session:
         best = f", best validation {self.best['val_loss']:.4f} at step {self.best['step']}" if self.best else ""
         self.display.note(f"{state} at step {self.state.step} after {duration(self.elapsed())}{best}: {folder.path}")
         if state == "interrupted":
-            self.display.note(f"resume:   txtgen {self.job.command} --resume --name {folder.path.name}")
+            where = "" if folder.path.parent == Path("runs") else f" --runs-path {folder.path.parent}"
+            self.display.note(f"resume:   txtgen {self.job.command} --resume --name {folder.path.name}{where}")
         self.display.note(f"generate: txtgen generate {folder.path} --prompt TEXT")
         return result
 

@@ -129,7 +129,8 @@ class EvaluateConfig(Config):
     """Data files; none: the held-out data of the model's own run."""
     target: str | None = None
     """A file whose line i is the target of line i of the data file."""
-    bleu_tokenizer: BleuTokenizer = "13a"
+    bleu_tokenizer: BleuTokenizer | None = None
+    """None: as the model's own run says."""
     decoding: dict[str, Any] = Field(default_factory=dict)
     translate: bool = True
     """Generate a target for every source and score it by BLEU and chrF; only for pairs."""

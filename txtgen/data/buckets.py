@@ -15,10 +15,14 @@ WINDOW_EXAMPLES = 8192
 """So many pairs are sorted by length together."""
 
 
-def read_window(take: Callable[[], list[Example]]) -> list[Example]:
-    """The examples of the next documents, at least WINDOW_EXAMPLES of them unless there are no more."""
+def read_window(take: Callable[[], list[Example]], epoch: Callable[[], int] = lambda: 0) -> list[Example]:
+    """The examples of the next documents, at least WINDOW_EXAMPLES of them unless there are no more in this epoch.
+
+    A window that went on into the next epoch would sort the copies of a pair into the same batch.
+    """
     window: list[Example] = []
-    while len(window) < WINDOW_EXAMPLES and (examples := take()):
+    began = epoch()
+    while len(window) < WINDOW_EXAMPLES and epoch() == began and (examples := take()):
         window += examples
     return window
 

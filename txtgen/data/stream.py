@@ -149,7 +149,7 @@ def _pairs(
     number, used = start
     while True:
         places = mixture.state()
-        batches = cut_window(read_window(mixture.take), batch_tokens, seed, number)
+        batches = cut_window(read_window(mixture.take, mixture.epoch), batch_tokens, seed, number)
         for place in range(used, len(batches)):
             # After its last batch, a window is done with and need not be read again.
             done = place + 1 == len(batches)

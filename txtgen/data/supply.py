@@ -140,6 +140,12 @@ class Cursor:
         self._open: OpenBlock | None = None
         self._ready: deque[tuple[Place, list[Example]]] = deque()
 
+    @property
+    def epoch(self) -> int:
+        """The epoch of the document that `take` gives next."""
+        self.peek()
+        return self._ready[0][0][0] // len(self._feed)
+
     def peek(self) -> list[Example]:
         """The examples that `take` gives next."""
         if not self._ready:
@@ -223,6 +229,10 @@ class Mixture:
         for example in examples:
             self._tokens[self.last_source] += example.size
         return examples
+
+    def epoch(self) -> int:
+        """The epoch of the next document, of the source that is furthest behind."""
+        return min(cursor.epoch for cursor in self.cursors)
 
     def state(self, unfinished: bool = False) -> list[list[int]]:
         """For each source the place (block, document) and the tokens so far.

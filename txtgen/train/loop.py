@@ -143,5 +143,5 @@ def _refuse_non_finite(nll: float, norm: float, step: int, batch: Batch) -> None
     raise DivergedError(
         f"the {'loss' if nll != nll or abs(nll) == float('inf') else 'gradient'} is not finite",
         f"step {step}, documents {', '.join(names[:5])}" + (" ..." if len(names) > 5 else ""),
-        "lower the learning rate or warm up longer, and resume from the last checkpoint",
+        "start again with a lower learning rate or a longer warm-up, from scratch or by finetuning the last checkpoint",
     )
