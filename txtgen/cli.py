@@ -139,6 +139,7 @@ def generate(
     device: Device = "auto",
     runs_path: RunsPath = "runs",
     json_output: Json = False,
+    settings: SetOptions = None,
 ) -> None:
     """Generate text from prompts."""
     decoding = {
@@ -157,7 +158,7 @@ def generate(
         "typical_p": typical_p,
         "repetition_penalty": repetition_penalty,
         "no_repeat_ngram_size": no_repeat_ngram,
-        "stop": stop and tuple(stop),
+        "stop": stop,
         "seed": seed,
     }
     if input is None and not prompt:
@@ -166,22 +167,22 @@ def generate(
         input = "-"
     from txtgen.commands import generate as command
     from txtgen.config.commands import GenerateConfig
+    from txtgen.config.flags import from_flags
 
-    command.run(
-        GenerateConfig(
-            model=model,
-            runs_path=runs_path,
-            prompts=tuple(prompt or ()),
-            input=input,
-            decoding={name: value for name, value in decoding.items() if value is not None},
-            batch_size=batch_size,
-            independent=independent,
-            raw=raw,
-            json_output=json_output,
-            device=device,
-            dtype=dtype,
-        )
-    )
+    tree = {
+        "model": model,
+        "runs_path": runs_path,
+        "prompts": prompt or [],
+        "input": input,
+        "decoding": {name: value for name, value in decoding.items() if value is not None},
+        "batch_size": batch_size,
+        "independent": independent,
+        "raw": raw,
+        "json_output": json_output,
+        "device": device,
+        "dtype": dtype,
+    }
+    command.run(from_flags(GenerateConfig, tree, settings))
 
 
 @app.command()
@@ -204,27 +205,27 @@ def evaluate(
     device: Device = "auto",
     runs_path: RunsPath = "runs",
     json_output: Json = False,
+    settings: SetOptions = None,
 ) -> None:
     """Measure loss, perplexity and bits per byte; BLEU and chrF for pairs."""
     from txtgen.commands import evaluate as command
     from txtgen.commands.report import report_evaluation
     from txtgen.config.commands import EvaluateConfig
+    from txtgen.config.flags import from_flags
 
-    evaluation = command.run(
-        EvaluateConfig(
-            model=model,
-            runs_path=runs_path,
-            paths=tuple(data or ()),
-            target=target,
-            bleu_tokenizer=bleu_tokenizer,
-            decoding={} if beam_size is None else {"strategy": "beam", "beam_size": beam_size},
-            translate=translate,
-            output=output,
-            device=device,
-            dtype=dtype,
-        )
-    )
-    report_evaluation(evaluation, json_output)
+    tree = {
+        "model": model,
+        "runs_path": runs_path,
+        "paths": data or [],
+        "target": target,
+        "bleu_tokenizer": bleu_tokenizer,
+        "decoding": {} if beam_size is None else {"strategy": "beam", "beam_size": beam_size},
+        "translate": translate,
+        "output": output,
+        "device": device,
+        "dtype": dtype,
+    }
+    report_evaluation(command.run(from_flags(EvaluateConfig, tree, settings)), json_output)
 
 
 @app.command()
@@ -244,6 +245,7 @@ def tokenizer_train(
     vocab_size: Annotated[int, typer.Option(min=8, help="Pieces in all.")] = 8_000,
     character_coverage: Annotated[float, typer.Option(help="Share of characters with a piece of their own.")] = 0.9995,
     json_output: Json = False,
+    settings: SetOptions = None,
 ) -> None:
     """Train a SentencePiece tokenizer."""
     from txtgen.commands import tokenizer as command
@@ -251,9 +253,8 @@ def tokenizer_train(
     from txtgen.config.flags import from_flags
     from txtgen.config.tokenizer import SentencePieceConfig
 
-    config = from_flags(
-        SentencePieceConfig, algorithm=algorithm, vocab_size=vocab_size, character_coverage=character_coverage
-    )
+    tree = {"algorithm": algorithm, "vocab_size": vocab_size, "character_coverage": character_coverage}
+    config = from_flags(SentencePieceConfig, tree, settings)
     report_training(command.train(config, files, out), json_output)
 
 

@@ -28,19 +28,21 @@ class World:
         """Whether this rank writes files and talks to the user."""
         return self.rank == 0
 
-    def sum(self, values: list[float], device: torch.device | None = None) -> list[float]:
+    def sum(self, values: list[float]) -> list[float]:
         """Each value summed over all ranks, in float64."""
         if self.size == 1:
             return values
-        total = torch.tensor(values, dtype=torch.float64, device=device)
-        dist.all_reduce(total)
+        total = torch.tensor(values, dtype=torch.float64)
+        with _told_as_ours():
+            dist.all_reduce(total)
         return [float(value) for value in total]
 
     def sum_gradients(self, gradients: Iterable[Tensor]) -> None:
         """Replace each gradient by its sum over all ranks."""
         if self.size > 1:
-            for gradient in gradients:
-                dist.all_reduce(gradient)
+            with _told_as_ours():
+                for gradient in gradients:
+                    dist.all_reduce(gradient)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
@@ -51,13 +53,26 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with _told_as_ours():
+            dist.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.size > 1:
-            dist.barrier()
+            with _told_as_ours():
+                dist.barrier()
+
+
+@contextmanager
+def _told_as_ours() -> Iterator[None]:
+    """A rank that is gone or does not answer shows as one of several errors inside torch."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DistributedError(
+            "another rank failed or did not answer", f"rank {dist.get_rank()}", "look at what the other ranks said"
+        ) from error
 
 
 @contextmanager
@@ -72,7 +87,8 @@ def open_world(device: torch.device) -> Iterator[World]:
         yield World()
         return
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        # Counts and flags are summed on the CPU, gradients where they are.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise DistributedError(

@@ -90,6 +90,10 @@ def test_a_line_in_is_a_line_out(translator, workshop, capfd) -> None:
     assert batched.count("\n") == 3
     assert run(["generate", translator, "--input", "in.txt", "--independent"]) == 0
     assert capfd.readouterr().out == batched
+    Path("in.txt").write_text("the cat\n\nthe dog and the sun\n \nthe fox\n", encoding="utf-8")
+    assert run(["generate", translator, "--input", "in.txt"]) == 0
+    one, two, three = batched.splitlines()
+    assert capfd.readouterr().out.splitlines() == [one, "", two, "", three]
 
 
 def test_piped_text_and_jsonl_are_prompts(decoder, workshop, stdin, capfd) -> None:

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from txtgen.commands.console import write_result
 from txtgen.commands.models import load
 from txtgen.config.commands import GenerateConfig
 from txtgen.config.decoding import resolve_decoding
+from txtgen.config.model import EncoderDecoderConfig
 from txtgen.errors import UsageError
 from txtgen.generator import Generation, Generator, Prompt
 
@@ -44,11 +45,26 @@ def run(config: GenerateConfig) -> None:
     if len(prompts) == 1 and not lines and not config.json_output and decoding.num_return == 1:
         _stream(generator, prompts[0], config)
         return
-    for generation in generator.iterate(prompts, raw=config.raw, **config.decoding):
+    for generation in answers(generator, prompts, config, lines):
         if config.json_output:
             write_result(json_line(generation))
         else:
             write_result(generation.text.replace("\n", " ") if lines else generation.text)
+
+
+def answers(generator: Generator, prompts: list[Prompt], config: GenerateConfig, lines: bool) -> Iterator[Generation]:
+    """The results in the order of the prompts; a blank line has nothing to translate and gives an empty result."""
+    blank = lines and isinstance(generator.loaded.config.model, EncoderDecoderConfig)
+    asked = [number for number, prompt in enumerate(prompts) if not (blank and not str(prompt).strip())]
+    found = generator.iterate([prompts[number] for number in asked], raw=config.raw, **config.decoding)
+    results = (replace(generation, prompt_index=asked[generation.prompt_index]) for generation in found)
+    pending = next(results, None)
+    for number, prompt in enumerate(prompts):
+        if pending is None or pending.prompt_index != number:
+            yield Generation(number, 0, str(prompt), "", (), (), 0.0, 0.0, "length")
+        while pending is not None and pending.prompt_index == number:
+            yield pending
+            pending = next(results, None)
 
 
 def _stream(generator: Generator, prompt: Prompt, config: GenerateConfig) -> None:

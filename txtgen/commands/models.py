@@ -1,5 +1,6 @@
 """From what the user calls a model to a model: one function for every command. Devices and dtypes likewise."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -63,10 +64,16 @@ def select_device(name: str) -> torch.device:
     if torch.backends.mps.is_available():
         available.insert(0, "mps")
     if name == "auto":
-        return torch.device(available[0])
+        return _device(available[0])
     if name not in available:
         raise ConfigError(f"device {name} is not available", "device", f"this machine has: {', '.join(available)}")
-    return torch.device(name)
+    return _device(name)
+
+
+def _device(name: str) -> torch.device:
+    """The device of this process: under torchrun every process of a machine has a GPU of its own."""
+    rank = os.environ.get("LOCAL_RANK")
+    return torch.device("cuda", int(rank)) if name == "cuda" and rank is not None else torch.device(name)
 
 
 def training_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -81,7 +81,7 @@ def train(
         torch.manual_seed(((seed * 1_000_003 + step) * 1_000_003 + world.rank) % 2**63)
         objective, nll = _accumulate(state.model, batch.to(device), config, dtype)
         scored, positions, objective, nll = world.sum(
-            [float(batch.num_scored), float(batch.num_tokens), objective, nll], device if world.size > 1 else None
+            [float(batch.num_scored), float(batch.num_tokens), objective, nll]
         )
         norm = _scale_and_clip(parameters, scored, config.clip_norm, world)
         _refuse_non_finite(nll, norm, step, batch)
