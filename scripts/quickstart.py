@@ -160,8 +160,8 @@ def subjects(paragraph: str) -> list[str]:
 
 
 def is_subject(term: str) -> bool:
-    """Whether a term can be asked about: short, and of letters for the most part."""
-    return 2 <= len(term) <= MAX_SUBJECT and sum(letter.isalpha() for letter in term) > len(term) / 2
+    """Whether a term can be asked about: short, and of letters alone."""
+    return 2 <= len(term) <= MAX_SUBJECT and all(word.isalpha() for word in term.split())
 
 
 def shorten(text: str) -> str:
