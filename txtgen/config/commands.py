@@ -9,7 +9,7 @@ from txtgen.config.base import Config, Count, Expected, NonNegative, Seed, Share
 from txtgen.config.data import BleuTokenizer, ChatFormat, ChatObjective, DataConfig, Seq2SeqObjective
 from txtgen.config.decoding import DecodingConfig, GreedyConfig, SampleConfig
 from txtgen.config.model import EncoderDecoderConfig, ModelConfig, TransformerConfig
-from txtgen.config.tokenizer import TokenizerConfig
+from txtgen.config.tokenizer import Framing, TokenizerConfig
 from txtgen.config.train import TrainConfig
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -148,6 +148,9 @@ class CheckpointConfig(Config):
     model: ModelConfig
     chat: ChatFormat | None = None
     """How a conversation is written; None: this is no chat model."""
+    framing: Framing | None = None
+    """The tokens around texts, of a model that comes from elsewhere; None: txtgen's own, and then no text can make
+    the model write a special or control token."""
     generation: DecodingConfig = GreedyConfig()
     run: dict[str, Any] = Field(default_factory=dict)
     """The resolved configuration of the run that made it."""

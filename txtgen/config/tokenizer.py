@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from txtgen.config.base import Config, Count
+from txtgen.config.base import Config, Count, NonNegative
 
 CHAT_ROLES = ("system", "user", "assistant")
 """The roles of a conversation."""
@@ -63,3 +63,17 @@ class SentencePieceConfig(Config):
 
 
 TokenizerConfig = SentencePieceConfig
+
+
+class Framing(Config):
+    """The tokens, by id, that a model expects around its texts, and those that end them.
+
+    A decoder reads `prefix` and a text. An encoder reads `prefix`, the source and `suffix`; its decoder begins with
+    `decoder_start` and writes a target after `prefix`.
+    """
+
+    prefix: tuple[NonNegative, ...] = ()
+    suffix: tuple[NonNegative, ...] = ()
+    decoder_start: tuple[NonNegative, ...] = ()
+    end: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    """Tokens that end a generated text; training writes the first of them."""
