@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from txtgen.config.model import LinearScaling, Llama3Scaling, RotaryPosition, YarnScaling
 from txtgen.model.position import (
     alibi_bias,
     alibi_slopes,
@@ -17,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def test_sinusoidal_table_is_the_formula():
-    table = sinusoidal_table(30, 8, CPU, torch.float64)
+    table = sinusoidal_table(30, 8, "interleaved", CPU, torch.float64)
     for position in (0, 1, 7, 29):
         for pair in range(4):
             angle = position / 10_000 ** (2 * pair / 8)
@@ -27,7 +28,7 @@ def test_sinusoidal_table_is_the_formula():
 
 def turned(x: torch.Tensor, positions: torch.Tensor, base: float) -> torch.Tensor:
     """x [N,K] at positions [N], rotated by the table."""
-    cosines, sines = rotary_table(64, x.shape[-1], base, CPU, x.dtype)
+    cosines, sines = rotary_table(64, x.shape[-1], RotaryPosition(base=base), CPU, x.dtype)
     return rotate(x[None, None], (cosines[positions][None, None], sines[positions][None, None]))[0, 0]
 
 
@@ -54,7 +55,7 @@ def test_rotated_products_depend_on_distance_only():
 
 def test_rotation_keeps_the_dtype():
     x = torch.randn(1, 2, 3, 4, dtype=torch.bfloat16)
-    table = rotary_table(3, 4, 10.0, CPU, torch.bfloat16)
+    table = rotary_table(3, 4, RotaryPosition(base=10.0), CPU, torch.bfloat16)
     assert rotate(x, table).dtype == torch.bfloat16
 
 
@@ -105,6 +106,43 @@ def test_buckets_are_the_published_ones(bidirectional, num_buckets, max_distance
 
 def test_tables_made_in_inference_mode_serve_training():
     with torch.inference_mode():
-        table = sinusoidal_table(5, 6, CPU, torch.float64)
+        table = sinusoidal_table(5, 6, "interleaved", CPU, torch.float64)
     assert not table.is_inference()
-    assert sinusoidal_table(5, 6, CPU, torch.float64) is table
+    assert sinusoidal_table(5, 6, "interleaved", CPU, torch.float64) is table
+
+
+def test_sinusoids_in_halves_hold_the_same_numbers():
+    mixed = sinusoidal_table(30, 8, "interleaved", CPU, torch.float64)
+    halves = sinusoidal_table(30, 8, "halves", CPU, torch.float64)
+    torch.testing.assert_close(halves, torch.cat([mixed[:, 0::2], mixed[:, 1::2]], dim=1), rtol=0, atol=0)
+
+
+def angles_of(position: RotaryPosition, width: int = 16) -> torch.Tensor:
+    cosines, sines = rotary_table(2, width, position, CPU, torch.float64)
+    return torch.atan2(-sines[1, : width // 2], cosines[1, : width // 2])
+
+
+def test_linear_scaling_divides_positions():
+    plain, scaled = RotaryPosition(), RotaryPosition(scaling=LinearScaling(factor=4.0))
+    torch.testing.assert_close(angles_of(scaled), angles_of(plain) / 4, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [Llama3Scaling, YarnScaling])
+def test_fast_rotations_stay_and_slow_ones_are_slowed(kind):
+    more = {"attention_factor": 1.5} if kind is YarnScaling else {}
+    scaling = kind(factor=8.0, low_frequency=1.0, high_frequency=4.0, original_length=64, **more)
+    ratio = angles_of(RotaryPosition(scaling=scaling)) / angles_of(RotaryPosition())
+    turns = 64 * angles_of(RotaryPosition()) / (2 * math.pi)
+    torch.testing.assert_close(ratio[0].item(), 1.0)
+    torch.testing.assert_close(ratio[-1].item(), 1 / 8)
+    assert (ratio.diff() <= 1e-12).all()
+    assert ((ratio > 0.13) & (ratio < 0.99)).any()
+    if kind is Llama3Scaling:
+        torch.testing.assert_close(ratio[turns >= 4.0], torch.ones_like(ratio[turns >= 4.0]))
+        torch.testing.assert_close(ratio[turns <= 1.0], torch.full_like(ratio[turns <= 1.0], 1 / 8))
+
+
+def test_yarn_lengthens_queries_and_keys():
+    scaling = YarnScaling(factor=2.0, original_length=64, attention_factor=1.25)
+    cosines, sines = rotary_table(3, 8, RotaryPosition(scaling=scaling), CPU, torch.float64)
+    torch.testing.assert_close(cosines**2 + sines**2, torch.full_like(cosines, 1.25**2))

@@ -97,6 +97,19 @@ def test_steps_of_equal_rows_agree_with_the_whole_sequence(architecture, positio
     extend(model, state, reference, 2, seed=5)
 
 
+@pytest.mark.parametrize("position", ["rotary", "alibi", "sinusoidal"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_steps_agree_within_a_sliding_window(architecture, position):
+    model = tiny_model(architecture, position, sliding_window=3, full_attention_layers=(1,))
+    logits, state, reference = start(model, [7, 2, 5])
+    torch.testing.assert_close(logits, reference.last_logits(1)[:, 0], rtol=0, atol=1e-11)
+    extend(model, state, reference, 1, seed=1)
+    extend(model, state, reference, 4, seed=2)
+    state.select(torch.tensor([1, 1, 0]))
+    reference.select([1, 1, 0])
+    extend(model, state, reference, 1, seed=3)
+
+
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_any_order_of_operations(architecture, seed):

@@ -147,6 +147,59 @@ def test_gradients_reach_every_parameter(architecture, position):
 
 
 @both
+def test_a_sliding_window_hides_what_lies_further_back(architecture):
+    model = tiny_model(architecture, "rotary", sliding_window=3)
+    ids, sources = random_ids(1, 9), source_for(model, 1)
+    changed = ids.clone()
+    changed[:, 1] = (changed[:, 1] + 1) % VOCAB
+    moved = (logits_of(model, ids, **sources) - logits_of(model, changed, **sources)).abs().amax(-1)[0] > 1e-9
+    # Two layers pass on what each sees of the last three positions.
+    assert moved.tolist() == [False] + [True] * 5 + [False] * 3
+    model = tiny_model(architecture, "rotary", sliding_window=3, full_attention_layers=(0,))
+    moved = (logits_of(model, ids, **sources) - logits_of(model, changed, **sources)).abs().amax(-1)[0] > 1e-9
+    assert moved.tolist() == [False] + [True] * 8
+
+
+@both
+def test_a_window_as_long_as_the_row_hides_nothing(architecture):
+    ids = random_ids(2, 9)
+    for window in (9, 50):
+        wide, plain_model = tiny_model(architecture, sliding_window=window), tiny_model(architecture)
+        sources = source_for(wide, 2)
+        torch.testing.assert_close(logits_of(wide, ids, **sources), logits_of(plain_model, ids, **sources), **EXACT)
+
+
+@both
+def test_separate_documents_within_a_window_are_as_if_apart(architecture):
+    model = tiny_model(architecture, "rotary", sliding_window=2)
+    ids, sources = random_ids(2, 12), source_for(model, 2)
+    together = model(**packed(ids, [5, 6, 12]), separate=True, **sources)
+    for begin, end in ((0, 5), (5, 6), (6, 12)):
+        torch.testing.assert_close(together[:, begin:end], logits_of(model, ids[:, begin:end], **sources), **EXACT)
+
+
+def test_what_the_output_layer_adds_and_divides():
+    model = tiny_model("decoder", output_bias=True, scale_output=True)
+    hidden = torch.randn(3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected = hidden / 4 @ model.token_embedding.weight.T + model.output_bias
+    torch.testing.assert_close(model.head(hidden), expected, **EXACT)
+    assert count_parameters(model)["head"] == VOCAB
+
+
+def test_attention_scale_replaces_the_square_root():
+    ids = random_ids(2, 6)
+    as_usual = tiny_model("decoder", attention_scale=0.5)  # heads are 4 wide
+    torch.testing.assert_close(logits_of(as_usual, ids), logits_of(tiny_model("decoder"), ids), **EXACT)
+    assert (logits_of(tiny_model("decoder", attention_scale=1.0), ids) - logits_of(as_usual, ids)).abs().max() > 1e-3
+
+
+def test_biases_of_attention_can_differ():
+    names = dict(tiny_model("decoder", attention_bias=True, attention_output_bias=False).named_parameters())
+    assert "decoder.layers.0.self_attention.q_proj.bias" in names
+    assert "decoder.layers.0.self_attention.o_proj.bias" not in names
+
+
+@both
 def test_names_of_parameters(architecture):
     names = {name for name, _ in tiny_model(architecture, "learned").named_parameters()}
     block = {f"{proj}_proj.{kind}" for proj in "qkvo" for kind in ("weight", "bias")}

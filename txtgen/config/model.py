@@ -6,13 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from txtgen.config.base import Config, Count, Share
+from txtgen.config.base import Config, Count, NonNegative, Share
 
 
 class SinusoidalPosition(Config):
     """Fixed sines and cosines added to the embeddings. Source: Vaswani et al. 2017, section 3.5."""
 
     kind: Literal["sinusoidal"] = "sinusoidal"
+    layout: Literal["interleaved", "halves"] = "interleaved"
+    """Sines in the even columns and cosines in the odd ones, as published; or all sines before all cosines, as in
+    Marian."""
 
 
 class LearnedPosition(Config):
@@ -21,11 +24,62 @@ class LearnedPosition(Config):
     kind: Literal["learned"] = "learned"
 
 
+Factor = Annotated[float, Field(gt=0.0, le=1e6)]
+
+
+class LinearScaling(Config):
+    """Every position divided by `factor`. Source: Chen et al. 2023, arXiv 2306.15595."""
+
+    kind: Literal["linear"] = "linear"
+    factor: Factor
+
+
+class Llama3Scaling(Config):
+    """Slow rotations slowed down by `factor`, fast ones kept, those between blended.
+
+    A rotation is slow if it turns less than `low_frequency` times in the length that the model was pretrained with,
+    fast from `high_frequency` times on. Source: Llama Team 2024, arXiv 2407.21783, as released.
+    """
+
+    kind: Literal["llama3"] = "llama3"
+    factor: Factor
+    low_frequency: Factor = 1.0
+    high_frequency: Factor = 4.0
+    original_length: Count
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """There must be something between the two."""
+        if self.high_frequency <= self.low_frequency:
+            yield "high_frequency", f"must exceed low_frequency {self.low_frequency}, is {self.high_frequency}"
+
+
+class YarnScaling(Config):
+    """As llama3, but blended evenly over the columns, and with attention sharpened.
+
+    Source: Peng et al. 2023, arXiv 2309.00071.
+    """
+
+    kind: Literal["yarn"] = "yarn"
+    factor: Factor
+    low_frequency: Factor = 1.0
+    high_frequency: Factor = 32.0
+    original_length: Count
+    attention_factor: Factor
+    """Multiplies queries and keys after rotation; published: 0.1 * ln(factor) + 1."""
+    truncate: bool = True
+    """Blend between whole columns."""
+
+
+RotaryScaling = Annotated[LinearScaling | Llama3Scaling | YarnScaling, Field(discriminator="kind")]
+
+
 class RotaryPosition(Config):
     """Queries and keys rotated by their position. Source: Su et al. 2021, arXiv 2104.09864."""
 
     kind: Literal["rotary"] = "rotary"
     base: Annotated[float, Field(gt=1.0)] = 10_000.0
+    scaling: RotaryScaling | None = None
+    """How a model was stretched to sequences longer than those of its pretraining."""
 
 
 class AlibiPosition(Config):
@@ -87,12 +141,24 @@ class TransformerConfig(Config):
     qk_norm: bool = False
     """Normalise each query and key head with an RMSNorm (Henry et al. 2020; Dehghani et al. 2023)."""
     position: PositionConfig = SinusoidalPosition()
+    attention_scale: Annotated[float, Field(gt=0.0, le=1e3)] | None = None
+    """Multiplies the attention scores; None: 1 / sqrt(width of a head). T5 has 1."""
+    sliding_window: Count | None = None
+    """Decoder positions attend to so many positions only, their own included. Source: Beltagy et al. 2020."""
+    full_attention_layers: tuple[NonNegative, ...] = ()
+    """Decoder layers, from 0, that the sliding window does not narrow."""
     attention_bias: bool = True
+    attention_output_bias: bool | None = None
+    """Of the projection behind attention; None: as attention_bias, which is then that of queries, keys and values."""
     ffn_bias: bool = True
     norm_bias: bool = True
     """Bias of LayerNorm; RMSNorm never has one."""
     logit_softcap: Annotated[float, Field(gt=0.0)] | None = None
     """Squash logits into (-c, c) by c * tanh(logits / c) (Gemma Team 2024)."""
+    output_bias: bool = False
+    """A learned bias per token on the logits."""
+    scale_output: bool = False
+    """Divide what goes into the output layer by sqrt(d_model), as T5 does with tied embeddings."""
     scale_embeddings: bool = False
     """Multiply embeddings by sqrt(d_model), as Vaswani et al. do."""
     tie_embeddings: bool = True
@@ -121,6 +187,11 @@ class TransformerConfig(Config):
         return self.head_dim or self.d_model // self.num_heads
 
     @property
+    def output_projection_bias(self) -> bool:
+        """Whether the projection behind attention has a bias."""
+        return self.attention_bias if self.attention_output_bias is None else self.attention_output_bias
+
+    @property
     def ff_width(self) -> int:
         """Width of the feed-forward hidden layers, F."""
         return self.d_ff or 4 * self.d_model
@@ -141,6 +212,8 @@ class TransformerConfig(Config):
             yield "position", f"rotary needs an even head width, is {self.head_width}"
         if isinstance(self.position, SinusoidalPosition) and self.d_model % 2:
             yield "position", f"sinusoidal needs an even d_model, is {self.d_model}"
+        if self.full_attention_layers and self.sliding_window is None:
+            yield "full_attention_layers", "there is no sliding_window to be free of"
 
 
 class DecoderConfig(TransformerConfig):

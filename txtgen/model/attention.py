@@ -19,7 +19,8 @@ class Pattern:
 
     mask: added to the scores, broadcastable to [B,H,N,J], or None. causal: no mask is needed but the usual
     triangle. rotation: turns queries and new keys. window: where new keys go in the cache. source_mask: added
-    to the scores of cross-attention, [R,1,1,S], or None.
+    to the scores of cross-attention, [R,1,1,S], or None. near: the pattern of layers with a sliding window, None
+    where the window hides nothing.
     """
 
     mask: Tensor | None = None
@@ -27,6 +28,7 @@ class Pattern:
     rotation: Rotation | None = None
     window: Window | None = None
     source_mask: Tensor | None = None
+    near: "Pattern | None" = None
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -69,13 +71,14 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width, bias = config.head_width, config.attention_bias
+        self.scale = config.attention_scale
         self.head_width = width
         self.grouped = config.kv_heads != config.num_heads
         self.dropout = config.attention_dropout
         self.q_proj = nn.Linear(config.d_model, config.num_heads * width, bias=bias)
         self.k_proj = nn.Linear(config.d_model, config.kv_heads * width, bias=bias)
         self.v_proj = nn.Linear(config.d_model, config.kv_heads * width, bias=bias)
-        self.o_proj = nn.Linear(config.num_heads * width, config.d_model, bias=bias)
+        self.o_proj = nn.Linear(config.num_heads * width, config.d_model, bias=config.output_projection_bias)
         self.q_norm = HeadNorm(width, config.norm_eps) if config.qk_norm else None
         self.k_norm = HeadNorm(width, config.norm_eps) if config.qk_norm else None
 
@@ -102,6 +105,7 @@ class Attention(nn.Module):
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=causal,
+            scale=self.scale,
             enable_gqa=self.grouped,
         )
         return cast(Tensor, self.o_proj(gathered.transpose(1, 2).flatten(2)))

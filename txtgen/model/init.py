@@ -37,7 +37,7 @@ def initial_weight(config: ModelConfig, name: str, shape: torch.Size, seed: int)
 
     Norms are 1, biases 0, matrices normal with mean 0.
     """
-    if name.endswith(".bias"):
+    if name.endswith((".bias", "output_bias")):
         return torch.zeros(shape, device="cpu")
     if name.endswith("_norm.weight"):
         return torch.ones(shape, device="cpu")

@@ -1,6 +1,7 @@
 """Feed-forward blocks, layers, and stacks of layers."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import assert_never, cast
 
 import torch
@@ -110,6 +111,13 @@ class Layer(nn.Module):
         return self._residual(x, self.feed_forward_norm, self.feed_forward)
 
 
+def _scores(bias: Tensor | None, allowed: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The scores of positions, minus infinity where attending is not allowed; None where that is nothing."""
+    if allowed is None:
+        return bias
+    return additive(allowed, dtype) if bias is None else bias.masked_fill(~allowed, float("-inf"))
+
+
 class Stack(nn.Module):
     """Layers on top of each other, with what they share: norms at both ends and the scores of positions."""
 
@@ -145,7 +153,7 @@ class Stack(nn.Module):
         if not isinstance(position, RotaryPosition):
             return None
         width = self.config.head_width
-        cosines, sines = rotary_table(self.max_length, width, position.base, positions.device, dtype)
+        cosines, sines = rotary_table(self.max_length, width, position, positions.device, dtype)
         return cosines[positions][:, None], sines[positions][:, None]
 
     def pattern(
@@ -164,15 +172,26 @@ class Stack(nn.Module):
         if `causal`. dtype: of the matrix products. keys: [1|B,J] positions of the keys; None: those of the
         queries.
         """
-        bias = self._bias(positions, positions if keys is None else keys, dtype)
-        if causal and bias is not None:
+        keys = positions if keys is None else keys
+        bias = self._bias(positions, keys, dtype)
+        near = self._near(positions, keys)
+        triangle = causal and bias is None
+        if causal and not (triangle and near is None):
             length = positions.shape[1]
             allowed = torch.ones(1, 1, length, length, dtype=torch.bool, device=positions.device).tril()
-        mask = bias
-        if allowed is not None:
-            mask = additive(allowed, dtype) if bias is None else bias.masked_fill(~allowed, float("-inf"))
-        rotation = self._rotation(positions, dtype)
-        return Pattern(mask, causal and bias is None, rotation, window, source_mask)
+        mask = None if triangle else _scores(bias, allowed, dtype)
+        pattern = Pattern(mask, triangle, self._rotation(positions, dtype), window, source_mask)
+        if near is None:
+            return pattern
+        narrowed = near if allowed is None else allowed & near
+        return replace(pattern, near=replace(pattern, mask=_scores(bias, narrowed, dtype), causal=False))
+
+    def _near(self, positions: Tensor, keys: Tensor) -> Tensor | None:
+        """Which keys [1|B,J] are within the sliding window of positions [1|B,N]: [1|B,1,N,J] bool, or None: all."""
+        reach = self.config.sliding_window
+        if reach is None or not self.causal or keys.shape[1] <= reach:
+            return None
+        return positions[:, None, :, None] - keys[:, None, None, :] < reach
 
     def forward(
         self,
@@ -186,5 +205,6 @@ class Stack(nn.Module):
             x = self.embedding_norm(x)
         x = F.dropout(x, self.dropout, self.training)
         for number, layer in enumerate(self.layers):
-            x = layer(x, pattern, source, None if caches is None else caches[number])
+            full = pattern.near is None or number in self.config.full_attention_layers
+            x = layer(x, pattern if full else pattern.near, source, None if caches is None else caches[number])
         return x if self.final_norm is None else cast(Tensor, self.final_norm(x))

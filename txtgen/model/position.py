@@ -15,11 +15,15 @@ from torch import Tensor
 from txtgen.config.model import (
     AlibiPosition,
     LearnedPosition,
+    LinearScaling,
+    Llama3Scaling,
     NoPosition,
     PositionConfig,
     RotaryPosition,
+    RotaryScaling,
     SinusoidalPosition,
     T5RelativePosition,
+    YarnScaling,
 )
 
 Rotation = tuple[Tensor, Tensor]
@@ -53,32 +57,74 @@ def is_bounded(position: PositionConfig) -> bool:
             assert_never(position)
 
 
-def _angles(length: int, width: int, base: float) -> Tensor:
-    """Angles [length, width/2] float64: position p turns the i-th pair by p / base^(2i / width)."""
-    rates = base ** (-torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
+def _rates(width: int, base: float) -> Tensor:
+    """Radians per position [width/2] float64 of each pair of columns: 1 / base^(2i / width) for the i-th."""
+    return base ** (-torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
+
+
+def _angles(length: int, rates: Tensor) -> Tensor:
+    """Angles [length, width/2] float64 of positions 0, 1, ..."""
     return torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * rates
 
 
 @kept
-def sinusoidal_table(length: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Position vectors [length, width]: sines in the even columns, cosines in the odd ones.
+def sinusoidal_table(length: int, width: int, layout: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Position vectors [length, width]: sines in the even columns and cosines in the odd ones, or in two halves.
 
     Source: Vaswani et al. 2017, section 3.5.
     """
-    angles = _angles(length, width, 10_000.0)
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1).to(device, dtype)
+    angles = _angles(length, _rates(width, 10_000.0))
+    if layout == "halves":
+        table = torch.cat((angles.sin(), angles.cos()), dim=-1)
+    else:
+        table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+    return table.to(device, dtype)
 
 
 @kept
-def rotary_table(length: int, width: int, base: float, device: torch.device, dtype: torch.dtype) -> Rotation:
+def rotary_table(
+    length: int, width: int, position: RotaryPosition, device: torch.device, dtype: torch.dtype
+) -> Rotation:
     """Cosines and signed sines, each [length, width], that rotate column i against column i + width/2.
 
     Source: Su et al. 2021, arXiv 2104.09864, with the pairing of GPT-NeoX and Llama.
     """
-    angles = _angles(length, width, base)
-    cosines = torch.cat((angles.cos(), angles.cos()), dim=-1)
-    sines = torch.cat((-angles.sin(), angles.sin()), dim=-1)
+    rates, factor = _rates(width, position.base), 1.0
+    if position.scaling is not None:
+        rates = _scaled_rates(rates, position.base, position.scaling)
+        factor = position.scaling.attention_factor if isinstance(position.scaling, YarnScaling) else 1.0
+    angles = _angles(length, rates)
+    cosines = torch.cat((angles.cos(), angles.cos()), dim=-1) * factor
+    sines = torch.cat((-angles.sin(), angles.sin()), dim=-1) * factor
     return cosines.to(device, dtype), sines.to(device, dtype)
+
+
+def _scaled_rates(rates: Tensor, base: float, scaling: RotaryScaling) -> Tensor:
+    """Rates [width/2] slowed down as the scaling says. Sources: those of the scaling classes."""
+    slowed = rates / scaling.factor
+    match scaling:
+        case LinearScaling():
+            return slowed
+        case Llama3Scaling():
+            turns = scaling.original_length * rates / (2 * math.pi)
+            keep = (turns - scaling.low_frequency) / (scaling.high_frequency - scaling.low_frequency)
+        case YarnScaling():
+
+            def column(turns: float) -> float:
+                """Where in the table a rotation turns so many times within the original length."""
+                return len(rates) * math.log(scaling.original_length / (turns * 2 * math.pi)) / math.log(base)
+
+            first, last = column(scaling.high_frequency), column(scaling.low_frequency)
+            if scaling.truncate:
+                first, last = math.floor(first), math.ceil(last)
+            first, last = max(first, 0), min(last, 2 * len(rates) - 1)
+            # A blend over no column at all would divide by zero.
+            span = last - first if last != first else 0.001
+            keep = 1 - (torch.arange(len(rates), dtype=torch.float64, device="cpu") - first) / span
+        case _:
+            assert_never(scaling)
+    keep = keep.clamp(0.0, 1.0)
+    return keep * rates + (1 - keep) * slowed
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

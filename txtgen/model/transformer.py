@@ -71,6 +71,7 @@ class Transformer(nn.Module):
         else:
             self.decoder = Stack(config, config.num_layers, config.max_length, causal=True, cross=False)
         self.lm_head = None if config.tie_embeddings else nn.Linear(width, vocab_size, bias=False)
+        self.output_bias = nn.Parameter(torch.zeros(vocab_size)) if config.output_bias else None
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -98,7 +99,8 @@ class Transformer(nn.Module):
         if learned is not None:
             x = x + learned(positions)
         if isinstance(self.config.position, SinusoidalPosition):
-            x = x + sinusoidal_table(stack.max_length, self.config.d_model, x.device, x.dtype)[positions]
+            layout = self.config.position.layout
+            x = x + sinusoidal_table(stack.max_length, self.config.d_model, layout, x.device, x.dtype)[positions]
         return x
 
     def encode(self, source_ids: Tensor | None, source_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -149,7 +151,9 @@ class Transformer(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [...,V] of hidden [...,D], in the compute dtype, or in float32 where they are capped."""
         weight = self.token_embedding.weight if self.lm_head is None else self.lm_head.weight
-        logits = F.linear(hidden, weight)
+        if self.config.scale_output:
+            hidden = hidden * self.config.d_model**-0.5
+        logits = F.linear(hidden, weight, self.output_bias)
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(at_least_float32(logits) / cap)
 
@@ -255,11 +259,11 @@ def count_parameters(model: Transformer) -> dict[str, int]:
     """Weights in embedding, attention, feed_forward, norm and head, and in total; tied ones count once."""
     counts = dict.fromkeys(("embedding", "attention", "feed_forward", "norm", "head"), 0)
     for name, parameter in model.named_parameters():
-        if name.split(".")[-2].endswith("_norm"):
+        if name.removesuffix(".weight").removesuffix(".bias").endswith("_norm"):
             part = "norm"
         elif "_embedding." in name:
             part = "embedding"
-        elif name.startswith("lm_head."):
+        elif name in ("lm_head.weight", "output_bias"):
             part = "head"
         else:
             part = "feed_forward" if ".feed_forward." in name else "attention"
