@@ -199,20 +199,14 @@ def _verify_archive(handle: IO[bytes], path: Path) -> str:
     size = handle.seek(0, os.SEEK_END)
     handle.seek(0)
     with zipfile.ZipFile(handle) as archive:
-        entries = archive.infolist()
-        if len(entries) > MAX_ENTRIES:
-            raise _damaged(path, f"it has {len(entries)} entries, more than {MAX_ENTRIES}")
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise _damaged(path, "its entries are compressed, which no checkpoint's are")
-        if sum(entry.file_size for entry in entries) > size:
-            raise _damaged(path, "its entries claim more bytes than the file has")
-        names = [entry.filename for entry in entries]
         manifest_name = _manifest_name(archive)
+        names = archive.namelist()
+        check_records(archive, size, path)
         if manifest_name not in names:
             raise CheckpointError(
                 "not a txtgen checkpoint: it has no txtgen.json",
                 str(path),
-                "a plain state dict cannot be used by itself; point at a .pth that txtgen wrote",
+                "a state dict alone is no model: txtgen convert from-hf FOLDER model.pth --weights FILE makes it one",
             )
         if archive.getinfo(manifest_name).file_size > MAX_MANIFEST_BYTES:
             raise _damaged(path, "its manifest is too large")
@@ -224,6 +218,21 @@ def _verify_archive(handle: IO[bytes], path: Path) -> str:
             if _hash_entry(archive, name) != expected:
                 raise _damaged(path, f"checksum mismatch in entry {name!r}")
     return hashlib.sha256(manifest).hexdigest()
+
+
+def check_records(archive: zipfile.ZipFile, size: int, path: Path) -> None:
+    """Refuse an archive of `size` bytes that `torch.save` did not write: compressed, or with entries that claim more.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    entries = archive.infolist()
+    if len(entries) > MAX_ENTRIES:
+        raise _damaged(path, f"it has {len(entries)} entries, more than {MAX_ENTRIES}")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise _damaged(path, "its entries are compressed, which no checkpoint's are")
+    if sum(entry.file_size for entry in entries) > size:
+        raise _damaged(path, "its entries claim more bytes than the file has")
 
 
 def _first_look(handle: IO[bytes]) -> str:
@@ -330,8 +339,8 @@ def _unpack_tokenizer(packed: Any, path: Path) -> Tokenizer:
         raise _damaged(path, "its tokenizer cannot be read") from error
 
 
-def load_weights(model: Transformer, weights: dict[str, Tensor], where: str) -> None:
-    """Copy a state dict into a model; every name and shape must match.
+def load_weights(model: Transformer, weights: dict[str, Tensor], where: str, *, assign: bool = False) -> None:
+    """Copy a state dict into a model, or let the model have its tensors; every name and shape must match.
 
     Raises:
         CheckpointError: the first differences in names or shapes, or a weight that is not finite.
@@ -350,7 +359,7 @@ def load_weights(model: Transformer, weights: dict[str, Tensor], where: str) -> 
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(f"weight {name} is not finite", where, "use an earlier checkpoint")
-    model.load_state_dict(weights, strict=True, assign=False)
+    model.load_state_dict(weights, strict=True, assign=assign)
 
 
 def load_model(path: Path, device: torch.device | None = None, dtype: torch.dtype | None = None) -> LoadedModel:
@@ -372,8 +381,8 @@ def materialise(
 ) -> LoadedModel:
     """The model that a checkpoint describes, in evaluation mode."""
     check_tokenizer(checkpoint, where)
-    model = build_model(checkpoint.config.model, device="cpu")
-    load_weights(model, checkpoint.model, where)
+    model = build_model(checkpoint.config.model, device="meta")
+    load_weights(model, checkpoint.model, where, assign=True)
     model.to(device=device, dtype=dtype).eval()
     return LoadedModel(model, checkpoint.tokenizer, checkpoint.source_tokenizer, checkpoint.config)
 

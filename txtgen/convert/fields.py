@@ -1,0 +1,151 @@
+"""Reading a config.json that somebody else wrote."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from txtgen.errors import CheckpointError, ResourceError
+
+MAX_JSON_BYTES = 64 << 20
+
+
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        CheckpointError: there is no such file, it is larger than `limit` bytes, or it holds no JSON object.
+        ResourceError: it may not be read.
+    """
+    try:
+        with open(path, "rb") as handle:
+            content = handle.read(limit + 1)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise CheckpointError("there is no such file", str(path), "give a complete Hugging Face folder") from error
+    except OSError as error:
+        raise ResourceError(f"cannot read: {error.strerror or error}", str(path), "check its permissions") from error
+    if len(content) > limit:
+        raise CheckpointError(f"it has more than {limit:,} bytes", str(path), "use the original file")
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError("it is no JSON", str(path), "use an undamaged copy") from error
+    if not isinstance(found, dict):
+        raise CheckpointError("it holds no JSON object", str(path), "use an undamaged copy")
+    return found
+
+
+class Fields:
+    """Values of a config.json by key, each of the type that is asked for. A null is as good as a missing key."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values, self.where = values, where
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the key has a value."""
+        return self.values.get(key) is not None
+
+    def section(self, key: str) -> "Fields":
+        """A mapping within the mapping; empty if it is missing.
+
+        Raises:
+            CheckpointError: it is none.
+        """
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise self._wrong(key, value, "a mapping")
+        return Fields(value or {}, f"{self.where}: {key}")
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """A whole number from 1 on.
+
+        Raises:
+            CheckpointError: it is none, or it is missing and has no default.
+        """
+        value = self._value(key, default)
+        if type(value) is not int or not 0 < value < 2**31:
+            raise self._wrong(key, value, "a whole number of at least 1")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A number.
+
+        Raises:
+            CheckpointError: it is none, or it is missing and has no default.
+        """
+        value = self._value(key, default)
+        if type(value) not in (int, float):
+            raise self._wrong(key, value, "a number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false.
+
+        Raises:
+            CheckpointError: it is neither.
+        """
+        value = self._value(key, default)
+        if type(value) is not bool:
+            raise self._wrong(key, value, "true or false")
+        return value
+
+    def word(self, key: str, default: str) -> str:
+        """A text.
+
+        Raises:
+            CheckpointError: it is none.
+        """
+        value = self._value(key, default)
+        if not isinstance(value, str):
+            raise self._wrong(key, value, "a text")
+        return value
+
+    def words(self, key: str) -> list[str]:
+        """A list of texts; empty if it is missing.
+
+        Raises:
+            CheckpointError: it is none.
+        """
+        value = self._value(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self._wrong(key, value, "a list of texts")
+        return value
+
+    def ids(self, key: str) -> list[int]:
+        """Token ids: one, or a list; empty if it is missing.
+
+        Raises:
+            CheckpointError: it is something else.
+        """
+        value = self._value(key, [])
+        found = value if isinstance(value, list) else [value]
+        if not all(type(item) is int and 0 <= item < 2**31 for item in found):
+            raise self._wrong(key, value, "a token id, or a list of them")
+        return found
+
+    def only(self, key: str, allowed: Any) -> None:
+        """Refuse a model that asks for something else than what is allowed, which a missing key stands for.
+
+        Raises:
+            CheckpointError: it asks for something else.
+        """
+        value = self.values.get(key)
+        if value is not None and value != allowed:
+            raise CheckpointError(
+                f"{key} is {_shown(value)}, which txtgen does not have", self.where, f"only {_shown(allowed)} is known"
+            )
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self.values.get(key)
+        if value is None and default is None:
+            raise CheckpointError(f"{key} is missing", self.where, "use the config.json of the model")
+        return default if value is None else value
+
+    def _wrong(self, key: str, value: Any, expected: str) -> CheckpointError:
+        return CheckpointError(f"{key} is {_shown(value)}", self.where, f"it must be {expected}")
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON, not endlessly long."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."
