@@ -23,6 +23,7 @@ FLOORS = {
     "checkpoint": 3,
     "train": 4,
     "generator": 4,
+    "convert": 4,
     "evaluate": 5,
     "commands": 6,
     "cli": 7,

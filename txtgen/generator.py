@@ -16,7 +16,7 @@ from txtgen.config.model import EncoderDecoderConfig
 from txtgen.decode import FinishReason, Hypothesis, PromptBatch, Steps, run_steps, search_steps
 from txtgen.errors import DataError, ResourceError, UsageError
 from txtgen.model import Transformer
-from txtgen.tokenizer import IncrementalDecoder, Tokenizer
+from txtgen.tokenizer import IncrementalDecoder, Tokenizer, own_framing
 
 logger = logging.getLogger(__name__)
 
@@ -90,13 +90,14 @@ class Generator:
         # Of an encoder-decoder; 0 for a decoder, which has no source.
         self._max_source_length = model.max_source_length if isinstance(model, EncoderDecoderConfig) else 0
         self._reader = loaded.source_tokenizer or tokenizer
-        # What stands for no text is never generated: padding, beginning, roles, spare rows of the output
-        # layer. The end token is the exception.
-        self._suppress = [
-            token
-            for token in range(model.vocab_size or len(tokenizer))
-            if token != tokenizer.special.eos_id and (token >= len(tokenizer) or not tokenizer.token_bytes(token))
-        ]
+        source = self._reader.special if self._max_source_length else None
+        self._framing = loaded.config.framing or own_framing(tokenizer.special, source)
+        # Spare rows of the output layer are never generated, and by our own models nothing else that stands for no
+        # text either: padding, beginning, roles. The end tokens are the exception.
+        spare = range(len(tokenizer), model.vocab_size or 0)
+        silent = (token for token in range(len(tokenizer)) if not tokenizer.token_bytes(token))
+        kept = set(range(len(tokenizer)) if loaded.config.framing else self._framing.end)
+        self._suppress = [*(token for token in silent if token not in kept), *spare]
 
     def generate(self, prompts: Prompt | Sequence[Prompt], *, raw: bool = False, **options: Any) -> list[Generation]:
         """The results of every prompt, in the order of the prompts; those of one prompt are consecutive.
@@ -150,21 +151,20 @@ class Generator:
         except DataError as error:
             # It is a corpus that brings such a text elsewhere; here the user does.
             raise UsageError(error.what, f"{where}, {error.where}", error.fix) from error
-        special = self._reader.special
         text = prompt if isinstance(prompt, str) else self._reader.decode(ids)
         if not self._max_source_length:
-            ids = [special.bos_id, *ids]
+            ids = [*self._framing.prefix, *ids] or [self._reader.special.bos_id]
             return _EncodedPrompt(number, text, tuple(ids), self._limit(len(ids), where, decoding))
         if not ids:
             raise UsageError("an empty prompt", where, "an encoder-decoder needs a source")
-        ids = [*ids, special.eos_id]
+        ids = [*self._framing.prefix, *ids, *self._framing.suffix]
         if len(ids) > self._max_source_length:
             raise UsageError(
                 f"the prompt has {len(ids)} tokens, and max_source_length is {self._max_source_length}",
                 where,
                 "shorten it, or cut it into several prompts",
             )
-        return _EncodedPrompt(number, text, tuple(ids), self._limit(1, where, decoding))
+        return _EncodedPrompt(number, text, tuple(ids), self._limit(len(self._framing.decoder_start), where, decoding))
 
     def _prompt_ids(self, prompt: Prompt, raw: bool, where: str) -> list[int]:
         """The tokens of a prompt, without beginning and end."""
@@ -202,8 +202,8 @@ class Generator:
         if not self._max_source_length:
             return PromptBatch(ids, lengths)
         mask = torch.arange(ids.shape[1], device=device) < lengths[:, None]
-        start = torch.full_like(lengths, self.loaded.tokenizer.special.bos_id)[:, None]
-        return PromptBatch(start, torch.ones_like(lengths), ids, mask)
+        start = torch.tensor(self._framing.decoder_start, device=device).expand(len(prompts), -1)
+        return PromptBatch(start, torch.full_like(lengths, start.shape[1]), ids, mask)
 
     # -- tokens to tokens
 
@@ -214,7 +214,7 @@ class Generator:
             self._batch(prompts),
             decoding,
             limits=[prompt.limit for prompt in prompts],
-            eos_ids=(self.loaded.tokenizer.special.eos_id,),
+            eos_ids=self._framing.end,
             suppress=self._suppress,
             prompt_indices=[prompt.number for prompt in prompts],
             first_sample=first_sample,

@@ -45,6 +45,7 @@ def run(config: EvaluateConfig) -> Evaluation:
         loaded.source_tokenizer or loaded.tokenizer,
         max_length=length,
         max_source_length=source_length(loaded.config.model),
+        framing=loaded.config.framing,
     )
     seed = trained_on.get("seed", 0)
     batches = validation_batches(

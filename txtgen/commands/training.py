@@ -20,6 +20,7 @@ from txtgen.commands.run_folder import RunFolder
 from txtgen.commands.signals import EXIT_CODES, StopRequest, listen
 from txtgen.config.commands import CheckpointConfig, RunConfig, chat_format
 from txtgen.config.model import EncoderDecoderConfig, ModelConfig
+from txtgen.config.tokenizer import Framing
 from txtgen.data import (
     Batch,
     Objective,
@@ -59,6 +60,7 @@ class Job:
     folder: RunFolder
     dtype: torch.dtype
     world: World = field(default_factory=World)
+    framing: Framing | None = None
     parents: tuple[str, ...] = ()
     resumed: dict[str, Any] | None = None
 
@@ -171,6 +173,7 @@ class Session:
             job.source_tokenizer or job.tokenizer,
             max_length=row_length(job.config, job.model.config),
             max_source_length=source_length(job.model.config),
+            framing=job.framing,
         )
         self.validation = self.held_out()
         self.generator = Generator(
@@ -188,6 +191,7 @@ class Session:
         return CheckpointConfig(
             model=self.job.model.config,
             chat=chat_format(config.data),
+            framing=self.job.framing,
             generation=config.generation,
             run={"command": self.job.command, **config.plain()},
         )

@@ -16,6 +16,7 @@ from txtgen.config.data import (
     ObjectiveConfig,
     Seq2SeqObjective,
 )
+from txtgen.config.tokenizer import Framing
 from txtgen.data.types import (
     IGNORE,
     BadRecord,
@@ -28,7 +29,7 @@ from txtgen.data.types import (
     Tokens,
 )
 from txtgen.errors import ConfigError
-from txtgen.tokenizer import Tokenizer
+from txtgen.tokenizer import Tokenizer, own_framing
 
 Outcome = list[Example] | BadRecord
 """What becomes of a record: its examples, or what is wrong with it."""
@@ -45,8 +46,8 @@ class Objective(ABC):
     packed: ClassVar[bool]
     splittable: ClassVar[bool]
 
-    def __init__(self, tokenizer: Tokenizer, separate: bool) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, framing: Framing, separate: bool) -> None:
+        self.tokenizer, self.framing = tokenizer, framing
         self.separate = separate
         self.pad_id = tokenizer.special.pad_id
         self.token_bytes = np.array([len(tokenizer.token_bytes(i)) for i in range(len(tokenizer))], np.int64)
@@ -78,6 +79,7 @@ def build_objective(
     *,
     max_length: int,
     max_source_length: int | None = None,
+    framing: Framing | None = None,
 ) -> Objective:
     """The objective that a configuration describes.
 
@@ -88,15 +90,18 @@ def build_objective(
         max_length: tokens of an example at most; what does not fit is cut off. Text is never cut, it goes on in the
             next row.
         max_source_length: tokens of a source at most; None: as max_length.
+        framing: the tokens around texts; None: txtgen's own.
     """
+    sources = source_tokenizer or tokenizer
+    source_special = sources.special if isinstance(config, Seq2SeqObjective) else None
+    framing = framing or own_framing(tokenizer.special, source_special)
     match config:
         case CausalLmObjective():
-            return CausalLm(tokenizer, config.separate_documents)
+            return CausalLm(tokenizer, framing, config.separate_documents)
         case Seq2SeqObjective():
-            sources = source_tokenizer or tokenizer
-            return Seq2Seq(config.format, tokenizer, sources, max_length, max_source_length or max_length)
+            return Seq2Seq(config.format, tokenizer, sources, framing, max_length, max_source_length or max_length)
         case ChatObjective():
-            return Chat(config, tokenizer, max_length)
+            return Chat(config, tokenizer, framing, max_length)
         case _:
             assert_never(config)
 
@@ -104,8 +109,8 @@ def build_objective(
 class CausalLm(Objective):
     """Predict every next token of a document, its end included.
 
-    A document stands between "bos" and "eos". Where a piece of a long document does not begin or end with the
-    document, its first token is not predicted and nothing follows its last.
+    A document stands between the framing's prefix and its end. Where a piece of a long document does not begin or end
+    with the document, its first token is not predicted and nothing follows its last.
     """
 
     packed = True
@@ -116,15 +121,14 @@ class CausalLm(Objective):
         texts = [record for record in records if isinstance(record, TextRecord)]
         if len(texts) < len(records):
             raise _misfit("pairs and conversations", "causal_lm", "chat or seq2seq")
-        special = self.tokenizer.special
         together: list[int] = []
         bounds = [0]
         for record, ids in zip(texts, self.tokenizer.encode_batch([record.text for record in texts]), strict=True):
             if record.begins:
-                together.append(special.bos_id)
+                together += self.framing.prefix
             together += ids
             if record.ends:
-                together.append(special.eos_id)
+                together.append(self.framing.end[0])
             bounds.append(len(together))
         # One array for all is made much faster than one for each.
         tokens = _tokens(together)
@@ -140,8 +144,8 @@ class Chat(Objective):
     packed = True
     splittable = False
 
-    def __init__(self, config: ChatObjective, tokenizer: Tokenizer, max_length: int) -> None:
-        super().__init__(tokenizer, config.separate_documents)
+    def __init__(self, config: ChatObjective, tokenizer: Tokenizer, framing: Framing, max_length: int) -> None:
+        super().__init__(tokenizer, framing, config.separate_documents)
         self._format, self._roles, self._max_length = config.format, config.roles, max_length
 
     def batch(self, records: Sequence[Record]) -> list[Outcome]:
@@ -159,21 +163,24 @@ class Chat(Objective):
             case _:
                 assert_never(record)
         ids, scored = encode_pieces(render(messages, self._format, self._roles), self.tokenizer)
-        tokens = _tokens([self.tokenizer.special.bos_id, *ids])
-        labels = np.where(np.array(scored, np.bool_), tokens[1:], IGNORE)[: self._max_length]
+        prefix = self.framing.prefix
+        tokens = _tokens([*prefix, *ids])
+        learnt = np.array([*[False] * len(prefix), *scored], np.bool_)
+        labels = np.where(learnt[1:], tokens[1:], IGNORE)[: self._max_length]
+        cut = len(tokens) - 1 > self._max_length
         if not (labels != IGNORE).any():
             roles = " or ".join(self._roles)
-            within = f" within the first {self._max_length} tokens" if len(ids) > self._max_length else ""
+            within = f" within the first {self._max_length} tokens" if cut else ""
             return BadRecord(f"nothing to learn: no turn of {roles}{within}", record.origin)
         inputs = tokens[:-1][: self._max_length]
-        return [Example(inputs, labels, record.origin, cut=len(ids) > self._max_length)]
+        return [Example(inputs, labels, record.origin, cut=cut)]
 
 
 class Seq2Seq(Objective):
     """Predict a target from its source; of a conversation, every assistant turn from the turns before it.
 
-    The source ends in "eos". The target is read from "bos" on and ends in "eos", unless it is cut. Of a source that
-    is too long the end is cut off, of a history the beginning.
+    Source and target have the framing's tokens around them; the target ends, unless it is cut. Of a source that is
+    too long the end is cut off, of a history the beginning.
     """
 
     packed = False
@@ -184,10 +191,11 @@ class Seq2Seq(Objective):
         format: ChatFormat,
         tokenizer: Tokenizer,
         source_tokenizer: Tokenizer,
+        framing: Framing,
         max_length: int,
         max_source_length: int,
     ) -> None:
-        super().__init__(tokenizer, separate=False)
+        super().__init__(tokenizer, framing, separate=False)
         self.source_tokenizer = source_tokenizer
         self._format = format
         self._max_length, self._max_source_length = max_length, max_source_length
@@ -203,8 +211,10 @@ class Seq2Seq(Objective):
             match record:
                 case PairRecord():
                     source, target = next(encoded)
-                    cut = len(source) >= self._max_source_length
-                    source = [*source[: self._max_source_length - 1], self._source_eos]
+                    prefix, suffix = self.framing.prefix, self.framing.suffix
+                    room = self._max_source_length - len(prefix) - len(suffix)
+                    cut = len(source) > room
+                    source = [*prefix, *source[:room], *suffix]
                     outcomes.append([self._example(source, target, record, cut)])
                 case ChatRecord():
                     outcomes.append(self._replies(record))
@@ -213,10 +223,6 @@ class Seq2Seq(Objective):
                 case _:
                     assert_never(record)
         return outcomes
-
-    @property
-    def _source_eos(self) -> int:
-        return self.source_tokenizer.special.eos_id
 
     def _replies(self, record: ChatRecord) -> Outcome:
         examples: list[Example] = []
@@ -232,14 +238,16 @@ class Seq2Seq(Objective):
         """What the encoder reads of the turns before a reply."""
         turns = [(message.role, message.content) for message in messages]
         ids, _ = encode_pieces(render(turns, self._format, reply=True), self.source_tokenizer)
-        return [*ids, self._source_eos]
+        return [*self.framing.prefix, *ids, *self.framing.suffix]
 
     def _example(self, source: list[int], target: list[int], record: Record, source_cut: bool) -> Example:
-        special = self.tokenizer.special
-        tokens = _tokens([special.bos_id, *target, special.eos_id])
+        start = self.framing.decoder_start
+        tokens = _tokens([*start, *self.framing.prefix, *target, self.framing.end[0]])
+        labels = tokens[1:].copy()
+        labels[: len(start) - 1] = IGNORE  # the decoder is given all of its start
         return Example(
             tokens[:-1][: self._max_length],
-            tokens[1:][: self._max_length],
+            labels[: self._max_length],
             record.origin,
             _tokens(source),
             cut=source_cut or len(tokens) - 1 > self._max_length,

@@ -1,5 +1,6 @@
 """Text to token ids and back: train, load, encode, decode."""
 
+from txtgen.tokenizer.framing import own_framing
 from txtgen.tokenizer.incremental import IncrementalDecoder
 from txtgen.tokenizer.loading import load_tokenizer, tokenizer_from_files
 from txtgen.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -14,6 +15,7 @@ __all__ = [
     "TokenizerFiles",
     "TrainingSample",
     "load_tokenizer",
+    "own_framing",
     "tokenizer_from_files",
     "train_sentencepiece",
 ]
