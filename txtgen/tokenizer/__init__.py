@@ -1,21 +1,28 @@
 """Text to token ids and back: train, load, encode, decode."""
 
 from txtgen.tokenizer.framing import own_framing
+from txtgen.tokenizer.huggingface import HuggingFaceTokenizer
+from txtgen.tokenizer.huggingface_folder import ImportedTokenizer, tokenizer_from_hf_folder
 from txtgen.tokenizer.incremental import IncrementalDecoder
 from txtgen.tokenizer.loading import load_tokenizer, tokenizer_from_files
+from txtgen.tokenizer.names import SpecialNames
 from txtgen.tokenizer.sentencepiece import SentencePieceTokenizer
 from txtgen.tokenizer.training import TrainingSample, train_sentencepiece
 from txtgen.tokenizer.types import Special, Tokenizer, TokenizerFiles
 
 __all__ = [
+    "HuggingFaceTokenizer",
+    "ImportedTokenizer",
     "IncrementalDecoder",
     "SentencePieceTokenizer",
     "Special",
+    "SpecialNames",
     "Tokenizer",
     "TokenizerFiles",
     "TrainingSample",
     "load_tokenizer",
     "own_framing",
     "tokenizer_from_files",
+    "tokenizer_from_hf_folder",
     "train_sentencepiece",
 ]

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from txtgen.errors import CheckpointError, ResourceError
-from txtgen.tokenizer.sentencepiece import MAX_MODEL_BYTES, MODEL_FILE, SentencePieceTokenizer
+from txtgen.tokenizer.huggingface import JSON_FILE, HuggingFaceTokenizer
+from txtgen.tokenizer.names import NAMES_FILE, SpecialNames, parse_object
+from txtgen.tokenizer.sentencepiece import MAX_MODEL_BYTES, MODEL_FILE, VOCABULARY_FILE, SentencePieceTokenizer
 from txtgen.tokenizer.types import Tokenizer
 
 
@@ -36,9 +38,24 @@ def tokenizer_from_files(kind: str, files: dict[str, Any]) -> Tokenizer:
     Raises:
         CheckpointError: the kind is not known, or the files are not those of a usable tokenizer.
     """
-    if kind != SentencePieceTokenizer.kind:
-        raise CheckpointError(f"tokenizers of kind {kind!r} are not known", "tokenizer", "use a newer txtgen")
-    model = files.get(MODEL_FILE) if isinstance(files, dict) else None
-    if not isinstance(model, bytes):
-        raise CheckpointError(f"the tokenizer lacks its {MODEL_FILE}", "tokenizer", "use an undamaged checkpoint")
-    return SentencePieceTokenizer(model)
+    if not isinstance(files, dict):
+        raise CheckpointError("the tokenizer has no files", "tokenizer", "use an undamaged checkpoint")
+    match kind:
+        case SentencePieceTokenizer.kind:
+            model = _file(files, MODEL_FILE)
+            if VOCABULARY_FILE not in files:
+                return SentencePieceTokenizer(model)
+            vocabulary = parse_object(_file(files, VOCABULARY_FILE), VOCABULARY_FILE)
+            names = SpecialNames.from_json(_file(files, NAMES_FILE))
+            return SentencePieceTokenizer(model, MODEL_FILE, vocabulary, names)
+        case HuggingFaceTokenizer.kind:
+            return HuggingFaceTokenizer(_file(files, JSON_FILE), SpecialNames.from_json(_file(files, NAMES_FILE)))
+        case _:
+            raise CheckpointError(f"tokenizers of kind {kind!r} are not known", "tokenizer", "use a newer txtgen")
+
+
+def _file(files: dict[str, Any], name: str) -> bytes:
+    content = files.get(name)
+    if not isinstance(content, bytes):
+        raise CheckpointError(f"the tokenizer lacks its {name}", "tokenizer", "use an undamaged checkpoint")
+    return content

@@ -5,22 +5,35 @@ Such a text is cut at that character, which goes through its byte pieces instead
 """
 
 import hashlib
-from collections.abc import Sequence
-from itertools import accumulate, compress, pairwise
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import compress
+from typing import Any, overload
 
 import sentencepiece
 
-from txtgen.errors import CheckpointError, DataError
+from txtgen.config.tokenizer import SPECIAL_PIECES
+from txtgen.errors import CheckpointError
+from txtgen.tokenizer.joining import ByteJoiner, files_fingerprint, pieces_by_id, refuse_surrogates, special_ids
+from txtgen.tokenizer.names import NAMES_FILE, SpecialNames, check_ids
 from txtgen.tokenizer.types import Special, TokenizerFiles
 
 SPACE = "\u2581"
 """What SentencePiece writes for a space."""
 
 MODEL_FILE = "tokenizer.model"
-"""The name of the only file of this kind of tokenizer."""
+"""The name of the model among the files of this kind of tokenizer."""
+
+VOCABULARY_FILE = "vocab.json"
+"""The name of the vocabulary, where there is one."""
 
 MAX_MODEL_BYTES = 256 * 1024 * 1024
 """Far above any real model; a larger file is refused before it fills the memory."""
+
+_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+"""Appended to a .model file, a protobuf message, it sets normalizer_spec.add_dummy_prefix to false."""
 
 _FAULTS = {
     "unk is not defined": "it has no piece for unknown text (<unk>)",
@@ -32,8 +45,8 @@ _FAULTS = {
 }
 
 
-class SentencePieceTokenizer:
-    """A SentencePiece model.
+class SentencePieceTokenizer(ByteJoiner):
+    """A SentencePiece model, on its own or with a vocabulary that gives its pieces other ids.
 
     A model from elsewhere keeps its own normalisation, and may lack some special ids: without a beginning
     token, the end token stands for it (and the other way round); without padding, the end token does.
@@ -41,34 +54,56 @@ class SentencePieceTokenizer:
     A model without byte pieces encodes a character that it does not know as the unknown id, which decodes to
     U+FFFD. With byte pieces no text encodes to the unknown id, and it decodes to nothing.
 
+    With a vocabulary, a piece that it lacks is unknown. Of its entries that the model lacks, those that `names` lists
+    are control symbols, the others text, such as the pieces of Marian's other language. A text that begins with a
+    control symbol of the form >>fra<< is encoded with that token, as Marian models want it.
+
     Args:
         model: the content of a .model file.
         where: what to call it in an error.
+        vocabulary: piece -> id; None: the ids are those of the model.
+        names: the special and control tokens of the vocabulary; None: <pad>, <unk>, <s> and </s>, and every entry
+            that the model lacks is a control symbol.
 
     Raises:
-        CheckpointError: the content is not a usable SentencePiece model.
+        CheckpointError: the content is not a usable SentencePiece model, or the vocabulary does not fit it.
     """
 
     kind = "sentencepiece"
 
-    def __init__(self, model: bytes, where: str = MODEL_FILE) -> None:
-        self._model = model
+    def __init__(
+        self,
+        model: bytes,
+        where: str = MODEL_FILE,
+        vocabulary: Mapping[str, int] | None = None,
+        names: SpecialNames | None = None,
+    ) -> None:
+        self._model, self._vocabulary = model, vocabulary
         self._processor = _open(model, where)
-        ids = list(range(len(self._processor)))
-        try:
-            self._pieces = self._processor.id_to_piece(ids)
-        except UnicodeDecodeError as error:
-            raise _unusable("one of its pieces is not UTF-8", where) from error
-        self.special = _special_ids(self._processor, where)
-        special = {self.special.pad_id, self.special.unk_id, self.special.bos_id, self.special.eos_id}
-        control = list(compress(ids, self._processor.is_control(ids)))
-        self.control_ids = {self._pieces[i]: i for i in control if i not in special}
-        self.byte_ids = frozenset(compress(ids, self._processor.is_byte(ids)))
+        own_ids = list(range(len(self._processor)))
+        own_pieces = _own_pieces(self._processor, own_ids, where)
+        silent = {own_pieces[self._processor.unk_id()], *compress(own_pieces, self._processor.is_control(own_ids))}
+        ids = vocabulary if vocabulary is not None else {piece: i for i, piece in enumerate(own_pieces)}
+        if vocabulary is None:
+            self.special = _special_ids(self._processor, where)
+        else:
+            check_ids(vocabulary, where)
+            names = names or _usual_names(tuple(piece for piece in vocabulary if piece not in {*own_pieces}))
+            self.special = _mapped_special_ids(names, vocabulary, where)
+            silent |= names.all()
+        self._given_names = names
+        self._silent_ids = {piece: token_id for piece, token_id in ids.items() if piece in silent}
+        self._text_ids = {piece: token_id for piece, token_id in ids.items() if piece not in silent}
+        four = {self.special.pad_id, self.special.unk_id, self.special.bos_id, self.special.eos_id}
+        self.control_ids = {piece: token_id for piece, token_id in self._silent_ids.items() if token_id not in four}
+        own_bytes = compress(own_pieces, self._processor.is_byte(own_ids))
+        self.byte_ids = frozenset(ids[piece] for piece in own_bytes if piece in ids)
         self.leading_space = self._processor.normalize("a").startswith((SPACE, " "))
+        self._pieces = pieces_by_id(ids)
         self._bytes = [piece.replace(SPACE, " ").encode() for piece in self._pieces]
         for token_id in self.byte_ids:
             self._bytes[token_id] = bytes.fromhex(self._pieces[token_id][3:5])  # <0x41>
-        for token_id in control:
+        for token_id in self._silent_ids.values():
             self._bytes[token_id] = b""
         self._bytes[self.special.unk_id] = b"" if self.byte_ids else "\ufffd".encode()
         self._space_ids = self._ids_of_space_character()
@@ -77,15 +112,36 @@ class SentencePieceTokenizer:
         """The ids that U+2581 in a text becomes."""
         if not self.byte_ids:
             return [self.special.unk_id]
-        return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        return self._ids_of([f"<0x{byte:02X}>" for byte in SPACE.encode()])
 
-    def __reduce__(self) -> tuple[type["SentencePieceTokenizer"], tuple[bytes]]:
-        """Pickled as the model alone, so that it can be sent to another process."""
-        return type(self), (self._model,)
+    def _ids_of(self, pieces: Sequence[str]) -> list[int]:
+        unknown = self.special.unk_id
+        return [self._text_ids.get(piece, unknown) for piece in pieces]
 
-    def __len__(self) -> int:
-        """The vocabulary size V."""
-        return len(self._pieces)
+    def __reduce__(
+        self,
+    ) -> tuple[type["SentencePieceTokenizer"], tuple[bytes, str, Mapping[str, int] | None, SpecialNames | None]]:
+        """Pickled as its files alone, so that it can be sent to another process."""
+        return type(self), (self._model, MODEL_FILE, self._vocabulary, self._given_names)
+
+    @property
+    def vocabulary(self) -> Mapping[str, int] | None:
+        """Piece -> id, where the ids are not those of the model."""
+        return self._vocabulary
+
+    @property
+    def names(self) -> SpecialNames:
+        """How the special tokens and control symbols are spelled."""
+        if self._given_names is not None:
+            return self._given_names
+        spelled = {token_id: name for name, token_id in self._silent_ids.items()}
+        return SpecialNames(
+            pad=spelled.get(self.special.pad_id),
+            unk=spelled.get(self.special.unk_id),
+            bos=spelled.get(self.special.bos_id),
+            eos=spelled.get(self.special.eos_id),
+            control=tuple(self.control_ids),
+        )
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without beginning or end; never a special or control id, whatever it spells.
@@ -93,14 +149,7 @@ class SentencePieceTokenizer:
         Raises:
             DataError: the text holds half a surrogate pair, which is no Unicode character.
         """
-        if SPACE in text and not self.leading_space:
-            return self._encode_parts(text.split(SPACE))
-        try:
-            ids: list[int] = self._processor.encode(text)
-        except (RuntimeError, TypeError):
-            _refuse_surrogates([text])
-            raise
-        return ids
+        return self._encode_checked([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of every text, faster than one by one.
@@ -108,84 +157,100 @@ class SentencePieceTokenizer:
         Raises:
             DataError: as for `encode`.
         """
+        return self._encode_checked(texts)
+
+    def _encode_checked(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts, each by the way that it needs."""
         try:
-            batch: list[list[int]] = self._processor.encode(list(texts))
-        except (RuntimeError, TypeError):
-            _refuse_surrogates(texts)
-            raise
-        if not self.leading_space:
+            if len(texts) == 1 and self._is_plain(texts[0]):
+                return [self._encode_plain(texts[0])]  # without the threads of a batch
+            batch = self._encode_plain(list(texts))
             for row, text in enumerate(texts):
-                if SPACE in text:
-                    batch[row] = self._encode_parts(text.split(SPACE))
+                if not self._is_plain(text):
+                    batch[row] = self._encode_special_case(text)
+        except (RuntimeError, TypeError):
+            refuse_surrogates(texts)
+            raise
         return batch
 
-    def _encode_parts(self, parts: list[str]) -> list[int]:
-        """The ids of texts that U+2581 parts."""
-        first, *others = self.encode_batch(parts)
+    @overload
+    def _encode_plain(self, text: str) -> list[int]: ...
+
+    @overload
+    def _encode_plain(self, text: list[str]) -> list[list[int]]: ...
+
+    def _encode_plain(self, text: str | list[str]) -> Any:
+        """What SentencePiece makes of a text, or of each of several, as ids."""
+        if self._vocabulary is None:
+            return self._processor.encode(text)
+        found = self._processor.encode(text, out_type=str)
+        return self._ids_of(found) if isinstance(text, str) else list(map(self._ids_of, found))
+
+    def _is_plain(self, text: str) -> bool:
+        """Whether SentencePiece alone encodes a text rightly."""
+        return not (SPACE in text and not self.leading_space) and not self._language(text)
+
+    def _language(self, text: str) -> str:
+        """The control symbol of the form >>fra<< that a text begins with, or ""."""
+        if self._vocabulary is None or not text.startswith(">>"):
+            return ""
+        symbol = text[: text.find("<<") + 2]
+        return symbol if symbol in self.control_ids else ""
+
+    def _encode_special_case(self, text: str) -> list[int]:
+        """The ids of a text that begins with a language, or that U+2581 parts."""
+        language = self._language(text)
+        if language:
+            return [self.control_ids[language], *self.encode(text.removeprefix(language))]
+        first, *others = self._encode_plain(text.split(SPACE))
         for ids in others:
             first += self._space_ids
             first += ids
         return first
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids. Special and control ids give nothing; bytes that are not UTF-8 give U+FFFD.
+    def encode_with_special(self, text: str) -> list[int]:
+        """The ids of a text in which the special and control tokens that it spells count as such.
+
+        For the output of a chat template, never for what a user wrote. As in transformers, a model that puts a
+        space before a text does so at its beginning only, not after each of these tokens; unless the model
+        drops repeated spaces, as T5 does.
 
         Raises:
-            CheckpointError: an id outside the vocabulary.
+            DataError: as for `encode`.
         """
-        text = b"".join(self._all_bytes(ids)).decode(errors="replace")
-        return text.removeprefix(" ") if self.leading_space else text
+        ids: list[int] = []
+        for number, part in enumerate(self._spelled.split(text)):
+            if number % 2:
+                ids.append(self._silent_ids[part])
+            elif part:
+                ids += self._after_special.encode(part) if ids else self.encode(part)
+        return ids
 
-    def token_bytes(self, token_id: int) -> bytes:
-        """The UTF-8 of one token, perhaps a part of a character only; empty for special and control ids.
+    @cached_property
+    def _spelled(self) -> re.Pattern[str]:
+        """Matches a special or control token, the longest where several begin; the only group is the token."""
+        names = sorted(self._silent_ids, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, names))})")
 
-        Raises:
-            CheckpointError: an id outside the vocabulary.
-        """
-        return self._all_bytes([token_id])[0]
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The tokens as they are displayed: U+2581 for a space, <0x41> for a byte.
-
-        Raises:
-            CheckpointError: an id outside the vocabulary.
-        """
-        self._check(ids)
-        return [self._pieces[token_id] for token_id in ids]
-
-    def offsets(self, ids: Sequence[int]) -> list[tuple[int, int]]:
-        """Where each token begins and ends, in bytes of the UTF-8 of `decode(ids)`.
-
-        Where the tokens' bytes are not valid UTF-8, the bytes before their replacement are counted.
-
-        Raises:
-            CheckpointError: an id outside the vocabulary.
-        """
-        parts = self._all_bytes(ids)
-        removed = int(self.leading_space and b"".join(parts).startswith(b" "))
-        ends = [max(0, end - removed) for end in accumulate(map(len, parts), initial=0)]
-        return list(pairwise(ends))
+    @cached_property
+    def _after_special(self) -> "SentencePieceTokenizer":
+        """The tokenizer of what follows a special token: without the space before the text."""
+        drops_spaces = self._processor.normalize("a  b") == self._processor.normalize("a b")
+        if not self.leading_space or drops_spaces:
+            return self
+        return type(self)(self._model + _NO_DUMMY_PREFIX, MODEL_FILE, self._vocabulary, self._given_names)
 
     def files(self) -> TokenizerFiles:
-        """The .model file."""
-        return {MODEL_FILE: self._model}
+        """The .model file; with a vocabulary, that and the names of its special tokens too."""
+        if self._vocabulary is None or self._given_names is None:
+            return {MODEL_FILE: self._model}
+        vocabulary = json.dumps(self._vocabulary, ensure_ascii=False).encode()
+        return {MODEL_FILE: self._model, VOCABULARY_FILE: vocabulary, NAMES_FILE: self._given_names.to_json()}
 
     def fingerprint(self) -> str:
-        """SHA-256 of the .model file, in hexadecimal."""
-        return hashlib.sha256(self._model).hexdigest()
-
-    def _all_bytes(self, ids: Sequence[int]) -> list[bytes]:
-        self._check(ids)
-        return [self._bytes[token_id] for token_id in ids]
-
-    def _check(self, ids: Sequence[int]) -> None:
-        """Refuse ids outside the vocabulary; a negative one would silently count from the end."""
-        if len(ids) and not 0 <= min(ids) <= max(ids) < len(self._pieces):
-            wrong = next(token_id for token_id in ids if not 0 <= token_id < len(self._pieces))
-            raise CheckpointError(
-                f"token {wrong} is outside the tokenizer's vocabulary of {len(self._pieces)}",
-                fix="use the tokenizer that the model was trained with",
-            )
+        """SHA-256 of the .model file, or of all files where there are more, in hexadecimal."""
+        files = self.files()
+        return files_fingerprint(files) if len(files) > 1 else hashlib.sha256(self._model).hexdigest()
 
 
 def _open(model: bytes, where: str) -> sentencepiece.SentencePieceProcessor:
@@ -219,26 +284,33 @@ def _special_ids(processor: sentencepiece.SentencePieceProcessor, where: str) ->
     )
 
 
+def _own_pieces(processor: sentencepiece.SentencePieceProcessor, ids: list[int], where: str) -> list[str]:
+    try:
+        pieces: list[str] = processor.id_to_piece(ids)
+    except UnicodeDecodeError as error:
+        raise _unusable("one of its pieces is not UTF-8", where) from error
+    return pieces
+
+
+def _usual_names(control: tuple[str, ...]) -> SpecialNames:
+    """What SentencePiece calls the special tokens."""
+    pad, unk, bos, eos = SPECIAL_PIECES
+    return SpecialNames(pad, unk, bos, eos, tuple(name for name in control if name not in SPECIAL_PIECES))
+
+
+def _mapped_special_ids(names: SpecialNames, vocabulary: Mapping[str, int], where: str) -> Special:
+    if names.unk not in vocabulary:
+        raise CheckpointError(
+            f"the vocabulary lacks {names.unk!r}, the token for unknown text",
+            where,
+            "name its unk_token in tokenizer_config.json",
+        )
+    return special_ids(names, vocabulary, where)
+
+
 def _unusable(reason: str, where: str) -> CheckpointError:
     return CheckpointError(
         f"not a usable SentencePiece model: {reason}",
         where,
         "give another .model file, or train a new tokenizer",
-    )
-
-
-def _refuse_surrogates(texts: Sequence[str]) -> None:
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise lone_surrogate(error) from error
-
-
-def lone_surrogate(error: UnicodeEncodeError) -> DataError:
-    """The error for a text that cannot be written in UTF-8."""
-    return DataError(
-        f"the text holds U+{ord(error.object[error.start]):04X}, half a surrogate pair and no character",
-        f"character {error.start + 1} of the text",
-        "decode the text as UTF-8 again, or remove it",
     )

@@ -17,7 +17,8 @@ import sentencepiece
 
 from txtgen.config.tokenizer import SPECIAL_PIECES, SentencePieceConfig
 from txtgen.errors import DataError
-from txtgen.tokenizer.sentencepiece import SPACE, SentencePieceTokenizer, lone_surrogate
+from txtgen.tokenizer.joining import lone_surrogate
+from txtgen.tokenizer.sentencepiece import SPACE, SentencePieceTokenizer
 
 _MAX_CHARACTERS = 1024
 """Of a training sentence, which is thus at most 4096 bytes of UTF-8, below the trainer's limit."""

@@ -54,6 +54,12 @@ class Tokenizer(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of every text, faster than one by one."""
 
+    def encode_with_special(self, text: str) -> list[int]:
+        """The ids of a text in which the special and control tokens that it spells count as such.
+
+        For the output of a chat template, never for what a user wrote.
+        """
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids. Special and control ids give nothing; bytes that are not UTF-8 give U+FFFD."""
 

@@ -1,0 +1,236 @@
+"""A tokenizer.json as a tokenizer: byte-level BPE, BPE with byte pieces, and Unigram, from elsewhere.
+
+The `tokenizers` package cuts a text into tokens; special tokens and decoding are dealt with here. A special token
+gets a name that nobody can spell before the package sees it, because models often hold it as a piece like any other.
+"""
+
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from txtgen.errors import CheckpointError, ResourceError
+from txtgen.tokenizer.decoders import Decoder
+from txtgen.tokenizer.joining import ByteJoiner, files_fingerprint, pieces_by_id, refuse_surrogates, special_ids
+from txtgen.tokenizer.names import NAMES_FILE, SpecialNames, check_ids, parse_object
+from txtgen.tokenizer.types import TokenizerFiles
+
+JSON_FILE = "tokenizer.json"
+"""The name of the file that describes such a tokenizer."""
+
+
+class HuggingFaceTokenizer(ByteJoiner):
+    """A tokenizer.json, with the names of its special tokens.
+
+    It keeps its own normalisation. The end token stands for a missing beginning, padding or unknown token (GPT-2
+    has one for all of them, Qwen no beginning), and the beginning for a missing end. Truncation, padding, dropout
+    and the tokens that the file would put around a text are left out. Decoding joins the bytes of the tokens and
+    cleans nothing up; an unknown token decodes to U+FFFD.
+
+    Tokens that were added without being special, such as <think>, are text: they are found in it and decoded.
+
+    Args:
+        content: the content of a tokenizer.json.
+        names: its special tokens; what the file itself marks as special need not be named. One that the
+            vocabulary lacks counts as missing.
+        where: what to call it in an error.
+
+    Raises:
+        CheckpointError: the content is not a usable tokenizer, or of a kind that is not known.
+        ResourceError: the tokenizers package is not installed.
+    """
+
+    kind = "huggingface"
+
+    def __init__(self, content: bytes, names: SpecialNames, where: str = JSON_FILE) -> None:
+        description = _described(content, where)
+        names = replace(names, unk=names.unk or _unknown_piece(description["model"]))
+        self._content, self._names, self._where = content, names, where
+        hidden = _hide(description, names, where)
+        self._tokenizer = _load(description, where)
+        decoder = Decoder(description.get("decoder"), where)
+        ids = {hidden.get(name, name): i for name, i in self._tokenizer.get_vocab(with_added_tokens=True).items()}
+        check_ids(ids, where)
+        self.special = special_ids(names, ids, where)
+        four = {self.special.pad_id, self.special.unk_id, self.special.bos_id, self.special.eos_id}
+        special = {name: ids[name] for name in hidden.values() if name in ids}
+        self.control_ids = {name: token_id for name, token_id in special.items() if token_id not in four}
+        self.leading_space = decoder.leading_space
+        self._pieces = pieces_by_id(ids)
+        self._bytes = [decoder.piece_bytes(piece) for piece in self._pieces]
+        for token_id, token in self._tokenizer.get_added_tokens_decoder().items():
+            self._bytes[token_id] = token.content.encode()
+        for token_id in special.values():
+            self._bytes[token_id] = b""
+        self.byte_ids = frozenset(
+            token_id for name, token_id in ids.items() if name not in special and decoder.is_byte(name)
+        )
+        others = {self.special.pad_id, self.special.bos_id, self.special.eos_id}
+        if not decoder.byte_level and not decoder.byte_pieces and self.special.unk_id not in others:
+            self._bytes[self.special.unk_id] = "\ufffd".encode()
+
+    def __reduce__(self) -> tuple[type["HuggingFaceTokenizer"], tuple[bytes, SpecialNames]]:
+        """Pickled as its files alone, so that it can be sent to another process."""
+        return type(self), (self._content, self._names)
+
+    @property
+    def names(self) -> SpecialNames:
+        """How the special tokens are spelled."""
+        return self._names
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without beginning or end; never a special or control id, whatever it spells.
+
+        Raises:
+            DataError: the text holds half a surrogate pair, which is no Unicode character.
+            CheckpointError: the tokenizer has no token for a character of the text, nor an unknown token.
+        """
+        refuse_surrogates([text])
+        with _faults("it cannot encode this text", self._where):
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of every text, faster than one by one.
+
+        Raises:
+            DataError, CheckpointError: as for `encode`.
+        """
+        refuse_surrogates(texts)
+        with _faults("it cannot encode these texts", self._where):
+            return [row.ids for row in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_with_special(self, text: str) -> list[int]:
+        """The ids of a text in which the special and control tokens that it spells count as such.
+
+        For the output of a chat template, never for what a user wrote.
+
+        Raises:
+            DataError, CheckpointError: as for `encode`.
+        """
+        refuse_surrogates([text])
+        with _faults("it cannot encode this text", self._where):
+            return list(self._with_special.encode(text, add_special_tokens=False).ids)
+
+    def framing_of(self, probe: str = "a") -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that the file's post-processor puts before and after a text."""
+        with _faults("its post-processor cannot be used", self._where):
+            bare = self._with_special.encode(probe, add_special_tokens=False).ids
+            ids = self._with_special.encode(probe, add_special_tokens=True).ids
+        for start in range(len(ids) - len(bare) + 1):
+            if ids[start : start + len(bare)] == bare:
+                return tuple(ids[:start]), tuple(ids[start + len(bare) :])
+        raise _unusable("its post-processor changes the text's own tokens", self._where)
+
+    @cached_property
+    def _with_special(self) -> Any:
+        """The tokenizer of the `tokenizers` package as the file describes it, special tokens and all."""
+        tokenizer = _load(_described(self._content, self._where), self._where)
+        with _faults("its special tokens cannot be used", self._where):
+            known = tokenizer.get_vocab(with_added_tokens=True)
+            tokenizer.add_special_tokens(sorted(name for name in self._names.all() if name in known))
+        return tokenizer
+
+    def files(self) -> TokenizerFiles:
+        """The tokenizer.json and the names of its special tokens."""
+        return {JSON_FILE: self._content, NAMES_FILE: self._names.to_json()}
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the files, in hexadecimal."""
+        return files_fingerprint(self.files())
+
+
+def _described(content: bytes, where: str) -> dict[str, Any]:
+    """The parsed file without what txtgen leaves out. Shapes that the package refuses anyway may pass."""
+    description = parse_object(content, where)
+    model = description.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") not in ("BPE", "Unigram"):
+        found = model.get("type") if isinstance(model, dict) else model
+        raise _unusable(f"its model is {str(found)[:60]!r}, not BPE or Unigram", where)
+    description["truncation"] = description["padding"] = None
+    if "dropout" in model:
+        model["dropout"] = None
+    return description
+
+
+def _unknown_piece(model: dict[str, Any]) -> str | None:
+    """The piece that the model itself gives for unknown text."""
+    match model:
+        case {"unk_token": str(piece)} if piece:
+            return piece
+        case {"unk_id": int(number), "vocab": list(pieces)} if 0 <= number < len(pieces):
+            entry = pieces[number]
+            return entry[0] if isinstance(entry, list) and entry and isinstance(entry[0], str) else None
+        case _:
+            return None
+
+
+def _hide(description: dict[str, Any], names: SpecialNames, where: str) -> dict[str, str]:
+    """Give the special tokens names that no text can spell. Returns hidden name -> name.
+
+    No merge of a BPE model may make or use one any longer.
+    """
+    model = description["model"]
+    try:
+        added = [token for token in description.get("added_tokens") or [] if token["special"]]
+        pieces = model["vocab"] if isinstance(model["vocab"], dict) else {piece for piece, _ in model["vocab"]}
+        special = {*names.all(), *(token["content"] for token in added)}
+        key = secrets.token_hex(16)
+        new = {name: f"{key}{number}" for number, name in enumerate(sorted(special))}
+        for token in description.get("added_tokens") or []:
+            token["content"] = new.get(token["content"], token["content"])
+        if not special.isdisjoint(pieces):
+            _rename_pieces(model, new)
+        if model.get("unk_token"):
+            model["unk_token"] = new.get(model["unk_token"], model["unk_token"])
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise _unusable("its parts are not what they should be", where) from error
+    description["post_processor"] = None
+    return {hidden: name for name, hidden in new.items()}
+
+
+def _rename_pieces(model: dict[str, Any], new: dict[str, str]) -> None:
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {new.get(piece, piece): token_id for piece, token_id in model["vocab"].items()}
+    else:
+        model["vocab"] = [[new.get(piece, piece), score] for piece, score in model["vocab"]]
+    if "merges" in model:
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        model["merges"] = [[left, right] for left, right in pairs if not {left, right, left + right} & new.keys()]
+
+
+def _load(description: dict[str, Any], where: str) -> Any:
+    """The tokenizer of the `tokenizers` package that a parsed file describes."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise ResourceError(
+            "the tokenizers package is not installed", where, "run: pip install 'txtgen[hf]'"
+        ) from error
+    with _faults("its parts are not what they should be", where):
+        return Tokenizer.from_str(json.dumps(description))
+
+
+@contextmanager
+def _faults(what: str, where: str) -> Iterator[None]:
+    """Tell the errors and panics of the Rust library in three parts; a panic is no Exception."""
+    try:
+        yield
+    except Exception as error:
+        raise _unusable(f"{what} ({_short(error)})", where) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise _unusable(f"{what} ({_short(error)})", where) from error
+
+
+def _short(error: BaseException) -> str:
+    return str(error).split("\n", 1)[0][:120]
+
+
+def _unusable(reason: str, where: str) -> CheckpointError:
+    return CheckpointError(
+        f"not a usable tokenizer.json: {reason}", where, "use the files of an undamaged model, all of the same one"
+    )
