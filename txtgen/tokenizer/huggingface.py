@@ -114,16 +114,6 @@ class HuggingFaceTokenizer(ByteJoiner):
         with _faults("it cannot encode this text", self._where):
             return list(self._with_special.encode(text, add_special_tokens=False).ids)
 
-    def framing_of(self, probe: str = "a") -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ids that the file's post-processor puts before and after a text."""
-        with _faults("its post-processor cannot be used", self._where):
-            bare = self._with_special.encode(probe, add_special_tokens=False).ids
-            ids = self._with_special.encode(probe, add_special_tokens=True).ids
-        for start in range(len(ids) - len(bare) + 1):
-            if ids[start : start + len(bare)] == bare:
-                return tuple(ids[:start]), tuple(ids[start + len(bare) :])
-        raise _unusable("its post-processor changes the text's own tokens", self._where)
-
     @cached_property
     def _with_special(self) -> Any:
         """The tokenizer of the `tokenizers` package as the file describes it, special tokens and all."""

@@ -1,9 +1,22 @@
 """The tokenizer of a Hugging Face folder, by one door."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from txtgen.errors import CheckpointError
+from txtgen.tokenizer.bpe_files import from_bpe_files
+from txtgen.tokenizer.families import MARIAN, Family, family_of
+from txtgen.tokenizer.huggingface import JSON_FILE, HuggingFaceTokenizer
+from txtgen.tokenizer.huggingface_files import CONFIG_FILE, FolderFiles, added_tokens, chat_template, special_names
+from txtgen.tokenizer.names import parse_object
+from txtgen.tokenizer.sentencepiece import MAX_MODEL_BYTES, SentencePieceTokenizer
 from txtgen.tokenizer.types import Tokenizer
+
+VOCABULARY_FILE = "vocab.json"
+MERGES_FILE = "merges.txt"
+_MAX_SENTINELS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +36,174 @@ class ImportedTokenizer:
 def tokenizer_from_hf_folder(folder: Path, *, target: bool = False) -> ImportedTokenizer:
     """The tokenizer of a Hugging Face folder; with `target`, the one of the target texts where there are two.
 
+    SentencePiece models come along as they are: of Marian source.spm or target.spm with vocab.json; of T5, Llama
+    and Mistral the .model, with the tokens that were added to it. Otherwise it is tokenizer.json, else vocab.json
+    with merges.txt. A tokenizer.model beside a byte-level tokenizer.json, as Llama 3 has it, is not SentencePiece
+    and passed over.
+
+    transformers 5 builds the tokenizer of a Llama anew from such a model. Both give the same ids, except for a text
+    that begins with a space: SentencePiece puts another before it, as the model was trained, transformers does not.
+
     Raises:
         CheckpointError: there is none, or it is damaged or of a kind that is not known.
+        ResourceError: a file may not be read, or the tokenizers package is needed and not installed.
     """
-    raise NotImplementedError
+    files = FolderFiles(folder)
+    config = files.object(CONFIG_FILE) or {}
+    family = family_of(config, files.object("config.json") or {})
+    tokenizer: Tokenizer
+    if family is MARIAN or files.exists("source.spm"):
+        family, tokenizer = MARIAN, _marian(files, config, target)
+    else:
+        tokenizer = _tokenizer(files, config, family)
+    prefix, suffix = _framing(files, config, family, tokenizer)
+    return ImportedTokenizer(tokenizer, prefix, suffix, chat_template(files, config))
+
+
+def _tokenizer(files: FolderFiles, config: Mapping[str, Any], family: Family) -> Tokenizer:
+    """The tokenizer of any folder but Marian's."""
+    description = files.object(JSON_FILE)
+    if not _is_byte_level(description):
+        for name in filter(files.exists, family.model_files):
+            return _sentencepiece(files, config, family, name, description)
+    names = special_names(files, config, family.names)
+    if description is not None:
+        return HuggingFaceTokenizer(files.read(JSON_FILE), names, files.path(JSON_FILE))
+    if family.bpe and files.exists(VOCABULARY_FILE) and files.exists(MERGES_FILE):
+        return from_bpe_files(
+            files.read(VOCABULARY_FILE),
+            files.read(MERGES_FILE),
+            family.bpe,
+            names,
+            added=added_tokens(files, config),
+            add_prefix_space=config.get("add_prefix_space") is True,
+            where=files.path(VOCABULARY_FILE),
+        )
+    wanted = ", ".join([*family.model_files, JSON_FILE, *(["vocab.json with merges.txt"] if family.bpe else [])])
+    raise CheckpointError(f"the folder has no tokenizer: none of {wanted}", str(files.folder), "use a complete folder")
+
+
+def _is_byte_level(description: Mapping[str, Any] | None) -> bool:
+    """Whether a tokenizer.json is byte-level BPE."""
+    match description:
+        case {"decoder": {"type": "ByteLevel"}}:
+            return True
+        case {"decoder": {"type": "Sequence", "decoders": list(decoders)}}:
+            return any(isinstance(part, dict) and part.get("type") == "ByteLevel" for part in decoders)
+        case _:
+            return False
+
+
+def _sentencepiece(
+    files: FolderFiles, config: Mapping[str, Any], family: Family, name: str, description: Mapping[str, Any] | None
+) -> SentencePieceTokenizer:
+    """A .model as it is, or with the tokens that were added to it."""
+    model = files.read(name, MAX_MODEL_BYTES)
+    plain = SentencePieceTokenizer(model, files.path(name))
+    pieces = plain.pieces(range(len(plain)))
+    added = {token: entry["id"] for token, entry in added_tokens(files, config, description).items()}
+    for number, sentinel in enumerate(_sentinels(files, config, family)):
+        added.setdefault(sentinel, len(pieces) + number)
+    names = special_names(files, config, family.names)
+    new = {token: token_id for token, token_id in added.items() if pieces[token_id : token_id + 1] != [token]}
+    special = plain.special
+    stated = {"unk_token": special.unk_id, "bos_token": special.bos_id, "eos_token": special.eos_id}
+    same = all(pieces[stated[key]] == token for key, token in names.roles().items() if key in stated)
+    if not new and same:
+        return plain
+    taken = {*new.values()}
+    vocabulary = {piece: i for i, piece in enumerate(pieces) if i not in taken and piece not in new} | new
+    names = replace(names, unk=names.unk or pieces[special.unk_id], control=(*dict.fromkeys((*names.control, *new)),))
+    return SentencePieceTokenizer(model, files.path(name), vocabulary, names)
+
+
+def _sentinels(files: FolderFiles, config: Mapping[str, Any], family: Family) -> list[str]:
+    """The tokens that T5 has after the pieces of its model."""
+    number = config.get("extra_ids", family.num_sentinels)
+    if type(number) is not int or not 0 <= number <= _MAX_SENTINELS:
+        raise CheckpointError(f"extra_ids is {str(number)[:60]!r}", files.path(CONFIG_FILE), "give a whole number")
+    return [f"<extra_id_{i}>" for i in reversed(range(number))]
+
+
+def _marian(files: FolderFiles, config: Mapping[str, Any], target: bool) -> SentencePieceTokenizer:
+    """The source or the target side of a Marian model: its SentencePiece model, its ids from a vocabulary."""
+    separate = target and config.get("separate_vocabs") is True
+    vocabulary_file = "target_vocab.json" if separate else VOCABULARY_FILE
+    vocabulary = parse_object(files.read(vocabulary_file), files.path(vocabulary_file))
+    name = "target.spm" if target else "source.spm"
+    names = special_names(files, config, MARIAN.names)
+    languages = [piece for piece in vocabulary if piece.startswith(">>") and piece.endswith("<<")]
+    names = replace(names, control=tuple(dict.fromkeys((*names.control, *languages))))
+    return SentencePieceTokenizer(files.read(name, MAX_MODEL_BYTES), files.path(name), vocabulary, names)
+
+
+def _framing(
+    files: FolderFiles, config: Mapping[str, Any], family: Family, tokenizer: Tokenizer
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids before and after a text: by the family's class, by tokenizer_config.json, or by tokenizer.json."""
+    flags = {key: config[key] for key in ("add_bos_token", "add_eos_token") if key in config}
+    description = files.object(JSON_FILE)
+    if family.fixed:
+        add_bos, add_eos = family.add_bos, family.add_eos
+    elif flags:
+        add_bos, add_eos = flags.get("add_bos_token") is True, flags.get("add_eos_token") is True
+    elif description is not None:
+        return framing_of(description.get("post_processor"), files.path(JSON_FILE))
+    else:
+        add_bos, add_eos = family.add_bos, family.add_eos
+    named = special_names(files, config, family.names).roles()
+    special = tokenizer.special
+    prefix = (special.bos_id,) if add_bos and "bos_token" in named else ()
+    return prefix, (special.eos_id,) if add_eos and "eos_token" in named else ()
+
+
+def framing_of(post_processor: Any, where: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that the post-processor of a tokenizer.json puts before and after a text.
+
+    Raises:
+        CheckpointError: it is of a kind that is not known.
+    """
+    match post_processor:
+        case None | {"type": "ByteLevel"}:
+            return (), ()
+        case {"type": "RobertaProcessing" | "BertProcessing", "cls": [str(), int(before)], "sep": [str(), int(after)]}:
+            return (before,), (after,)
+        case {"type": "Sequence", "processors": list(parts)}:
+            prefix: tuple[int, ...] = ()
+            suffix: tuple[int, ...] = ()
+            for part in parts:
+                first, last = framing_of(part, where)
+                prefix, suffix = first + prefix, suffix + last
+            return prefix, suffix
+        case {"type": "TemplateProcessing", "single": list(parts), "special_tokens": dict(tokens)}:
+            return _template_framing(parts, tokens, where)
+        case _:
+            raise _unknown_framing(where)
+
+
+def _template_framing(
+    parts: list[Any], tokens: Mapping[str, Any], where: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    sides: list[tuple[int, ...]] = [()]
+    for part in parts:
+        match part:
+            case {"Sequence": _}:
+                sides.append(())
+            case {"SpecialToken": {"id": str(name)}} if isinstance(tokens.get(name), dict):
+                ids = tokens[name].get("ids")
+                if not isinstance(ids, list) or not all(isinstance(token_id, int) for token_id in ids):
+                    raise _unknown_framing(where)
+                sides[-1] += tuple(ids)
+            case _:
+                raise _unknown_framing(where)
+    if len(sides) != 2:
+        raise _unknown_framing(where)
+    return sides[0], sides[1]
+
+
+def _unknown_framing(where: str) -> CheckpointError:
+    return CheckpointError(
+        "its post_processor is of a kind that is not known",
+        where,
+        "state add_bos_token and add_eos_token in tokenizer_config.json",
+    )
