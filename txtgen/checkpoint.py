@@ -389,10 +389,13 @@ def materialise(
 
 def check_tokenizer(checkpoint: Checkpoint, where: str) -> None:
     """Refuse a tokenizer that has more tokens than the embedding has rows."""
-    rows = checkpoint.config.model.vocab_size or 0
-    if len(checkpoint.tokenizer) > rows:
-        raise CheckpointError(
-            f"the tokenizer has {len(checkpoint.tokenizer)} tokens, the embedding {rows} rows",
-            where,
-            "the file was put together from parts of two models; use the original",
-        )
+    model = checkpoint.config.model
+    rows = model.vocab_size or 0
+    source_rows = getattr(model, "source_vocab_size", None) or rows
+    for tokenizer, limit in ((checkpoint.tokenizer, rows), (checkpoint.source_tokenizer, source_rows)):
+        if tokenizer is not None and len(tokenizer) > limit:
+            raise CheckpointError(
+                f"the tokenizer has {len(tokenizer)} tokens, the embedding {limit} rows",
+                where,
+                "it was put together from parts of two models; use the original",
+            )

@@ -16,7 +16,7 @@ from txtgen.config.model import EncoderDecoderConfig
 from txtgen.decode import FinishReason, Hypothesis, PromptBatch, Steps, run_steps, search_steps
 from txtgen.errors import DataError, ResourceError, UsageError
 from txtgen.model import Transformer
-from txtgen.tokenizer import IncrementalDecoder, Tokenizer, own_framing
+from txtgen.tokenizer import IncrementalDecoder, Tokenizer, never_written, own_framing
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +92,7 @@ class Generator:
         self._reader = loaded.source_tokenizer or tokenizer
         source = self._reader.special if self._max_source_length else None
         self._framing = loaded.config.framing or own_framing(tokenizer.special, source)
-        # Spare rows of the output layer are never generated, and by our own models nothing else that stands for no
-        # text either: padding, beginning, roles. The end tokens are the exception.
-        spare = range(len(tokenizer), model.vocab_size or 0)
-        silent = (token for token in range(len(tokenizer)) if not tokenizer.token_bytes(token))
-        kept = set(range(len(tokenizer)) if loaded.config.framing else self._framing.end)
-        self._suppress = [*(token for token in silent if token not in kept), *spare]
+        self._suppress = never_written(tokenizer, loaded.config.framing, model.vocab_size or 0)
 
     def generate(self, prompts: Prompt | Sequence[Prompt], *, raw: bool = False, **options: Any) -> list[Generation]:
         """The results of every prompt, in the order of the prompts; those of one prompt are consecutive.

@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from zlib import crc32
 
 import torch
 
@@ -48,7 +49,8 @@ MODELS = {
     "gpt2-untied": ("gpt2", {**GPT2, "tie_word_embeddings": False, "n_inner": 20, "activation_function": "relu"}),
     "llama": ("llama", LLAMA),
     "llama-tied-biased": (
-        "llama", {**LLAMA, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1}
+        "llama",
+        {**LLAMA, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1},
     ),
     "llama-wide-heads": ("llama", {**LLAMA, "head_dim": 10, "num_key_value_heads": 4, "rope_parameters": LLAMA3}),
     "llama-linear": ("llama", {**LLAMA, "rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 77.0}}),
@@ -56,7 +58,8 @@ MODELS = {
     "mistral-no-window": ("mistral", {**LLAMA, "sliding_window": None, "tie_word_embeddings": True}),
     "qwen2": ("qwen2", {**LLAMA, "tie_word_embeddings": True}),
     "qwen2-window": (
-        "qwen2", {**LLAMA, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "rope_parameters": YARN}
+        "qwen2",
+        {**LLAMA, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "rope_parameters": YARN},
     ),
     "qwen3": ("qwen3", {**LLAMA, "head_dim": 8}),
     "qwen3-biased-window": (
@@ -95,9 +98,25 @@ MODELS = {
 """Name -> family and the arguments of its config."""
 
 
+def weight(name: str, shape: torch.Size) -> torch.Tensor:
+    """A large random tensor that depends on its name alone: norms and biases too, so that none can be forgotten."""
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(crc32(name.encode()))) * 0.3
+    return tensor + 1.0 if "norm" in name and name.endswith("weight") else tensor
+
+
+def inputs(seq2seq: bool, rows: int = 3, length: int = 12):
+    """Random ids [B,T], and for an encoder-decoder sources [B,S] of unequal length and their mask, else None."""
+    generator = torch.Generator().manual_seed(7)
+    ids = torch.randint(3, 36, (rows, length), generator=generator)
+    if not seq2seq:
+        return ids, None, None
+    source = torch.randint(3, 36, (rows, 9), generator=generator)
+    return ids, source, torch.arange(9)[None] < torch.tensor([9, 5, 7])[:rows, None]
+
+
 @functools.cache
-def tiny_model(name: str, seed: int = 0):
-    """A model of transformers with large random weights, norms and biases too, so that none can be forgotten."""
+def tiny_model(name: str):
+    """A model of transformers with the weights above."""
     import transformers
 
     classes = {
@@ -115,17 +134,21 @@ def tiny_model(name: str, seed: int = 0):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = model_class(config_class(**COMMON, **options)).eval()
-    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for part, parameter in model.named_parameters():
-            if "embed_positions" in part and family == "marian":
-                continue
-            parameter.normal_(0.0, 0.3, generator=generator)
-            if "norm" in part and part.endswith("weight"):
-                parameter.add_(1.0)
+            if family != "marian" or "embed_positions" not in part:
+                parameter.copy_(weight(part, parameter.shape))
         if hasattr(model, "final_logits_bias"):
-            model.final_logits_bias.normal_(0.0, 0.5, generator=generator)
+            model.final_logits_bias.copy_(weight("final_logits_bias", model.final_logits_bias.shape))
     return model
+
+
+def their_logits(model, ids, source, mask):
+    """Logits [B,T,V] of a model of transformers."""
+    with torch.no_grad():
+        if source is None:
+            return model(ids).logits
+        return model(input_ids=source, attention_mask=mask.long(), decoder_input_ids=ids).logits
 
 
 def save(model, folder) -> None:

@@ -56,16 +56,24 @@ class Fields:
             raise self._wrong(key, value, "a mapping")
         return Fields(value or {}, f"{self.where}: {key}")
 
-    def count(self, key: str, default: int | None = None) -> int:
-        """A whole number from 1 on.
+    def count(self, key: str, default: int | None = None, most: int = 2**31 - 1) -> int:
+        """A whole number from 1 to `most`.
 
         Raises:
             CheckpointError: it is none, or it is missing and has no default.
         """
         value = self._value(key, default)
-        if type(value) is not int or not 0 < value < 2**31:
-            raise self._wrong(key, value, "a whole number of at least 1")
+        if type(value) is not int or not 0 < value <= most:
+            raise self._wrong(key, value, f"a whole number from 1 to {most:,}")
         return value
+
+    def layers(self, key: str, default: int | None = None) -> int:
+        """A number of layers: small enough that a list of them is harmless.
+
+        Raises:
+            CheckpointError: it is none, or it is missing and has no default.
+        """
+        return self.count(key, default, most=10_000)
 
     def number(self, key: str, default: float | None = None) -> float:
         """A number.

@@ -19,7 +19,7 @@ def read(fields: Fields, _weights: Mapping[str, Tensor]) -> DecoderConfig:
     return DecoderConfig(
         vocab_size=fields.count("vocab_size"),
         d_model=width,
-        num_layers=fields.count("n_layer"),
+        num_layers=fields.layers("n_layer"),
         num_heads=fields.count("n_head"),
         d_ff=fields.count("n_inner", 4 * width),
         max_length=fields.count("n_positions", 1024),

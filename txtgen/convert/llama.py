@@ -31,7 +31,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 def read(name: Name, fields: Fields, _weights: Mapping[str, Tensor]) -> DecoderConfig:
     """Our config of one of the family."""
     width, num_heads = fields.count("hidden_size"), fields.count("num_attention_heads")
-    num_layers = fields.count("num_hidden_layers")
+    num_layers = fields.layers("num_hidden_layers")
     # Qwen2 has biases on queries, keys and values only; Mistral has none at all.
     biased = name == "qwen2" or (name != "mistral" and fields.flag("attention_bias", False))
     max_length = fields.count("max_position_embeddings", {"llama": 2048, "mistral": 131_072}.get(name, 32_768))

@@ -22,14 +22,14 @@ def read(fields: Fields, weights: Mapping[str, Tensor]) -> EncoderDecoderConfig:
         raise CheckpointError(
             f"feed_forward_proj is {kind!r}, which txtgen does not have", fields.where, "known are relu and gated-gelu"
         )
-    num_layers = fields.count("num_layers")
+    num_layers = fields.layers("num_layers")
     length, rate = fields.count("n_positions", 512), fields.number("dropout_rate", 0.1)
     tied = HEAD not in weights or (SHARED in weights and _same(weights[HEAD], weights[SHARED]))
     return EncoderDecoderConfig(
         vocab_size=fields.count("vocab_size"),
         d_model=fields.count("d_model"),
         num_encoder_layers=num_layers,
-        num_decoder_layers=fields.count("num_decoder_layers", num_layers),
+        num_decoder_layers=fields.layers("num_decoder_layers", num_layers),
         num_heads=fields.count("num_heads"),
         head_dim=fields.count("d_kv"),
         d_ff=fields.count("d_ff"),

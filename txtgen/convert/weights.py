@@ -1,6 +1,7 @@
 """Weights in the files of others: safetensors and what `torch.save` writes, whole or in shards."""
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -152,7 +153,9 @@ def load_pickled(path: Path) -> dict[str, Any]:
                 broken = archive.testzip()
             if broken is not None:
                 raise _damaged(path, f"its record {broken} has a wrong checksum")
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # whatever it is, it is read or refused
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except FileNotFoundError as error:
         raise _missing(path) from error
     except OSError as error:

@@ -1,6 +1,6 @@
 """Text to token ids and back: train, load, encode, decode."""
 
-from txtgen.tokenizer.framing import own_framing
+from txtgen.tokenizer.framing import never_written, own_framing
 from txtgen.tokenizer.huggingface import HuggingFaceTokenizer
 from txtgen.tokenizer.huggingface_folder import ImportedTokenizer, tokenizer_from_hf_folder
 from txtgen.tokenizer.incremental import IncrementalDecoder
@@ -21,6 +21,7 @@ __all__ = [
     "TokenizerFiles",
     "TrainingSample",
     "load_tokenizer",
+    "never_written",
     "own_framing",
     "tokenizer_from_files",
     "tokenizer_from_hf_folder",
