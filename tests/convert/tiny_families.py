@@ -98,9 +98,9 @@ MODELS = {
 """Name -> family and the arguments of its config."""
 
 
-def weight(name: str, shape: torch.Size) -> torch.Tensor:
+def weight(name: str, shape: torch.Size, seed: str = "") -> torch.Tensor:
     """A large random tensor that depends on its name alone: norms and biases too, so that none can be forgotten."""
-    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(crc32(name.encode()))) * 0.3
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(crc32((name + seed).encode()))) * 0.3
     return tensor + 1.0 if "norm" in name and name.endswith("weight") else tensor
 
 
@@ -116,7 +116,13 @@ def inputs(seq2seq: bool, rows: int = 3, length: int = 12):
 
 @functools.cache
 def tiny_model(name: str):
-    """A model of transformers with the weights above."""
+    """One of the models above."""
+    family, options = MODELS[name]
+    return random_model(family, COMMON | options)
+
+
+def random_model(family: str, options: dict, seed: str = ""):
+    """A model of transformers with random weights."""
     import transformers
 
     classes = {
@@ -129,17 +135,16 @@ def tiny_model(name: str):
         "bart": (transformers.BartConfig, transformers.BartForConditionalGeneration),
         "marian": (transformers.MarianConfig, transformers.MarianMTModel),
     }
-    family, options = MODELS[name]
     config_class, model_class = classes[family]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = model_class(config_class(**COMMON, **options)).eval()
+        model = model_class(config_class(**options)).eval()
     with torch.no_grad():
         for part, parameter in model.named_parameters():
             if family != "marian" or "embed_positions" not in part:
-                parameter.copy_(weight(part, parameter.shape))
+                parameter.copy_(weight(part, parameter.shape, seed))
         if hasattr(model, "final_logits_bias"):
-            model.final_logits_bias.copy_(weight("final_logits_bias", model.final_logits_bias.shape))
+            model.final_logits_bias.copy_(weight("final_logits_bias", model.final_logits_bias.shape, seed))
     return model
 
 
