@@ -5,10 +5,11 @@ import torch
 from decode_fakes import Rules, batch
 
 from txtgen.config.decoding import SampleConfig
-from txtgen.decode import filters
-from txtgen.decode.filters import NO_TOKEN, align_right, filter_scores, shape_distribution
-
-NONE = torch.empty(0, dtype=torch.int64)
+from txtgen.decode import distribution, filters
+from txtgen.decode.chain import make_filters
+from txtgen.decode.distribution import shape_distribution
+from txtgen.decode.filters import NO_TOKEN, align_right
+from txtgen.decode.stopping import Stopping
 
 
 @pytest.fixture
@@ -59,14 +60,10 @@ def test_common_filters_equal_plain_code():
         prompts = batch(rows, pad=3)
         sequences = align_right(prompts.input_ids, prompts.lengths)
         given = scores.clone()
-        result = filter_scores(
-            scores,
-            sequences,
-            1,
-            config,
-            torch.tensor(rules.eos_ids),
-            torch.tensor(rules.suppress, dtype=torch.int64),
-        )
+        before = batch([row[:-1] or row for row in rows], pad=3)
+        stopping = Stopping(frozenset(rules.eos_ids), (9,) * 4)
+        chosen = make_filters(config, before, stopping, rules.suppress, vocabulary=8)
+        result = chosen(scores, sequences, 1, range(4))
         expected = [
             rules.filtered(row, tokens[:-1], tokens[-1:]) for row, tokens in zip(scores.tolist(), rows, strict=True)
         ]
@@ -76,13 +73,14 @@ def test_common_filters_equal_plain_code():
 
 def test_without_settings_nothing_changes(scores):
     sequences = torch.zeros(40, 3, dtype=torch.int64)
-    assert filter_scores(scores, sequences, 0, SampleConfig(), NONE, NONE) is scores
+    chosen = make_filters(SampleConfig(), batch([[1]]), Stopping(frozenset((2,)), (9,)), (), vocabulary=30)
+    assert chosen(scores, sequences, 0, [0] * 40) is scores
     assert shape_distribution(scores, SampleConfig()) is scores
 
 
 def test_top_k_keeps_ties(scores):
     for k in (1, 2, 5, 30, 500):
-        for row, tokens in zip(scores.tolist(), kept(filters.keep_top_k(scores, k)), strict=True):
+        for row, tokens in zip(scores.tolist(), kept(distribution.keep_top_k(scores, k)), strict=True):
             worst = sorted(row, reverse=True)[min(k, 30) - 1]
             assert tokens == {token for token, score in enumerate(row) if score >= worst and score > -math.inf}
 
@@ -90,7 +88,7 @@ def test_top_k_keeps_ties(scores):
 def test_top_p_keeps_the_fewest_tokens(scores):
     scores = torch.randn(40, 30, generator=torch.Generator().manual_seed(2)) * 2
     for top_p in (1e-300, 0.1, 0.5, 0.9, 0.999):
-        for row, tokens in zip(scores.tolist(), kept(filters.keep_top_p(scores, top_p)), strict=True):
+        for row, tokens in zip(scores.tolist(), kept(distribution.keep_top_p(scores, top_p)), strict=True):
             probabilities, expected, total = softmax(row), set(), 0.0
             for token in sorted(range(30), key=lambda token: -row[token]):
                 if total >= top_p:
@@ -102,12 +100,12 @@ def test_top_p_keeps_the_fewest_tokens(scores):
 
 def test_top_p_takes_no_more_than_its_share():
     """Exactly half of the probability is one of two equal tokens."""
-    assert [len(tokens) for tokens in kept(filters.keep_top_p(torch.zeros(1, 2), 0.5))] == [1]
+    assert [len(tokens) for tokens in kept(distribution.keep_top_p(torch.zeros(1, 2), 0.5))] == [1]
 
 
 def test_min_p_compares_with_the_likeliest(scores):
     for min_p in (0.01, 0.3, 0.999):
-        for row, tokens in zip(scores.tolist(), kept(filters.keep_min_p(scores, min_p)), strict=True):
+        for row, tokens in zip(scores.tolist(), kept(distribution.keep_min_p(scores, min_p)), strict=True):
             probabilities = softmax(row)
             least = min_p * max(probabilities)
             assert tokens == {token for token in range(30) if probabilities[token] >= least and probabilities[token]}
@@ -117,7 +115,7 @@ def test_typical_p_keeps_what_is_nearest_to_the_entropy():
     scores = torch.randn(40, 30, generator=torch.Generator().manual_seed(3)) * 2
     scores[::2, 3:6] = -math.inf
     for mass in (1e-9, 0.2, 0.7, 0.95):
-        for row, tokens in zip(scores.tolist(), kept(filters.keep_typical(scores, mass)), strict=True):
+        for row, tokens in zip(scores.tolist(), kept(distribution.keep_typical(scores, mass)), strict=True):
             probabilities = softmax(row)
             possible = [token for token in range(30) if probabilities[token] > 0]
             entropy = -sum(probabilities[token] * math.log(probabilities[token]) for token in possible)
@@ -133,31 +131,34 @@ def test_typical_p_keeps_what_is_nearest_to_the_entropy():
 def test_temperature_scales_the_distribution(scores):
     for temperature in (0.3, 2.0):
         expected = (scores / temperature).softmax(-1)
-        torch.testing.assert_close(filters.apply_temperature(scores, temperature).softmax(-1), expected)
+        torch.testing.assert_close(distribution.apply_temperature(scores, temperature).softmax(-1), expected)
 
 
 @pytest.mark.parametrize("temperature", [1e-9, 5e-324])
 def test_tiny_temperatures_take_the_best(temperature):
     scores = torch.tensor([[1.0, 3.0, -math.inf], [80.0, -5.0, 79.9]])
-    assert filters.apply_temperature(scores, temperature).softmax(-1).tolist() == [[0, 1, 0], [1, 0, 0]]
+    assert distribution.apply_temperature(scores, temperature).softmax(-1).tolist() == [[0, 1, 0], [1, 0, 0]]
 
 
 def test_sampling_filters_come_in_order(scores):
     """Each sees what the one before left."""
     config = SampleConfig(temperature=1.5, top_k=12, top_p=0.9, min_p=0.05, typical_p=0.8)
-    expected = filters.keep_top_k(filters.apply_temperature(scores, 1.5), 12)
-    expected = filters.keep_typical(filters.keep_min_p(filters.keep_top_p(expected, 0.9), 0.05), 0.8)
+    expected = distribution.keep_top_k(distribution.apply_temperature(scores, 1.5), 12)
+    expected = distribution.keep_typical(distribution.keep_min_p(distribution.keep_top_p(expected, 0.9), 0.05), 0.8)
     assert torch.equal(shape_distribution(scores, config), expected)
 
 
 @pytest.mark.parametrize(
     ("ours", "name", "setting"),
     [
-        (filters.apply_temperature, "TemperatureLogitsWarper", 0.7),
-        (filters.keep_top_k, "TopKLogitsWarper", 7),
-        (filters.keep_top_p, "TopPLogitsWarper", 0.8),
-        (filters.keep_min_p, "MinPLogitsWarper", 0.1),
-        (filters.keep_typical, "TypicalLogitsWarper", 0.6),
+        (distribution.apply_temperature, "TemperatureLogitsWarper", 0.7),
+        (distribution.keep_top_k, "TopKLogitsWarper", 7),
+        (distribution.keep_top_p, "TopPLogitsWarper", 0.8),
+        (distribution.keep_min_p, "MinPLogitsWarper", 0.1),
+        (distribution.keep_typical, "TypicalLogitsWarper", 0.6),
+        (distribution.keep_top_h, "TopHLogitsWarper", 0.5),
+        (distribution.cut_epsilon, "EpsilonLogitsWarper", 0.05),
+        (distribution.cut_eta, "EtaLogitsWarper", 0.2),
     ],
 )
 def test_equals_transformers(scores, ours, name, setting):
@@ -178,6 +179,6 @@ def test_history_filters_equal_transformers(scores, name):
     else:
         theirs, ours = (
             transformers.NoRepeatNGramLogitsProcessor(2),
-            filters.forbid_repeated_ngrams(scores, sequences, 2),
+            filters.forbid_ngrams(scores, sequences, 2, sequences),
         )
     assert torch.equal(ours, theirs(sequences, scores))

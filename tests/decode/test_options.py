@@ -34,6 +34,8 @@ def test_defaults_of_another_strategy_are_dropped():
         (GreedyConfig(max_length=5), {"max_new_tokens": 9}, GreedyConfig(max_new_tokens=9)),
         (BeamConfig(num_return=5), {"beam_size": 2}, BeamConfig(beam_size=2)),
         (GreedyConfig(min_new_tokens=8), {"max_new_tokens": 2}, GreedyConfig(max_new_tokens=2)),
+        (GreedyConfig(min_length=8), {"max_length": 2}, GreedyConfig(max_length=2)),
+        (GreedyConfig(min_length=8), {"min_new_tokens": 2}, GreedyConfig(min_new_tokens=2)),
     ],
 )
 def test_defaults_give_way_to_what_they_contradict(defaults, options, expected):
@@ -45,6 +47,15 @@ def test_python_spellings():
     assert resolve_decoding(GreedyConfig(), options) == BeamConfig(early_stopping="true", stop=("x",))
     assert resolve_decoding(GreedyConfig(), {"stop": ["a", "b"]}).stop == ("a", "b")
     assert resolve_decoding(GreedyConfig(), {"strategy": "sample", "temperature": 1}).temperature == 1.0
+    options = {"bad_words": "x", "bad_words_ids": [[1, 2], (3,)], "forced_eos_token_id": 2, "suppress_tokens": [4, 5]}
+    expected = GreedyConfig(
+        bad_words=("x",), bad_words_ids=((1, 2), (3,)), forced_eos_token_id=(2,), suppress_tokens=(4, 5)
+    )
+    assert resolve_decoding(GreedyConfig(), options) == expected
+    assert resolve_decoding(GreedyConfig(), expected.model_dump()) == expected
+    options = {"sequence_bias": [{"text": "x", "bias": 1}, {"token_ids": [1, 2], "bias": -2.5}]}
+    first, second = resolve_decoding(GreedyConfig(), options).sequence_bias
+    assert (first.text, first.bias, second.token_ids, second.bias) == ("x", 1.0, (1, 2), -2.5)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +82,30 @@ def test_python_spellings():
         ({"min_new_tokens": 6, "max_new_tokens": 5}, ["min_new_tokens", "6", "max_new_tokens 5"]),
         ({"num_return": 2}, ["num_return", "greedy"]),
         ({"repetition_penalty": 0}, ["repetition_penalty", "at least 0.01"]),
-        ({"stop": ""}, ["stop", "none of them empty"]),
+        ({"stop": ""}, ["stop", "each item text that is not empty"]),
         ({"stop": ["a", 5]}, ["stop", "5"]),
+        ({"min_length": 6, "max_length": 5}, ["min_length", "6", "max_length 5"]),
+        ({"min_length": 6, "min_new_tokens": 5}, ["min_length", "min_new_tokens (5)"]),
+        ({"bad_words": ["a", ""]}, ["bad_words", "not empty"]),
+        ({"bad_words_ids": [5]}, ["bad_words_ids", "each item a list"]),
+        ({"bad_words_ids": [[]]}, ["bad_words_ids", "not empty"]),
+        ({"bad_words_ids": [[-1]]}, ["bad_words_ids", "at least 0"]),
+        ({"sequence_bias": [{"bias": 1.0}]}, ["sequence_bias.0.token_ids", "text"]),
+        ({"sequence_bias": [{"text": "a", "token_ids": [1], "bias": 1.0}]}, ["sequence_bias.0.token_ids"]),
+        ({"sequence_bias": [{"text": "a", "bias": float("inf")}]}, ["sequence_bias", "inf"]),
+        ({"sequence_bias": [{"text": "", "bias": 1.0}]}, ["sequence_bias"]),
+        ({"sequence_bias": {"a": 1.0}}, ["sequence_bias", "a list"]),
+        ({"encoder_repetition_penalty": 0}, ["encoder_repetition_penalty", "at least 0.01"]),
+        ({"forced_bos_token_id": -1}, ["forced_bos_token_id", "at least 0"]),
+        ({"forced_eos_token_id": "x"}, ["forced_eos_token_id", "a whole number"]),
+        ({"suppress_tokens": [1.5]}, ["suppress_tokens", "1.5"]),
+        ({"exponential_decay_length_penalty": [1, 1.2]}, ["exponential_decay_length_penalty", "a section"]),
+        ({"exponential_decay_length_penalty": {"start": 1, "factor": 0.0}}, ["exponential_decay_length_penalty"]),
+        ({"renormalize_logits": 1}, ["renormalize_logits", "true or false"]),
+        ({"top_h": 0.5}, ["top_h", "greedy", "sample"]),
+        ({"strategy": "sample", "top_h": 0.0}, ["top_h", "above 0"]),
+        ({"strategy": "sample", "epsilon_cutoff": 1.0}, ["epsilon_cutoff", "below 1"]),
+        ({"strategy": "sample", "eta_cutoff": -0.1}, ["eta_cutoff", "at least 0"]),
         ({"stop": "\udc80"}, ["stop"]),
         ({"seed": -1}, ["seed", "-1"]),
         ({"seed": 2**64}, ["seed", str(2**64)]),

@@ -8,7 +8,7 @@ from decode_fakes import Rules, TableModel, batch, random_case, slow_greedy
 
 from txtgen.config.decoding import BeamConfig, GreedyConfig, SampleConfig
 from txtgen.decode import search, search_steps
-from txtgen.decode.filters import shape_distribution
+from txtgen.decode.distribution import shape_distribution
 from txtgen.decode.sampling import Draw
 from txtgen.errors import DivergedError, UsageError
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from txtgen.config.base import Config, Count, NonNegative, Seed
+from txtgen.config.base import Config, Count, NonNegative, Seed, Share
+from txtgen.config.shape import expected, field_type
 from txtgen.errors import UsageError
 
 
@@ -15,22 +16,84 @@ def _as_word(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else value
 
 
+def _as_tuple(value: Any) -> Any:
+    """Lists, and lists in them, as tuples; a single text or whole number as a tuple of itself."""
+    if isinstance(value, list | tuple):
+        return tuple(_as_tuple(item) if isinstance(item, list) else item for item in value)
+    return (value,) if isinstance(value, str | int) else value
+
+
 EarlyStopping = Annotated[Literal["true", "false", "never"], BeforeValidator(_as_word)]
+
+TokenIds = Annotated[tuple[NonNegative, ...], BeforeValidator(_as_tuple)]
+
+Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
+
+Penalty = Annotated[float, Field(ge=0.01, le=100.0)]
+
+
+class SequenceBias(Config):
+    """A bias for tokens in a row: the last of them gets it wherever the others stand before.
+
+    `text` stands for its tokens at the beginning of a text, and for those after a space.
+    """
+
+    text: Annotated[str, Field(min_length=1)] | None = None
+    token_ids: TokenIds = ()
+    bias: Annotated[float, Field(ge=-1e6, le=1e6)]
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """One of the two is biased."""
+        if (self.text is None) == (not self.token_ids):
+            yield "token_ids", "either text or token_ids must be given, and not both"
+
+
+class LengthDecay(Config):
+    """Makes the end ever likelier: from `start` generated tokens on, by `factor` to the power of the tokens since."""
+
+    start: NonNegative
+    factor: Annotated[float, Field(ge=0.01, le=100.0)]
 
 
 class StrategyConfig(Config):
-    """What every strategy has in common."""
+    """What every strategy has in common. Filters are applied in the order of Hugging Face `generate`."""
 
     max_new_tokens: NonNegative | None = None
     """Generated tokens at most. None: up to max_length, or 256 if that is not given either."""
     max_length: Count | None = None
     """Prompt and generated tokens together (encoder-decoder: the start token and generated tokens)."""
     min_new_tokens: NonNegative = 0
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100.0)] = 1.0
+    """No end token before so many generated ones."""
+    min_length: NonNegative = 0
+    """The same, with the prompt counted (encoder-decoder: the start token)."""
+    sequence_bias: Annotated[tuple[SequenceBias, ...], BeforeValidator(_as_tuple)] = ()
+    """What is added to the scores of some tokens. Of two for the same tokens, the last one counts."""
+    encoder_repetition_penalty: Penalty = 1.0
+    """Above 1: tokens of the source become likelier; a decoder's source is its prompt."""
+    repetition_penalty: Penalty = 1.0
     """Above 1: tokens seen before become less likely. Source: Keskar et al. 2019, arXiv 1909.05858."""
     no_repeat_ngram_size: NonNegative = 0
     """No n-gram of this size occurs twice."""
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    encoder_no_repeat_ngram_size: NonNegative = 0
+    """No n-gram of this size that the source has is generated."""
+    bad_words: Texts = ()
+    """Texts that are not generated, written in the tokens that they have at the beginning or after a space."""
+    bad_words_ids: Annotated[
+        tuple[Annotated[tuple[NonNegative, ...], Field(min_length=1)], ...], BeforeValidator(_as_tuple)
+    ] = ()
+    """Tokens that do not follow each other like this. A single end token is allowed all the same."""
+    forced_bos_token_id: NonNegative | None = None
+    """The token after the first one, such as the target language; only where a single token is given before."""
+    forced_eos_token_id: TokenIds = ()
+    """The last token, or several to choose from, of a text that reaches its greatest length."""
+    exponential_decay_length_penalty: LengthDecay | None = None
+    suppress_tokens: TokenIds = ()
+    """Tokens that are never generated."""
+    begin_suppress_tokens: TokenIds = ()
+    """Tokens that are not generated first."""
+    renormalize_logits: bool = False
+    """Log-probabilities sum to one again after all filters; it only matters to beam search."""
+    stop: Texts = ()
     """Generation ends before any of these strings."""
     num_return: Count = 1
     """Results per prompt."""
@@ -47,6 +110,13 @@ class StrategyConfig(Config):
             yield (
                 "min_new_tokens",
                 f"is {self.min_new_tokens}, more than max_new_tokens {self.max_new_tokens}",
+            )
+        if self.max_length is not None and self.min_length > self.max_length:
+            yield "min_length", f"is {self.min_length}, more than max_length {self.max_length}"
+        if self.min_new_tokens and self.min_length:
+            yield (
+                "min_length",
+                f"min_new_tokens ({self.min_new_tokens}) and min_length ({self.min_length}) are both given",
             )
 
 
@@ -81,10 +151,12 @@ class BeamConfig(StrategyConfig):
 
 
 class SampleConfig(StrategyConfig):
-    """Draw from the distribution, shaped by temperature, top-k, top-p, min-p and typical-p, in this order."""
+    """Draw from the distribution, shaped by temperature and by the cuts below, in this order."""
 
     strategy: Literal["sample"] = "sample"
     temperature: Annotated[float, Field(gt=0.0, le=1e4)] = 1.0
+    top_h: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Of the 100 likeliest tokens, those that make up this share of their entropy. Source: Potraghloo et al. 2025."""
     top_k: NonNegative = 0
     """Only the k most likely tokens; 0: all."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -93,6 +165,10 @@ class SampleConfig(StrategyConfig):
     """Only tokens with at least this share of the likeliest one's probability. Source: Nguyen et al. 2024."""
     typical_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Only tokens of about expected surprise. Source: Meister et al. 2022."""
+    epsilon_cutoff: Share = 0.0
+    """Only tokens of at least this probability. Source: Hewitt et al. 2022."""
+    eta_cutoff: Share = 0.0
+    """As epsilon_cutoff, but lower where many tokens are likely. Source: Hewitt et al. 2022."""
 
 
 DecodingConfig = Annotated[GreedyConfig | BeamConfig | SampleConfig, Field(discriminator="strategy")]
@@ -132,11 +208,8 @@ def resolve_decoding(defaults: DecodingConfig, options: Mapping[str, Any]) -> De
     for name in options:
         _refuse_foreign_option(name, strategy)
     config = STRATEGIES[strategy]
-    asked = dict(options)
-    if isinstance(stop := asked.get("stop"), (str, list)):
-        asked["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
     try:
-        return config.model_validate(_inherited(defaults, strategy, asked) | asked | {"strategy": strategy})
+        return config.model_validate(_inherited(defaults, strategy, options) | dict(options) | {"strategy": strategy})
     except ValidationError as error:
         raise _usage_error(config, error) from None
 
@@ -162,10 +235,14 @@ def _inherited(defaults: DecodingConfig, strategy: str, asked: Mapping[str, Any]
     kept = {name: value for name, value in defaults.model_dump().items() if name in known}
     if "max_new_tokens" in asked or "max_length" in asked:
         del kept["max_new_tokens"], kept["max_length"]
+    if "min_new_tokens" in asked or "min_length" in asked:
+        del kept["min_new_tokens"], kept["min_length"]
     if strategy != defaults.strategy or _below(asked.get("beam_size"), kept["num_return"]):
         del kept["num_return"]
-    if _below(asked.get("max_new_tokens"), kept["min_new_tokens"]):
+    if _below(asked.get("max_new_tokens"), kept.get("min_new_tokens", 0)):
         del kept["min_new_tokens"]
+    if _below(asked.get("max_length"), kept.get("min_length", 0)):
+        del kept["min_length"]
     return kept
 
 
@@ -175,39 +252,19 @@ def _below(value: Any, limit: int) -> bool:
 
 def _usage_error(config: type[Config], error: ValidationError) -> UsageError:
     """Everything that is wrong with the options, and what they may be."""
-    properties = config.model_json_schema()["properties"]
     wrong: dict[str, str] = {}
     allowed: dict[str, str] = {}
     for problem in error.errors():
+        name = ".".join(map(str, problem["loc"]))
         if problem["type"] == "problems":
-            wrong |= {key: f"{key}: {complaint}" for key, complaint in problem["ctx"]["problems"]}
+            for key, complaint in problem["ctx"]["problems"]:
+                key = f"{name}.{key}" if name else key
+                wrong[key] = f"{key}: {complaint}"
         else:
-            name = str(problem["loc"][0])
-            wrong[name] = f"{name} cannot be {repr(problem['input'])[:80]}"
-            allowed[name] = f"give {name} {_in_words(properties[name])}"
+            option = str(problem["loc"][0])
+            wrong[option] = f"{option} cannot be {repr(problem['input'])[:80]}"
+            allowed[option] = f"give {option} {expected(field_type(config.model_fields[option]), problem['input'])}"
     if "temperature" in allowed:
         allowed["temperature"] += " (for the likeliest token every time, use strategy greedy)"
     fix = "; ".join(allowed.values()) or "change one of the two"
     return UsageError("; ".join(wrong.values()), "generation options", fix)
-
-
-def _in_words(schema: Mapping[str, Any]) -> str:
-    """What a JSON schema allows."""
-    if "anyOf" in schema:
-        return " or ".join(_in_words(choice) for choice in schema["anyOf"])
-    if "enum" in schema:
-        return f"one of {', '.join(schema['enum'])}"
-    nouns = {
-        "integer": "a whole number",
-        "number": "a number",
-        "array": "texts of valid Unicode, none of them empty",
-        "null": "None",
-    }
-    bounds = {
-        "minimum": "at least",
-        "exclusiveMinimum": "above",
-        "maximum": "at most",
-        "exclusiveMaximum": "below",
-    }
-    words = [f"{word} {schema[key]:,}".removesuffix(".0") for key, word in bounds.items() if key in schema]
-    return ", ".join([nouns[schema["type"]], *words])

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from txtgen.config.decoding import BeamConfig
-from txtgen.decode.filters import FORBIDDEN, align_right, filter_scores, refuse_dead_end, refuse_diverged
+from txtgen.decode.chain import make_filters
+from txtgen.decode.filters import FORBIDDEN, align_right, refuse_dead_end, refuse_diverged
 from txtgen.decode.sampling import Steps
 from txtgen.decode.stopping import Stopping
 from txtgen.decode.types import Hypothesis, PromptBatch, State, StepModel
@@ -105,14 +106,13 @@ def beam_search(
 
     Raises:
         DivergedError: the model's scores are not finite.
-        UsageError: more beams than tokens, or the filters leave a prompt no token at all.
+        UsageError: more beams than tokens, a filter names an unknown token, or the filters leave a prompt none.
     """
     device = prompts.input_ids.device
-    eos_ids = torch.tensor(sorted(stopping.eos_ids), dtype=torch.int64, device=device)
-    suppressed = torch.tensor(suppress, dtype=torch.int64, device=device)
     limits = torch.tensor(stopping.limits, device=device)
     logits, state = model.prefill(prompts, capacity=int((prompts.lengths + limits).max()) - 1)
     _refuse_too_many_beams(config.beam_size, vocabulary=logits.shape[-1])
+    filters = make_filters(config, prompts, stopping, suppress, vocabulary=logits.shape[-1])
     sequences = align_right(prompts.input_ids, prompts.lengths)
     searches = [_Search(prompt) for prompt in range(len(prompts))]
     finished: list[list[Hypothesis]] = [[] for _ in searches]
@@ -120,7 +120,8 @@ def beam_search(
         log_probs = logits.float().log_softmax(-1)
         # A nan or +inf among the logits makes all of the row's log-probabilities nan.
         refuse_diverged(log_probs[:, 0].exp())
-        scores = filter_scores(log_probs, sequences, num_new, config, eos_ids, suppressed)
+        rows = [search.prompt for search in searches for _ in search.running]
+        scores = filters(log_probs, sequences, num_new, rows)
         candidates = _best_candidates(searches, scores, log_probs, num_new + 1, config, stopping)
         yield []
         width = len(searches[0].running)
@@ -135,9 +136,9 @@ def beam_search(
         if not live:
             break
         if parents != list(range(len(sequences))):
-            rows = torch.tensor(parents, device=device)
-            state.select(rows)
-            sequences = sequences[rows]
+            order = torch.tensor(parents, device=device)
+            state.select(order)
+            sequences = sequences[order]
         searches = live
         tokens = torch.tensor([[beam.token_ids[-1]] for search in live for beam in search.running], device=device)
         sequences = torch.cat([sequences, tokens], dim=1)

@@ -2,64 +2,76 @@
 
 R is the number of sequences: prompts times beams or samples. Scores are logits, or log-probabilities in beam
 search; a forbidden token scores -inf. `sequences` [R,T] int64 holds what each row has so far, prompt and
-generated tokens, aligned to the right; NO_TOKEN fills the left. Order and formulas are those of Hugging Face
-`generate`.
+generated tokens, aligned to the right; NO_TOKEN fills the left. Formulas are those of Hugging Face `generate`.
 """
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from txtgen.config.decoding import SampleConfig, StrategyConfig
 from txtgen.errors import DivergedError, UsageError
 
 FORBIDDEN = float("-inf")
 NO_TOKEN = -1
 
-
-def filter_scores(
-    scores: Tensor, sequences: Tensor, num_new: int, config: StrategyConfig, eos_ids: Tensor, suppress: Tensor
-) -> Tensor:
-    """The filters of every strategy, in their order. `num_new` counts the tokens generated so far."""
-    if config.repetition_penalty != 1.0:
-        scores = penalise_repetition(scores, sequences, config.repetition_penalty)
-    if config.no_repeat_ngram_size:
-        scores = forbid_repeated_ngrams(scores, sequences, config.no_repeat_ngram_size)
-    if num_new < config.min_new_tokens:
-        scores = forbid(scores, eos_ids)
-    return forbid(scores, suppress)
+LARGEST_EXPONENT = 60.0
+"""exp of this, times a score, is still a finite number in single precision."""
 
 
-def shape_distribution(scores: Tensor, config: SampleConfig) -> Tensor:
-    """The filters of sampling, in their order; each sees what the one before left."""
-    if config.temperature != 1.0:
-        scores = apply_temperature(scores, config.temperature)
-    if config.top_k:
-        scores = keep_top_k(scores, config.top_k)
-    if config.top_p < 1.0:
-        scores = keep_top_p(scores, config.top_p)
-    if config.min_p > 0.0:
-        scores = keep_min_p(scores, config.min_p)
-    if config.typical_p < 1.0:
-        scores = keep_typical(scores, config.typical_p)
-    return scores
+class Bias(NamedTuple):
+    """Runs of N + 1 tokens: first [K,N] int64, the last one [K] int64, and what is added to it, [K] float32."""
+
+    first: Tensor
+    last: Tensor
+    bias: Tensor
 
 
-def penalise_repetition(scores: Tensor, sequences: Tensor, penalty: float) -> Tensor:
-    """Scores of tokens that occurred before, once each: divided by `penalty`, multiplied if negative.
+def biases(sequences: Mapping[tuple[int, ...], float], device: torch.device) -> list[Bias]:
+    """What to add to the last of the tokens, one `Bias` for each length."""
+    by_length: dict[int, list[tuple[int, ...]]] = {}
+    for tokens in sequences:
+        by_length.setdefault(len(tokens), []).append(tokens)
+    return [
+        Bias(
+            torch.tensor([tokens[:-1] for tokens in group], dtype=torch.int64, device=device),
+            torch.tensor([tokens[-1] for tokens in group], device=device),
+            torch.tensor([sequences[tokens] for tokens in group], device=device),
+        )
+        for group in by_length.values()
+    ]
 
-    Source: Keskar et al. 2019, arXiv 1909.05858.
+
+def add_bias(scores: Tensor, sequences: Tensor, groups: list[Bias]) -> Tensor:
+    """Adds each bias to the last token of its run, in the rows that end with the tokens before it."""
+    total = torch.zeros_like(scores)
+    for first, last, bias in groups:
+        count = first.shape[1]
+        if count <= sequences.shape[1]:
+            recent = sequences[:, sequences.shape[1] - count :]
+            here = (recent[:, None] == first).all(-1)
+            total.index_add_(1, last, torch.where(here, bias, 0.0))
+    return scores + total
+
+
+def penalise_repetition(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Scores of tokens that occurred, once each: divided by `penalty`, multiplied if negative.
+
+    seen: [R,N] int64, aligned as sequences are. Source: Keskar et al. 2019, arXiv 1909.05858.
     """
-    seen = torch.where(sequences == NO_TOKEN, sequences[:, -1:], sequences)
+    seen = torch.where(seen == NO_TOKEN, seen[:, -1:], seen)
     picked = scores.gather(1, seen)
     return scores.scatter(1, seen, torch.where(picked < 0, picked * penalty, picked / penalty))
 
 
-def forbid_repeated_ngrams(scores: Tensor, sequences: Tensor, size: int) -> Tensor:
-    """Forbids every token that would complete an n-gram of this size that occurred before."""
+def forbid_ngrams(scores: Tensor, sequences: Tensor, size: int, seen: Tensor) -> Tensor:
+    """Forbids every token that would complete an n-gram of this size that occurs in `seen`, [R,N] int64."""
     length = sequences.shape[1]
-    if length < size:
+    if seen.shape[1] < size or length < size - 1:
         return scores
-    ngrams = sequences.unfold(1, size, 1)
+    ngrams = seen.unfold(1, size, 1)
     recent = sequences[:, length - size + 1 :]
     # Padding is on the left only, so an n-gram that starts with a token is one of tokens.
     repeats = (ngrams[..., :-1] == recent[:, None]).all(-1) & (ngrams[..., 0] != NO_TOKEN)
@@ -74,53 +86,21 @@ def forbid(scores: Tensor, token_ids: Tensor) -> Tensor:
     return scores.index_fill(1, token_ids, FORBIDDEN) if len(token_ids) else scores
 
 
-def apply_temperature(scores: Tensor, temperature: float) -> Tensor:
-    """Scores divided by the temperature: below 1 sharpens, above 1 flattens.
-
-    The best score becomes 0, which leaves the distribution as it is and keeps tiny temperatures from
-    overflowing.
-    """
-    smallest = torch.finfo(scores.dtype).tiny
-    return (scores - scores.amax(-1, keepdim=True)) / max(temperature, smallest)
+def force(scores: Tensor, token_ids: Tensor) -> Tensor:
+    """Forbids all other tokens in every row, and makes the score of these 0. token_ids: [N] int64."""
+    return torch.full_like(scores, FORBIDDEN).index_fill_(1, token_ids, 0.0)
 
 
-def keep_top_k(scores: Tensor, k: int) -> Tensor:
-    """Keeps the k best tokens, and those that tie with the last of them. Source: Fan et al. 2018."""
-    worst = scores.topk(min(k, scores.shape[-1])).values[:, -1:]
-    return scores.masked_fill(scores < worst, FORBIDDEN)
+def favour_end(scores: Tensor, eos_ids: Tensor, factor: float, steps: int) -> Tensor:
+    """Raises the scores of end tokens, as if their size grew by `factor` at each of so many steps."""
+    growth = math.exp(min(steps * math.log(factor), LARGEST_EXPONENT)) - 1.0
+    picked = scores[:, eos_ids]
+    return scores.index_add(1, eos_ids, torch.where(picked.isfinite(), picked.abs() * growth, 0.0))
 
 
-def keep_top_p(scores: Tensor, top_p: float) -> Tensor:
-    """Keeps the fewest tokens that together have at least this probability. Source: Holtzman et al. 2019."""
-    ascending, order = scores.sort(dim=-1)
-    drop = ascending.softmax(-1).cumsum(-1) <= 1.0 - top_p
-    drop[:, -1] = False
-    return scores.masked_fill(drop.scatter(1, order, drop), FORBIDDEN)
-
-
-def keep_min_p(scores: Tensor, min_p: float) -> Tensor:
-    """Keeps tokens with at least this share of the likeliest one's probability.
-
-    Source: Nguyen et al. 2024.
-    """
-    probabilities = scores.softmax(-1)
-    return scores.masked_fill(probabilities < min_p * probabilities.amax(-1, keepdim=True), FORBIDDEN)
-
-
-def keep_typical(scores: Tensor, mass: float) -> Tensor:
-    """Keeps the tokens whose surprise is nearest to the entropy, up to this probability.
-
-    Source: Meister et al. 2022.
-    """
-    log_probs = scores.log_softmax(-1)
-    # A forbidden token has 0 * -inf = nan: it adds nothing to the entropy.
-    entropy = -(log_probs * log_probs.exp()).nansum(-1, keepdim=True)
-    distance, order = (-log_probs - entropy).abs().sort(dim=-1)
-    cumulative = scores.gather(1, order).softmax(-1).cumsum(-1)
-    last = (cumulative < mass).sum(-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
-    drop = distance > distance.gather(1, last)
-    drop[:, 0] = False
-    return scores.masked_fill(drop.scatter(1, order, drop), FORBIDDEN)
+def renormalise(scores: Tensor) -> Tensor:
+    """Log-probabilities that sum to one; a row without a possible token stays one."""
+    return scores.log_softmax(-1).masked_fill(scores == FORBIDDEN, FORBIDDEN)
 
 
 def align_right(input_ids: Tensor, lengths: Tensor) -> Tensor:
@@ -157,5 +137,5 @@ def refuse_dead_end(best: Tensor, num_new: int) -> None:
         raise UsageError(
             "every token is forbidden, so that a text can neither go on nor end",
             f"after {num_new} generated tokens",
-            "lower min_new_tokens or raise no_repeat_ngram_size",
+            "loosen what forbids tokens: min_new_tokens, no_repeat_ngram_size, bad_words, suppress_tokens and the like",
         )

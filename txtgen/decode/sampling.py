@@ -9,13 +9,9 @@ import torch
 from torch import Tensor
 
 from txtgen.config.decoding import SampleConfig, StrategyConfig
-from txtgen.decode.filters import (
-    align_right,
-    filter_scores,
-    log_normaliser,
-    refuse_dead_end,
-    shape_distribution,
-)
+from txtgen.decode.chain import make_filters
+from txtgen.decode.distribution import shape_distribution
+from txtgen.decode.filters import align_right, log_normaliser, refuse_dead_end
 from txtgen.decode.stopping import Stopping
 from txtgen.decode.types import Hypothesis, PromptBatch, State, StepModel
 
@@ -81,14 +77,13 @@ def follow(
 
     Raises:
         DivergedError: the model's scores are not finite.
-        UsageError: the filters leave a row no token at all.
+        UsageError: a filter names an unknown token, or the filters leave a row no token at all.
     """
     device, copies = prompts.input_ids.device, config.num_return
-    eos_ids = torch.tensor(sorted(stopping.eos_ids), dtype=torch.int64, device=device)
-    suppressed = torch.tensor(suppress, dtype=torch.int64, device=device)
     limits = torch.tensor(stopping.limits, device=device)
     # The last token of a sequence is never read.
     logits, state = model.prefill(prompts, capacity=int((prompts.lengths + limits).max()) - 1)
+    filters = make_filters(config, prompts, stopping, suppress, vocabulary=logits.shape[-1])
     sequences = align_right(prompts.input_ids, prompts.lengths)
     paths = [_Path(result, result // copies) for result in range(len(prompts) * copies)]
     if copies > 1:
@@ -99,7 +94,7 @@ def follow(
     for num_new in count():
         logits = logits.float()
         total = log_normaliser(logits)
-        scores = filter_scores(logits, sequences, num_new, config, eos_ids, suppressed)
+        scores = filters(logits, sequences, num_new, [path.prompt for path in paths])
         refuse_dead_end(scores.amax(-1), num_new)
         tokens = choose(scores, [path.result for path in paths])
         logprobs = (logits.gather(1, tokens[:, None])[:, 0] - total).tolist()

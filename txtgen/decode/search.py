@@ -35,7 +35,7 @@ def search(
         config: the strategy and its settings; the caller turns its max_new_tokens and max_length into limits.
         limits: new tokens at most, at least 1 for each prompt; 0 for all of them gives empty hypotheses.
         eos_ids: tokens that end a sequence.
-        suppress: tokens that are never generated. None by default.
+        suppress: tokens that are never generated unless they are forced. None by default.
         prompt_indices: numbers of the prompts, which sampling's randomness depends on; 0, 1, ... by default.
         first_sample: number of the first sample of each prompt.
         stop: looks for stop strings.
@@ -43,7 +43,7 @@ def search(
 
     Raises:
         DivergedError: the model's scores are not finite.
-        UsageError: more beams than tokens, or settings that forbid every token.
+        UsageError: more beams than tokens, an unknown token in the settings, or settings that forbid every token.
     """
     steps = search_steps(
         model,
