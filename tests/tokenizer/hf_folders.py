@@ -16,7 +16,8 @@ with warnings.catch_warnings():
 
 CORPUS = (
     "The quick brown fox jumps over the lazy dog, again and again; it's 12345 o'clock.\n\n  Twelve  spaces,\tone tab.\n"
-    "床前明月光,疑是地上霜。舉頭望明月,低頭思故鄉。\n안녕하세요 세계\nif x:\n    return [x] * 12345\nréponse café naïve Straße\n"
+    "床前明月光,疑是地上霜。舉頭望明月,低頭思故鄉。\n안녕하세요 세계\nif x:\n    return [x] * 12345\n"
+    "réponse café naïve Straße\n"
     "Съешь же ещё этих мягких французских булок.\nمرحبا بالعالم\nहिन्दी में लिखो\n"
 ) * 4
 

@@ -1,5 +1,7 @@
 """Text to token ids and back: train, load, encode, decode."""
 
+from txtgen.tokenizer.bpe_files import from_bpe_files
+from txtgen.tokenizer.export import export_tokenizer
 from txtgen.tokenizer.framing import never_written, own_framing
 from txtgen.tokenizer.huggingface import HuggingFaceTokenizer
 from txtgen.tokenizer.huggingface_folder import ImportedTokenizer, tokenizer_from_hf_folder
@@ -20,6 +22,8 @@ __all__ = [
     "Tokenizer",
     "TokenizerFiles",
     "TrainingSample",
+    "export_tokenizer",
+    "from_bpe_files",
     "load_tokenizer",
     "never_written",
     "own_framing",

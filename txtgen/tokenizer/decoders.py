@@ -39,7 +39,8 @@ class Decoder:
     def __init__(self, description: Any, where: str) -> None:
         self.byte_level = self.byte_pieces = self.leading_space = False
         self._space: str | None = None
-        for step in _steps(description):
+        steps = list(_steps(description))
+        for step in steps:
             match step:
                 case {"type": "ByteLevel"}:
                     self.byte_level = True
@@ -56,7 +57,7 @@ class Decoder:
                     self.leading_space = start == 1
                 case _:
                     raise _unknown_decoder(step, where)
-        if not self.byte_level and self._space is None:
+        if not steps:
             raise _unknown_decoder(description, where)
 
     def piece_bytes(self, piece: str) -> bytes:

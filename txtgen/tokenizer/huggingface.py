@@ -16,6 +16,7 @@ from txtgen.errors import CheckpointError, ResourceError
 from txtgen.tokenizer.decoders import Decoder
 from txtgen.tokenizer.joining import ByteJoiner, files_fingerprint, pieces_by_id, refuse_surrogates, special_ids
 from txtgen.tokenizer.names import NAMES_FILE, SpecialNames, check_ids, parse_object
+from txtgen.tokenizer.post_processor import read_framing, write_framing
 from txtgen.tokenizer.types import TokenizerFiles
 
 JSON_FILE = "tokenizer.json"
@@ -48,12 +49,13 @@ class HuggingFaceTokenizer(ByteJoiner):
     def __init__(self, content: bytes, names: SpecialNames, where: str = JSON_FILE) -> None:
         description = _described(content, where)
         names = replace(names, unk=names.unk or _unknown_piece(description["model"]))
-        self._content, self._names, self._where = content, names, where
+        self._content, self._where = content, where
         hidden = _hide(description, names, where)
         self._tokenizer = _load(description, where)
         decoder = Decoder(description.get("decoder"), where)
         ids = {hidden.get(name, name): i for name, i in self._tokenizer.get_vocab(with_added_tokens=True).items()}
         check_ids(ids, where)
+        self._names = names.within(ids)
         self.special = special_ids(names, ids, where)
         four = {self.special.pad_id, self.special.unk_id, self.special.bos_id, self.special.eos_id}
         special = {name: ids[name] for name in hidden.values() if name in ids}
@@ -122,6 +124,19 @@ class HuggingFaceTokenizer(ByteJoiner):
             known = tokenizer.get_vocab(with_added_tokens=True)
             tokenizer.add_special_tokens(sorted(name for name in self._names.all() if name in known))
         return tokenizer
+
+    def with_framing(self, prefix: tuple[int, ...], suffix: tuple[int, ...]) -> bytes:
+        """The tokenizer.json, in which these ids stand around a text.
+
+        Raises:
+            CheckpointError: an id outside the vocabulary.
+        """
+        description = parse_object(self._content, self._where)
+        if read_framing(description.get("post_processor"), self._where) == (prefix, suffix):
+            return self._content
+        self._check([*prefix, *suffix])
+        description["post_processor"] = write_framing(prefix, suffix, self._pieces)
+        return json.dumps(description, ensure_ascii=False).encode()
 
     def files(self) -> TokenizerFiles:
         """The tokenizer.json and the names of its special tokens."""

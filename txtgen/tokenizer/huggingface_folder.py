@@ -11,6 +11,7 @@ from txtgen.tokenizer.families import MARIAN, Family, family_of
 from txtgen.tokenizer.huggingface import JSON_FILE, HuggingFaceTokenizer
 from txtgen.tokenizer.huggingface_files import CONFIG_FILE, FolderFiles, added_tokens, chat_template, special_names
 from txtgen.tokenizer.names import parse_object
+from txtgen.tokenizer.post_processor import read_framing
 from txtgen.tokenizer.sentencepiece import MAX_MODEL_BYTES, SentencePieceTokenizer
 from txtgen.tokenizer.types import Tokenizer
 
@@ -131,10 +132,14 @@ def _marian(files: FolderFiles, config: Mapping[str, Any], target: bool) -> Sent
     vocabulary_file = "target_vocab.json" if separate else VOCABULARY_FILE
     vocabulary = parse_object(files.read(vocabulary_file), files.path(vocabulary_file))
     name = "target.spm" if target else "source.spm"
+    model = files.read(name, MAX_MODEL_BYTES)
+    plain = SentencePieceTokenizer(model, files.path(name))
+    if vocabulary == {piece: token_id for token_id, piece in enumerate(plain.pieces(range(len(plain))))}:
+        return plain
     names = special_names(files, config, MARIAN.names)
     languages = [piece for piece in vocabulary if piece.startswith(">>") and piece.endswith("<<")]
     names = replace(names, control=tuple(dict.fromkeys((*names.control, *languages))))
-    return SentencePieceTokenizer(files.read(name, MAX_MODEL_BYTES), files.path(name), vocabulary, names)
+    return SentencePieceTokenizer(model, files.path(name), vocabulary, names)
 
 
 def _framing(
@@ -148,62 +153,10 @@ def _framing(
     elif flags:
         add_bos, add_eos = flags.get("add_bos_token") is True, flags.get("add_eos_token") is True
     elif description is not None:
-        return framing_of(description.get("post_processor"), files.path(JSON_FILE))
+        return read_framing(description.get("post_processor"), files.path(JSON_FILE))
     else:
         add_bos, add_eos = family.add_bos, family.add_eos
     named = special_names(files, config, family.names).roles()
     special = tokenizer.special
     prefix = (special.bos_id,) if add_bos and "bos_token" in named else ()
     return prefix, (special.eos_id,) if add_eos and "eos_token" in named else ()
-
-
-def framing_of(post_processor: Any, where: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that the post-processor of a tokenizer.json puts before and after a text.
-
-    Raises:
-        CheckpointError: it is of a kind that is not known.
-    """
-    match post_processor:
-        case None | {"type": "ByteLevel"}:
-            return (), ()
-        case {"type": "RobertaProcessing" | "BertProcessing", "cls": [str(), int(before)], "sep": [str(), int(after)]}:
-            return (before,), (after,)
-        case {"type": "Sequence", "processors": list(parts)}:
-            prefix: tuple[int, ...] = ()
-            suffix: tuple[int, ...] = ()
-            for part in parts:
-                first, last = framing_of(part, where)
-                prefix, suffix = first + prefix, suffix + last
-            return prefix, suffix
-        case {"type": "TemplateProcessing", "single": list(parts), "special_tokens": dict(tokens)}:
-            return _template_framing(parts, tokens, where)
-        case _:
-            raise _unknown_framing(where)
-
-
-def _template_framing(
-    parts: list[Any], tokens: Mapping[str, Any], where: str
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    sides: list[tuple[int, ...]] = [()]
-    for part in parts:
-        match part:
-            case {"Sequence": _}:
-                sides.append(())
-            case {"SpecialToken": {"id": str(name)}} if isinstance(tokens.get(name), dict):
-                ids = tokens[name].get("ids")
-                if not isinstance(ids, list) or not all(isinstance(token_id, int) for token_id in ids):
-                    raise _unknown_framing(where)
-                sides[-1] += tuple(ids)
-            case _:
-                raise _unknown_framing(where)
-    if len(sides) != 2:
-        raise _unknown_framing(where)
-    return sides[0], sides[1]
-
-
-def _unknown_framing(where: str) -> CheckpointError:
-    return CheckpointError(
-        "its post_processor is of a kind that is not known",
-        where,
-        "state add_bos_token and add_eos_token in tokenizer_config.json",
-    )

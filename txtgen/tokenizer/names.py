@@ -1,7 +1,7 @@
 """How a tokenizer's special and control tokens are spelled, and the small JSON files that say so."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,11 @@ class SpecialNames:
         """The names by key, such as "pad_token", without the missing ones."""
         found = {f"{role}_token": getattr(self, role) for role in ROLES}
         return {key: name for key, name in found.items() if name is not None}
+
+    def within(self, vocabulary: Collection[str]) -> "SpecialNames":
+        """Those of the names that a vocabulary has."""
+        found = {role: name for role in ROLES if (name := getattr(self, role)) in vocabulary}
+        return SpecialNames(**found, control=tuple(name for name in self.control if name in vocabulary))
 
     def all(self) -> set[str]:
         """Every name."""

@@ -125,6 +125,11 @@ class SentencePieceTokenizer(ByteJoiner):
         return type(self), (self._model, MODEL_FILE, self._vocabulary, self._given_names)
 
     @property
+    def model(self) -> bytes:
+        """The content of the .model file."""
+        return self._model
+
+    @property
     def vocabulary(self) -> Mapping[str, int] | None:
         """Piece -> id, where the ids are not those of the model."""
         return self._vocabulary
@@ -134,14 +139,10 @@ class SentencePieceTokenizer(ByteJoiner):
         """How the special tokens and control symbols are spelled."""
         if self._given_names is not None:
             return self._given_names
-        spelled = {token_id: name for name, token_id in self._silent_ids.items()}
-        return SpecialNames(
-            pad=spelled.get(self.special.pad_id),
-            unk=spelled.get(self.special.unk_id),
-            bos=spelled.get(self.special.bos_id),
-            eos=spelled.get(self.special.eos_id),
-            control=tuple(self.control_ids),
-        )
+        own = self._processor
+        found = {"pad": own.pad_id(), "unk": own.unk_id(), "bos": own.bos_id(), "eos": own.eos_id()}
+        roles = {role: self._pieces[token_id] for role, token_id in found.items() if token_id >= 0}
+        return SpecialNames(**roles, control=tuple(self.control_ids))
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without beginning or end; never a special or control id, whatever it spells.
