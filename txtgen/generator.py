@@ -11,7 +11,7 @@ from torch import Tensor
 
 from txtgen.chat import encode_pieces, render
 from txtgen.checkpoint import LoadedModel
-from txtgen.config.decoding import DecodingConfig, SampleConfig, resolve_decoding
+from txtgen.config.decoding import DecodingConfig, SampleConfig, SequenceBias, resolve_decoding
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.decode import FinishReason, Hypothesis, PromptBatch, Steps, run_steps, search_steps
 from txtgen.errors import DataError, ResourceError, UsageError
@@ -111,7 +111,7 @@ class Generator:
 
     def iterate(self, prompts: Prompt | Sequence[Prompt], *, raw: bool = False, **options: Any) -> Iterator[Generation]:
         """As `generate`, but each result comes as soon as it and all before it are finished."""
-        decoding = resolve_decoding(self.loaded.config.generation, options)
+        decoding = self._resolve(options)
         return self._finish_in_order(self._encode_all(_listed(prompts), raw, decoding), decoding)
 
     def stream(self, prompt: Prompt, *, raw: bool = False, **options: Any) -> Iterator[str]:
@@ -122,12 +122,22 @@ class Generator:
         Raises:
             UsageError: as for `generate`, or more than one result is asked for.
         """
-        decoding = resolve_decoding(self.loaded.config.generation, {"num_return": 1, **options})
+        decoding = self._resolve({"num_return": 1, **options})
         if decoding.num_return > 1:
             raise UsageError(f"num_return is {decoding.num_return}", "stream", "a stream shows one result")
         return self._stream(self._encode_all([prompt], raw, decoding)[0], decoding)
 
     # -- text to tokens
+
+    def _resolve(self, options: Mapping[str, Any]) -> DecodingConfig:
+        """The settings to generate with, every text in them but those of `stop` as tokens."""
+        decoding = resolve_decoding(self.loaded.config.generation, options)
+        for name in ("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"):
+            neutral = type(decoding).model_fields[name].default
+            if self.loaded.source_tokenizer is not None and getattr(decoding, name) != neutral:
+                told = "source and target have vocabularies of their own, so that they share no tokens"
+                raise UsageError(told, name, f"leave out {name}")
+        return _with_token_ids(decoding, self.loaded.tokenizer)
 
     def _encode_all(self, prompts: Sequence[Prompt], raw: bool, decoding: DecodingConfig) -> list[_EncodedPrompt]:
         encoded = [self._encode(number, prompt, raw, decoding) for number, prompt in enumerate(prompts)]
@@ -293,6 +303,24 @@ class Generator:
             score=hypothesis.score,
             finish_reason=hypothesis.finish_reason,
         )
+
+
+def _with_token_ids(decoding: DecodingConfig, tokenizer: Tokenizer) -> DecodingConfig:
+    """The same settings without texts to forbid or to bias: their tokens are there instead."""
+    bad = [ids for text in decoding.bad_words for ids in _spellings(text, tokenizer)]
+    biased = [
+        SequenceBias(token_ids=ids, bias=item.bias)
+        for item in decoding.sequence_bias
+        for ids in ([item.token_ids] if item.text is None else _spellings(item.text, tokenizer))
+    ]
+    ids = {"bad_words": (), "bad_words_ids": (*decoding.bad_words_ids, *bad), "sequence_bias": tuple(biased)}
+    return decoding.model_copy(update=ids)
+
+
+def _spellings(text: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    """The tokens of a text at the beginning, and after a space."""
+    texts = [text] if tokenizer.leading_space or text[0].isspace() else [text, f" {text}"]
+    return [tuple(ids) for ids in tokenizer.encode_batch(texts)]
 
 
 class _StopStrings:

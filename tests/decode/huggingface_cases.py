@@ -12,8 +12,12 @@ from typing import Any
 import torch
 from decode_fakes import TableState, batch
 
-from txtgen.config.decoding import BeamConfig, GreedyConfig, LengthDecay, SequenceBias
+from txtgen.config.decoding import BeamConfig, GreedyConfig, LengthDecay, SampleConfig, SequenceBias
 from txtgen.decode import PromptBatch, search
+from txtgen.decode.chain import make_filters
+from txtgen.decode.distribution import shape_distribution
+from txtgen.decode.filters import align_right
+from txtgen.decode.stopping import Stopping
 
 TIE = 2e-5
 ATTEMPTS = 60
@@ -62,6 +66,7 @@ def draw_case(number: int, model) -> Case:
     prompts = [choice.choices(words, k=choice.randint(1, 6)) for _ in range(count)]
     eos_ids = tuple(choice.sample(words, choice.choice([0, 1, 1, 2, 3])))
     case = Case(number, prompts, start, pad, choice.randint(1, 10), eos_ids)
+    case.theirs["decoder_start_token_id"] = start
     if not seq2seq and choice.random() < 0.3:
         case.prompts = [prompt[:1] for prompt in prompts]
     uneven = len(set(map(len, case.prompts))) > 1
@@ -145,15 +150,7 @@ def generated_there(model, case: Case) -> list[list[tuple[float, tuple[int, ...]
     """(score, new tokens) of every result of every prompt; the score of greedy search is the log-probability."""
     from transformers import GenerationConfig
 
-    width = max(map(len, case.prompts))
-    seq2seq = case.start is not None
-    rows = [prompt + [case.pad] * (width - len(prompt)) for prompt in case.prompts]
-    mask = [[1] * len(prompt) + [0] * (width - len(prompt)) for prompt in case.prompts]
-    if seq2seq:
-        case.theirs["decoder_start_token_id"] = case.start
-    else:
-        rows = [[case.pad] * (width - len(prompt)) + prompt for prompt in case.prompts]
-        mask = [row[::-1] for row in mask]
+    rows, mask = _padded(case)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.generation_config = GenerationConfig()
@@ -171,7 +168,7 @@ def generated_there(model, case: Case) -> list[list[tuple[float, tuple[int, ...]
     copies = len(found.sequences) // len(case.prompts)
     results: list[list[tuple[float, tuple[int, ...]]]] = [[] for _ in case.prompts]
     for row, ids in enumerate(found.sequences.tolist()):
-        new = ids[1 if seq2seq else width :]
+        new = ids[case.length :]
         ends = [place + 1 for place, token in enumerate(new) if token in case.eos_ids]
         new = tuple(new[: ends[0] if ends else case.limit])
         if case.beams > 1:
@@ -186,13 +183,28 @@ def generated_there(model, case: Case) -> list[list[tuple[float, tuple[int, ...]
 
 def generated_here(model, case: Case) -> list[list[tuple[float, tuple[int, ...]]]]:
     """As `generated_there`, by our own search."""
-    prompts = batch(case.prompts)
-    if case.start is not None:
-        start = torch.full((len(prompts), 1), case.start)
-        mask = torch.arange(prompts.input_ids.shape[1]) < prompts.lengths[:, None]
-        prompts = PromptBatch(start, torch.ones_like(prompts.lengths), prompts.input_ids, mask)
+    prompts = _prompt_batch(case)
     found = search(model, prompts, case.config, limits=[case.limit] * len(prompts), eos_ids=case.eos_ids)
     return [[(hypothesis.score, hypothesis.token_ids) for hypothesis in results] for results in found]
+
+
+def _padded(case: Case) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts or sources and their mask as transformers wants them: a decoder's are padded on the left."""
+    width = max(map(len, case.prompts))
+    rows = [(prompt, [case.pad] * (width - len(prompt))) for prompt in case.prompts]
+    if case.start is not None:
+        return [ids + fill for ids, fill in rows], [[1] * len(ids) + [0] * len(fill) for ids, fill in rows]
+    return [fill + ids for ids, fill in rows], [[0] * len(fill) + [1] * len(ids) for ids, fill in rows]
+
+
+def _prompt_batch(case: Case) -> PromptBatch:
+    """The same as we want them: padded on the right."""
+    prompts = batch(case.prompts)
+    if case.start is None:
+        return prompts
+    start = torch.full((len(prompts), 1), case.start)
+    mask = torch.arange(prompts.input_ids.shape[1]) < prompts.lengths[:, None]
+    return PromptBatch(start, torch.ones_like(prompts.lengths), prompts.input_ids, mask)
 
 
 class Shaken:
@@ -237,6 +249,55 @@ def compare_all(hf_model, step_model, numbers) -> None:
     """`compare` for many numbers, of which 3 in 1,000 may be ties; 1 at least."""
     ties = [number for number in numbers if not compare(hf_model, step_model, number)]
     assert len(ties) <= max(1, 0.003 * len(numbers)), ties
+
+
+def distributions(hf_model, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The probabilities [R,V] that sampling draws from, theirs and ours, somewhere inside a random case."""
+    from transformers import GenerationConfig
+
+    case, choice = draw_case(number, hf_model), random.Random(-number)
+    ours = {name: value for name, value in case.ours.items() if name in SampleConfig.model_fields} | {"num_return": 1}
+    theirs = case.theirs | {"num_beams": 1, "num_return_sequences": 1, "max_length": case.length + case.limit}
+    cuts = {
+        "temperature": [0.3, 2.0],
+        "top_h": [0.3, 0.8],
+        "top_k": [1, 5, 20],
+        "top_p": [0.5, 0.9],
+        "min_p": [0.02, 0.2],
+        "typical_p": [0.3, 0.9],
+        "epsilon_cutoff": [0.01, 0.1],
+        "eta_cutoff": [0.01, 0.3],
+    }
+    drawn = {name: choice.choice(values) for name, values in cuts.items() if choice.random() < 0.4}
+    theirs = {"top_k": 0} | theirs | drawn
+    copies, num_new = 3, choice.randrange(case.limit)
+    random_numbers = torch.Generator().manual_seed(number)
+    vocabulary = hf_model.get_output_embeddings().weight.shape[0]
+    new = torch.randint(vocabulary, (len(case.prompts) * copies, num_new), generator=random_numbers)
+    scores = torch.randn(len(new), vocabulary, generator=random_numbers) * 3
+    rows, mask = map(torch.tensor, _padded(case))
+    first = rows if case.start is None else torch.full((len(rows), 1), case.start)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        settings = GenerationConfig(do_sample=True, eos_token_id=list(case.eos_ids) or None, **theirs)
+        hf_model._prepare_special_tokens(settings, True, device="cpu")
+        settings.update(max_new_tokens=None)
+        processors = hf_model._get_logits_processor(
+            settings,
+            input_ids_seq_length=case.length,
+            encoder_input_ids=rows,
+            device="cpu",
+            model_kwargs={"attention_mask": mask.repeat_interleave(copies, 0)},
+        )
+        expected = processors(torch.cat([first.repeat_interleave(copies, 0), new], 1), scores)
+    prompts = _prompt_batch(case)
+    config = SampleConfig(**ours, **drawn)
+    stopping = Stopping(frozenset(case.eos_ids), (case.limit,) * len(prompts))
+    filters = make_filters(config, prompts, stopping, (), vocabulary)
+    before = align_right(prompts.input_ids, prompts.lengths).repeat_interleave(copies, 0)
+    owners = [prompt for prompt in range(len(prompts)) for _ in range(copies)]
+    found = shape_distribution(filters(scores, torch.cat([before, new], 1), num_new, owners), config)
+    return expected.softmax(-1), found.softmax(-1)
 
 
 def _ids(results):

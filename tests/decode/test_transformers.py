@@ -1,8 +1,8 @@
-"""Greedy and beam search against `generate` of transformers, on tiny random models without a cache."""
+"""Greedy and beam search, and what sampling draws from, against transformers: tiny random models without a cache."""
 
 import pytest
 import torch
-from huggingface_cases import Uncached, compare_all
+from huggingface_cases import Uncached, compare_all, distributions
 
 VOCABULARY = 40
 
@@ -41,3 +41,12 @@ def test_equals_generate(model, block):
 @pytest.mark.slow
 def test_equals_generate_at_length(model):
     compare_all(model, Uncached(model), range(1000, 1400))
+
+
+def test_sampling_draws_from_the_same_distribution(model):
+    cut = 0
+    for number in range(300):
+        theirs, ours = distributions(model, number)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=lambda words, n=number: f"{n}: {words}")
+        cut += bool((ours == 0).any())
+    assert cut > 200
