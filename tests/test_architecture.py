@@ -14,6 +14,7 @@ PACKAGE = Path(txtgen.__file__).parent
 FLOORS = {
     "errors": 0,
     "config": 1,
+    "sandbox": 1,
     "tokenizer": 2,
     "chat": 2,
     "distributed": 2,

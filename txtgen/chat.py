@@ -5,13 +5,19 @@ history that is open for a reply are exactly the first tokens of that history wi
 model is asked is what it was taught.
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from datetime import date
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol, assert_never
 
-from txtgen.config.data import ChatFormat, TextChatFormat, TokensChatFormat
+from txtgen.config.data import ChatFormat, TemplateChatFormat, TextChatFormat, TokensChatFormat
 from txtgen.config.tokenizer import CHAT_ROLES
 from txtgen.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from txtgen.sandbox import ChatTemplate
 
 _CONTENT = "{content}"
 
@@ -20,13 +26,16 @@ _CONTENT = "{content}"
 class Piece:
     """A run of text, or one token by name: "bos", "eos" or a control symbol such as "<|user|>".
 
-    role: whose turn it belongs to. scored: whether the model is to learn to write it.
+    role: whose turn it belongs to. scored: whether the model is to learn to write it. special: whether special
+    tokens that the text spells count as such; begun: whether the text goes on from another in the same line.
     """
 
     text: str = ""
     token: str = ""
     role: str = ""
     scored: bool = False
+    special: bool = False
+    begun: bool = False
 
 
 class SpecialIds(Protocol):
@@ -41,6 +50,13 @@ class SpecialIds(Protocol):
         """End."""
 
 
+class SpecialSpellings(Protocol):
+    """The spellings of special and control tokens."""
+
+    def all(self) -> Collection[str]:
+        """Every one."""
+
+
 class ChatTokenizer(Protocol):
     """As much of a tokenizer as conversations need."""
 
@@ -52,8 +68,19 @@ class ChatTokenizer(Protocol):
     def control_ids(self) -> Mapping[str, int]:
         """Control symbol -> id."""
 
+    @property
+    def leading_space(self) -> bool:
+        """Whether `encode` puts a space before every text."""
+
+    @property
+    def names(self) -> SpecialSpellings:
+        """How the tokens are spelled that `encode_with_special` knows and `encode` does not."""
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text, never a special or control id."""
+
+    def encode_with_special(self, text: str) -> list[int]:
+        """The ids of a text in which special and control tokens count as such."""
 
 
 def render(
@@ -61,6 +88,7 @@ def render(
     format: ChatFormat,
     scored_roles: Collection[str] = ("assistant",),
     reply: bool = False,
+    spellings: Collection[str] = (),
 ) -> list[Piece]:
     """The pieces of a conversation of (role, content) turns, in order and without "bos".
 
@@ -69,10 +97,14 @@ def render(
 
     tokens format: every turn is its role's token, the content, "eos". text format: every turn is its
     template, the content put in as it is; "eos" ends the assistant's turns, and the separator stands between
-    one of them and the next turn.
+    one of them and the next turn. template format: as the template writes it, "bos" too; what `spellings` names,
+    the special tokens of the tokenizer, stays text where a content spells it. What is scored is what the template
+    adds for a turn of the assistant to the turns before it, open for a reply; with `reply` nothing is.
 
     Raises:
-        DataError: there is no message, or one of an unknown role.
+        DataError: there is no message, or one of an unknown role; the template refuses the conversation.
+        ConfigError: the template does not write turn after turn, so that none can be taught.
+        CheckpointError: the template cannot be used.
     """
     if not messages:
         raise DataError("a conversation has no messages", "messages", "give at least one turn")
@@ -84,6 +116,8 @@ def render(
             pieces = _token_pieces(messages, scored_roles, reply)
         case TextChatFormat():
             pieces = _text_pieces(messages, format, scored_roles, reply)
+        case TemplateChatFormat():
+            pieces = _template_pieces(messages, format, () if reply else scored_roles, reply, spellings)
         case _:
             assert_never(format)
     return [piece for piece in pieces if piece.text or piece.token]
@@ -120,6 +154,113 @@ def _text_pieces(
         yield Piece(text=format.assistant.partition(_CONTENT)[0], role="assistant")
 
 
+def _template_pieces(
+    messages: Sequence[tuple[str, str]],
+    format: TemplateChatFormat,
+    scored_roles: Collection[str],
+    reply: bool,
+    spellings: Collection[str],
+) -> Iterator[Piece]:
+    used = {*format.template, *"".join(content for _, content in messages), *"".join(spellings)}
+    cut, single = _unused_characters(used)
+    turns = [(role, _cut_spellings(content, spellings, cut, single)) for role, content in messages]
+    begun = False
+    for text, scored in _spans(turns, format, scored_roles, reply):
+        role = "assistant" if scored else ""
+        for part in re.split(f"{cut}|({single}.)", text, flags=re.DOTALL):
+            if part:
+                alone = part.startswith(single)
+                yield Piece(part.removeprefix(single), "", role, scored, special=not alone, begun=begun)
+                begun = True
+
+
+def _spans(
+    turns: Sequence[tuple[str, str]], format: TemplateChatFormat, scored_roles: Collection[str], reply: bool
+) -> Iterator[tuple[str, bool]]:
+    """The rendered conversation in parts, and whether each is scored."""
+    whole, done = _rendered(turns, format, reply), 0
+    for number, (role, _) in enumerate(turns):
+        if role not in scored_roles:
+            continue
+        if role != "assistant" or not number:
+            told = f"a first turn of the {role}" if role == "assistant" else f"a turn of the role {role}"
+            raise DataError(
+                f"{told} cannot be learnt with a chat template",
+                f"message {number + 1}",
+                "begin with the user, and score the assistant only",
+            )
+        opened = _rendered(turns[:number], format, reply=True)
+        closed = _rendered(turns[: number + 1], format, reply=False) if number < len(turns) - 1 else whole
+        if not (closed.startswith(opened) and whole.startswith(closed) and len(opened) >= done):
+            raise ConfigError(
+                f"the chat template cannot be taught turn by turn: it writes message {number + 1} or those before it "
+                "in another way once more is said",
+                "data.objective.format",
+                "set its kind to text, or let every conversation end after its first reply",
+            )
+        yield whole[done : len(opened)], False
+        yield whole[len(opened) : len(closed)], True
+        done = len(closed)
+    yield whole[done:], False
+
+
+def _rendered(turns: Sequence[tuple[str, str]], format: TemplateChatFormat, reply: bool) -> str:
+    names = {"bos_token": format.bos_token, "eos_token": format.eos_token}
+    names |= {"pad_token": format.pad_token, "unk_token": format.unk_token}
+    known = {name: spelling for name, spelling in names.items() if spelling is not None}
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return _compiled(format.template, format.today).render(messages, reply, known)
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str, today: str) -> "ChatTemplate":
+    from txtgen.sandbox import ChatTemplate  # with jinja2, which few models need
+
+    return ChatTemplate(template, date.fromisoformat(today))
+
+
+def _unused_characters(used: Collection[str]) -> tuple[str, str]:
+    """Two private characters that stand for nothing in a conversation."""
+    free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in used)
+    found = next(free, ""), next(free, "")
+    if not all(found):
+        raise DataError("the conversation holds every private character of Unicode", "messages", "remove them")
+    return found
+
+
+def _cut_spellings(content: str, spellings: Collection[str], cut: str, single: str) -> str:
+    """The content, every spelling of a special token in it cut behind its first character.
+
+    One that is a single character is marked by `single` instead.
+    """
+    long = [re.escape(name) for name in spellings if len(name) > 1]
+    short = [re.escape(name) for name in spellings if len(name) == 1]
+    places = {match.start() + 1 for match in re.finditer(f"(?={'|'.join(long)})", content)} if long else set()
+    marks = {match.start() for match in re.finditer("|".join(short), content)} if short else set()
+    parts = []
+    for place, character in enumerate(content):
+        parts += [cut] * (place in places) + [single] * (place in marks) + [character]
+    return "".join(parts) if places or marks else content
+
+
+def encode_chat(
+    messages: Sequence[tuple[str, str]],
+    format: ChatFormat,
+    tokenizer: ChatTokenizer,
+    scored_roles: Collection[str] = ("assistant",),
+    reply: bool = False,
+) -> tuple[list[int], list[bool]]:
+    """The token ids of a conversation, and for each id whether it is scored: `render` and `encode_pieces` in one.
+
+    Unless `format.complete`, what a model expects before a text is still to be put before them.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as for those two.
+    """
+    spellings = sorted(tokenizer.names.all()) if isinstance(format, TemplateChatFormat) else ()
+    return encode_pieces(render(messages, format, scored_roles, reply, spellings), tokenizer)
+
+
 def encode_pieces(pieces: Sequence[Piece], tokenizer: ChatTokenizer) -> tuple[list[int], list[bool]]:
     """The token ids of pieces, and for each id whether it is scored.
 
@@ -130,10 +271,20 @@ def encode_pieces(pieces: Sequence[Piece], tokenizer: ChatTokenizer) -> tuple[li
     ids: list[int] = []
     scored: list[bool] = []
     for piece in pieces:
-        added = [_token_id(piece.token, tokenizer)] if piece.token else tokenizer.encode(piece.text)
+        added = [_token_id(piece.token, tokenizer)] if piece.token else _text_ids(piece, tokenizer)
         ids += added
         scored += [piece.scored] * len(added)
     return ids, scored
+
+
+def _text_ids(piece: Piece, tokenizer: ChatTokenizer) -> list[int]:
+    encode = tokenizer.encode_with_special if piece.special else tokenizer.encode
+    if not (piece.begun and tokenizer.leading_space):
+        return encode(piece.text)
+    # The space belongs before the first text of a line only: here a newline takes it, and both go.
+    newline = encode("\n")
+    ids = encode("\n" + piece.text)
+    return ids[len(newline) :] if ids[: len(newline)] == newline else encode(piece.text)
 
 
 def _token_id(token: str, tokenizer: ChatTokenizer) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from txtgen.chat import encode_pieces, render
+from txtgen.chat import encode_chat
 from txtgen.checkpoint import LoadedModel
 from txtgen.config.decoding import DecodingConfig, SampleConfig, SequenceBias, resolve_decoding
 from txtgen.config.model import EncoderDecoderConfig
@@ -157,12 +157,14 @@ class Generator:
             # It is a corpus that brings such a text elsewhere; here the user does.
             raise UsageError(error.what, f"{where}, {error.where}", error.fix) from error
         text = prompt if isinstance(prompt, str) else self._reader.decode(ids)
+        chat = None if raw else self.loaded.config.chat
+        prefix = () if chat is not None and chat.complete else self._framing.prefix
         if not self._max_source_length:
-            ids = [*self._framing.prefix, *ids] or [self._reader.special.bos_id]
+            ids = [*prefix, *ids] or [self._reader.special.bos_id]
             return _EncodedPrompt(number, text, tuple(ids), self._limit(len(ids), where, decoding))
         if not ids:
             raise UsageError("an empty prompt", where, "an encoder-decoder needs a source")
-        ids = [*self._framing.prefix, *ids, *self._framing.suffix]
+        ids = [*prefix, *ids, *self._framing.suffix]
         if len(ids) > self._max_source_length:
             raise UsageError(
                 f"the prompt has {len(ids)} tokens, and max_source_length is {self._max_source_length}",
@@ -183,7 +185,7 @@ class Generator:
             raise UsageError(f"the prompt is a conversation, but {told}", where, "give a text")
         else:
             turns = _turns(prompt, where)
-        return encode_pieces(render(turns, chat, reply=True), self._reader)[0]
+        return encode_chat(turns, chat, self._reader, reply=True)[0]
 
     def _limit(self, length: int, where: str, decoding: DecodingConfig) -> int:
         """How many tokens may follow the first tokens of the decoder, which are so many."""

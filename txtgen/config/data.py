@@ -1,7 +1,8 @@
 """Where text comes from, and what is learnt from it."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from datetime import date
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -86,11 +87,16 @@ SourceConfig = Annotated[
 class TokensChatFormat(Config):
     """Every turn is a role token, the text, and the end token: `<|user|> text </s>`. No text can forge a role."""
 
+    # Whether the format itself writes what a model expects before a conversation, so that nothing may be put there.
+    complete: ClassVar[bool] = False
+
     kind: Literal["tokens"] = "tokens"
 
 
 class TextChatFormat(Config):
     """Roles written as plain text, for tokenizers without role tokens. `{content}` stands for the turn's text."""
+
+    complete: ClassVar[bool] = False
 
     kind: Literal["text"] = "text"
     system: str = "{content}\n\n"
@@ -106,7 +112,38 @@ class TextChatFormat(Config):
                 yield role, "must hold {content} exactly once"
 
 
-ChatFormat = Annotated[TokensChatFormat | TextChatFormat, Field(discriminator="kind")]
+SpecialSpelling = Annotated[str, Field(min_length=1, max_length=1_000)]
+
+
+class TemplateChatFormat(Config):
+    """The Jinja template of a model from elsewhere, which writes roles, beginning and end by itself.
+
+    The special tokens that the template spells count as such; those that a turn spells stay text. Only turns of the
+    assistant can be learnt.
+    """
+
+    complete: ClassVar[bool] = True
+
+    kind: Literal["template"] = "template"
+    template: Annotated[str, Field(min_length=1, max_length=100_000)]
+    bos_token: SpecialSpelling | None = None
+    """How the template gets the token spelled; None: it is not defined there."""
+    eos_token: SpecialSpelling | None = None
+    pad_token: SpecialSpelling | None = None
+    unk_token: SpecialSpelling | None = None
+    today: str = "2024-07-26"
+    """The date that a template is told, always the same, so that a conversation always gives the same tokens. This
+    one is what Llama's own templates fall back to."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """The date must be one."""
+        try:
+            date.fromisoformat(self.today)
+        except ValueError:
+            yield "today", f"{self.today!r} is no date like 2024-07-26"
+
+
+ChatFormat = Annotated[TokensChatFormat | TextChatFormat | TemplateChatFormat, Field(discriminator="kind")]
 
 
 class CausalLmObjective(Config):
@@ -132,6 +169,11 @@ class ChatObjective(Config):
     roles: Annotated[tuple[Literal["system", "user", "assistant"], ...], Field(min_length=1)] = ("assistant",)
     format: ChatFormat = TokensChatFormat()
     separate_documents: bool = True
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """A template does not tell where a turn of another role begins."""
+        if self.format.kind == "template" and self.roles != ("assistant",):
+            yield "roles", "must be [assistant] alone with a template format"
 
 
 ObjectiveConfig = Annotated[CausalLmObjective | Seq2SeqObjective | ChatObjective, Field(discriminator="kind")]

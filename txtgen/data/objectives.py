@@ -8,7 +8,7 @@ from typing import ClassVar, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from txtgen.chat import encode_pieces, render
+from txtgen.chat import encode_chat
 from txtgen.config.data import (
     CausalLmObjective,
     ChatFormat,
@@ -28,7 +28,7 @@ from txtgen.data.types import (
     TextRecord,
     Tokens,
 )
-from txtgen.errors import ConfigError
+from txtgen.errors import ConfigError, DataError
 from txtgen.tokenizer import Tokenizer, own_framing
 
 Outcome = list[Example] | BadRecord
@@ -162,8 +162,11 @@ class Chat(Objective):
                 raise _misfit("plain text", "chat", "causal_lm")
             case _:
                 assert_never(record)
-        ids, scored = encode_pieces(render(messages, self._format, self._roles), self.tokenizer)
-        prefix = self.framing.prefix
+        try:
+            ids, scored = encode_chat(messages, self._format, self.tokenizer, self._roles)
+        except DataError as error:
+            return BadRecord(error.what, record.origin)
+        prefix = () if self._format.complete else self.framing.prefix
         tokens = _tokens([*prefix, *ids])
         learnt = np.array([*[False] * len(prefix), *scored], np.bool_)
         labels = np.where(learnt[1:], tokens[1:], IGNORE)[: self._max_length]
@@ -228,7 +231,10 @@ class Seq2Seq(Objective):
         examples: list[Example] = []
         for turn, message in enumerate(record.messages):
             if turn and message.role == "assistant":
-                source = self.history_ids(record.messages[:turn])
+                try:
+                    source = self.history_ids(record.messages[:turn])
+                except DataError as error:
+                    return BadRecord(error.what, record.origin)
                 cut = len(source) > self._max_source_length
                 target = self.tokenizer.encode(message.content)
                 examples.append(self._example(source[-self._max_source_length :], target, record, cut))
@@ -237,8 +243,9 @@ class Seq2Seq(Objective):
     def history_ids(self, messages: Sequence[Message]) -> list[int]:
         """What the encoder reads of the turns before a reply."""
         turns = [(message.role, message.content) for message in messages]
-        ids, _ = encode_pieces(render(turns, self._format, reply=True), self.source_tokenizer)
-        return [*self.framing.prefix, *ids, *self.framing.suffix]
+        ids, _ = encode_chat(turns, self._format, self.source_tokenizer, reply=True)
+        prefix = () if self._format.complete else self.framing.prefix
+        return [*prefix, *ids, *self.framing.suffix]
 
     def _example(self, source: list[int], target: list[int], record: Record, source_cut: bool) -> Example:
         start = self.framing.decoder_start

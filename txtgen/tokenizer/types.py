@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from txtgen.tokenizer.names import SpecialNames
+
 TokenizerFiles: TypeAlias = dict[str, bytes]
 """The files of a tokenizer by name; with its kind they are enough to rebuild it."""
 
@@ -32,6 +34,10 @@ class Tokenizer(Protocol):
     @property
     def control_ids(self) -> Mapping[str, int]:
         """Control symbol -> id, such as "<|user|>". No text encodes to them."""
+
+    @property
+    def names(self) -> SpecialNames:
+        """How the special tokens and control symbols are spelled."""
 
     @property
     def byte_ids(self) -> frozenset[int]:
