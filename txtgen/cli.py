@@ -19,8 +19,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Train a tokenizer, or look at one.")
+convert_app = typer.Typer(no_args_is_help=True, help="Bring models in from Hugging Face's format, and out to it.")
 config_app = typer.Typer(no_args_is_help=True, help="Show a config with everything resolved, or its JSON schema.")
 app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(convert_app, name="convert")
 app.add_typer(config_app, name="config")
 
 Inputs = Annotated[
@@ -33,6 +35,9 @@ Name = Annotated[str | None, typer.Option(help="Of the run's folder. [default: t
 Steps = Annotated[int | None, typer.Option(help="Optimizer steps.")]
 Minutes = Annotated[float | None, typer.Option(help="Stop, saved, after this much time.")]
 DtypeName = Literal["auto", "float32", "bfloat16"]
+WeightsDtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights written; auto is as they are.")
+]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 TrainDtype = Annotated[DtypeName | None, typer.Option(help="Of the matrix products. [default: auto]")]
 TrainDevice = Annotated[DeviceName | None, typer.Option(help="Where to compute. [default: auto]")]
@@ -44,7 +49,10 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupte
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew; the old run is moved aside.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and train nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Model = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A .pth or run folder. [default: the newest run]")]
+Model = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="A .pth, run folder or Hugging Face folder. [default: the newest run]"),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -247,6 +255,48 @@ def inspect(model: Model = None, runs_path: RunsPath = "runs", json_output: Json
     from txtgen.commands.report import report_inspection
 
     report_inspection(command.run(model, runs_path), json_output)
+
+
+@convert_app.command("from-hf")
+def convert_from_hf(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="With config.json, tokenizer and weights.")],
+    output: Annotated[str, typer.Argument(metavar="MODEL.pth", help="To write.")],
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Weights to use instead, such as a finetuned state dict.")
+    ] = None,
+    dtype: WeightsDtype = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace MODEL.pth if it exists.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Make a checkpoint of a model in Hugging Face's format."""
+    from txtgen.commands import convert as command
+    from txtgen.commands.report import report_conversion
+    from txtgen.config.commands import ImportConfig
+    from txtgen.config.flags import from_flags
+
+    tree = {"folder": folder, "output": output, "weights": weights, "dtype": dtype, "overwrite": overwrite}
+    report_conversion(command.from_hf(from_flags(ImportConfig, tree)), json_output)
+
+
+@convert_app.command("to-hf")
+def convert_to_hf(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A .pth or run folder.")],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="To write; new or empty.")],
+    family: Annotated[
+        str | None, typer.Option(help="To write it as. [default: the first that has such models]")
+    ] = None,
+    dtype: WeightsDtype = "auto",
+    max_shard_bytes: Annotated[int, typer.Option(help="As large as a file of weights gets.")] = 5_000_000_000,
+    json_output: Json = False,
+) -> None:
+    """Write a model as a folder that transformers loads."""
+    from txtgen.commands import convert as command
+    from txtgen.commands.report import report_conversion
+    from txtgen.config.commands import ExportConfig
+    from txtgen.config.flags import from_flags
+
+    tree = {"model": model, "folder": folder, "family": family, "dtype": dtype, "max_shard_bytes": max_shard_bytes}
+    report_conversion(command.to_hf(from_flags(ExportConfig, tree)), json_output)
 
 
 @tokenizer_app.command("train")

@@ -224,3 +224,28 @@ def test_all_tensors_come_from_a_mapping_that_reads_lazily(saved):
     assert isinstance(weights, Weights)
     assert "model.norm.weight" in weights
     assert not weights._open
+
+
+def test_a_t5_with_an_output_layer_of_its_own(saved, tmp_path):
+    import shutil
+    import warnings
+
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(saved("t5-v1.1"), tmp_path / "t5")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = torch.randn(41, 16, generator=torch.Generator().manual_seed(3))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
+    family, config, state = read(folder)
+    assert not config.tie_embeddings
+    assert not config.scale_output
+    given = inputs(True)
+    torch.testing.assert_close(
+        our_logits(built(config, state), *given), their_logits(theirs, *given), rtol=0, atol=2e-5
+    )
+    again = family.read(Fields(family.write(config), "written"), Written(family, config, state))
+    assert again == config

@@ -107,6 +107,8 @@ def transformers_pair(folder: Path, seq2seq: bool):
     import transformers
 
     auto = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
+    # For a Mistral with nothing but a tokenizer.model, AutoTokenizer forgets the space that the model puts first.
+    reader = transformers.LlamaTokenizer if (folder / "tokenizer.model").exists() else transformers.AutoTokenizer
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return auto.from_pretrained(folder).eval(), transformers.AutoTokenizer.from_pretrained(str(folder))
+        return auto.from_pretrained(folder).eval(), reader.from_pretrained(str(folder))

@@ -1,23 +1,30 @@
 """From what the user calls a model to a model: one function for every command. Devices and dtypes likewise."""
 
+import logging
 import os
+from hashlib import sha256
 from pathlib import Path
 
 import torch
 
-from txtgen.checkpoint import load_checkpoint, load_model
+import txtgen
+from txtgen.checkpoint import FORMAT, load_checkpoint, load_model, save_checkpoint
+from txtgen.convert import import_folder
 from txtgen.errors import CheckpointError, ConfigError
 from txtgen.generator import Generator
 from txtgen.tokenizer import Tokenizer, load_tokenizer
 
+logger = logging.getLogger(__name__)
+
 
 def resolve_model(model: str | Path | None, runs_path: str = "runs") -> Path:
-    """The .pth file that is meant by a .pth file, a run folder, or None for the newest run.
+    """The .pth file that is meant by a .pth file, a run folder, a Hugging Face folder, or None for the newest run.
 
-    Of a run folder it is best.pth, or last.pth where no validation has chosen a best one.
+    Of a run folder it is best.pth, or last.pth where no validation has chosen a best one. A Hugging Face folder is
+    converted once, and the checkpoint kept in the user's cache for as long as the folder stays as it is.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or it is a Hugging Face folder that cannot be converted.
     """
     if model is None:
         return _newest_run(Path(runs_path))
@@ -26,11 +33,32 @@ def resolve_model(model: str | Path | None, runs_path: str = "runs") -> Path:
         for name in ("best.pth", "last.pth"):
             if (path / name).is_file():
                 return path / name
+        if (path / "config.json").is_file():
+            return _converted(path)
         raise CheckpointError(
-            "no model in this folder", str(path), "it needs a best.pth or last.pth; name a run folder"
+            "no model in this folder",
+            str(path),
+            "name a run folder (with best.pth or last.pth) or a Hugging Face folder (with config.json)",
         )
     if not path.is_file():
-        raise CheckpointError("no such model", str(path), "give a .pth file or a run folder")
+        raise CheckpointError("no such model", str(path), "give a .pth file, a run folder or a Hugging Face folder")
+    return path
+
+
+def _converted(folder: Path) -> Path:
+    """The checkpoint made of a Hugging Face folder: of these very files, by this version of txtgen."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    place = sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    files = sorted((path.name, path.stat()) for path in folder.iterdir() if path.is_file())
+    facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
+    state = sha256(repr((txtgen.__version__, FORMAT, facts)).encode()).hexdigest()[:16]
+    path = Path(home) / "txtgen" / f"{place}-{state}.pth"
+    if not path.is_file():
+        logger.warning("converting %s once; the result is kept as %s", folder, path)
+        save_checkpoint(path, import_folder(folder))
+        for old in path.parent.glob(f"{place}-*.pth"):
+            if old != path:
+                old.unlink(missing_ok=True)
     return path
 
 

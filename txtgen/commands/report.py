@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from txtgen.commands.console import duration, table, write_result
+from txtgen.commands.convert import Conversion
 from txtgen.commands.evaluate import Evaluation
 from txtgen.commands.inspect import Inspection
 from txtgen.commands.tokenizer import TokenizerSummary, TokenizerTraining
@@ -34,6 +35,24 @@ def report_evaluation(evaluation: Evaluation, as_json: bool) -> None:
         rows["chrF"] = f"{translation.chrf:.2f}   {translation.chrf_signature}"
         rows["sentences"] = f"{translation.sentences:,}"
     table("", rows)
+
+
+def report_conversion(conversion: Conversion, as_json: bool) -> None:
+    """Show what was read and written."""
+    if as_json:
+        write_json(asdict(conversion))
+        return
+    table(
+        "",
+        {
+            "written": conversion.path,
+            "family": conversion.family,
+            "parameters": f"{conversion.parameters:,} in {conversion.tensors} tensors",
+            "weights": f"{conversion.num_bytes / 1e6:,.1f} MB of {conversion.dtype}",
+            "tokenizer": conversion.tokenizer,
+            "chat": conversion.chat,
+        },
+    )
 
 
 def report_inspection(inspection: Inspection, as_json: bool) -> None:

@@ -142,6 +142,41 @@ class EvaluateConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
+WeightsDtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class ImportConfig(Config):
+    """`txtgen convert from-hf`."""
+
+    folder: str
+    """Of a model in Hugging Face's format."""
+    output: str
+    """The .pth to write."""
+    weights: str | None = None
+    """A file of weights in place of the folder's own."""
+    dtype: WeightsDtype = "auto"
+    overwrite: bool = False
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """The output must be called what every command takes for a model."""
+        if not self.output.endswith(".pth"):
+            yield "output", f"{self.output} does not end in .pth"
+
+
+class ExportConfig(Config):
+    """`txtgen convert to-hf`."""
+
+    model: str
+    folder: str
+    """To write; must not exist, or be empty."""
+    runs_path: str = "runs"
+    family: str | None = None
+    """Of Hugging Face's models; None: the first that can say all that the model's config says."""
+    dtype: WeightsDtype = "auto"
+    max_shard_bytes: Annotated[int, Field(ge=1_000)] = 5_000_000_000
+    """As large as a file of weights gets."""
+
+
 class CheckpointConfig(Config):
     """What a checkpoint says of itself: enough to build, prompt and continue the model."""
 
