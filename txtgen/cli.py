@@ -1,7 +1,6 @@
 """The command line: arguments become a config and go to one function each. No logic; no torch before it is needed."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -344,8 +343,9 @@ def config_show(
 ) -> None:
     """Print a config with every default filled in."""
     from txtgen.commands import config as command
+    from txtgen.commands.output import write_result
 
-    typer.echo(command.show(path, settings or ()), nl=False)
+    write_result(command.show(path, settings or ()), end="")
 
 
 @config_app.command("schema")
@@ -354,8 +354,9 @@ def config_schema(
 ) -> None:
     """Print the JSON schema of a config, for editors."""
     from txtgen.commands import config as command
+    from txtgen.commands.output import write_result
 
-    typer.echo(command.schema(command_name), nl=False)
+    write_result(command.schema(command_name), end="")
 
 
 def sugar(flags: dict[str, Any], settings: list[str] | None) -> list[str]:
@@ -371,10 +372,6 @@ def run(arguments: list[str]) -> int:
         return end.code if isinstance(end.code, int) else int(bool(end.code))
     except TxtgenError as error:
         return complain(error)
-    except BrokenPipeError:
-        # The reader went away, as `head` does: nothing is wrong, but Python must not flush into the broken pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         return 130
     return 0

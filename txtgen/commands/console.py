@@ -1,6 +1,5 @@
-"""The only module that talks to a terminal: progress and messages on stderr, escaped; results on stdout, exact."""
+"""Progress and messages on stderr, escaped; tables on stdout."""
 
-import sys
 import time
 from types import TracebackType
 from typing import Self
@@ -11,18 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from txtgen.commands.output import write_exact
 from txtgen.errors import safe_text
 from txtgen.train import StepReport
 
 PLAIN_LINE_SECONDS = 5.0
-
-
-def write_result(text: str, end: str = "\n") -> None:
-    """Write a result to stdout: escaped on a terminal, exact when piped."""
-    if sys.stdout.isatty():
-        text = safe_text(text)
-    sys.stdout.write(text + end)
-    sys.stdout.flush()
 
 
 class ProgressDisplay:
@@ -111,4 +103,7 @@ def table(title: str, rows: dict[str, object]) -> None:
     grid.add_column(overflow="fold")
     for name, value in rows.items():
         grid.add_row(Text(safe_text(name)), Text(safe_text(str(value))))
-    Console(highlight=False, emoji=False, markup=False).print(grid)
+    console = Console(highlight=False, emoji=False, markup=False)
+    with console.capture() as shown:
+        console.print(grid)
+    write_exact(shown.get())

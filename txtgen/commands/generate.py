@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from txtgen.commands.console import write_result
 from txtgen.commands.models import load
+from txtgen.commands.output import write_result
 from txtgen.config.commands import GenerateConfig
 from txtgen.config.decoding import resolve_decoding
 from txtgen.config.model import EncoderDecoderConfig

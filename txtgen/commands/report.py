@@ -4,10 +4,11 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from txtgen.commands.console import duration, table, write_result
+from txtgen.commands.console import duration, table
 from txtgen.commands.convert import Conversion
 from txtgen.commands.evaluate import Evaluation
 from txtgen.commands.inspect import Inspection
+from txtgen.commands.output import write_result
 from txtgen.commands.tokenizer import TokenizerSummary, TokenizerTraining
 
 

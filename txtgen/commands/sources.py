@@ -1,10 +1,11 @@
-"""What a data file named on the command line holds, told by its ending and first line."""
+"""What data files named on the command line hold, told by their endings and first lines."""
 
 import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+from txtgen.data.paths import resolve
 from txtgen.errors import DataError
 
 
@@ -17,17 +18,40 @@ def guess_source(paths: list[str], target: str | None = None, documents: str = "
         documents: what one document of plain text is.
 
     Raises:
-        DataError: a .jsonl file whose first line is none of the known forms.
+        DataError: the paths name no file, files of different kinds, or a .jsonl file whose first line is none of
+            the known forms; or there is a target and not exactly one file that it belongs to.
     """
     if target is not None:
+        if len(paths) != 1:
+            raise DataError(f"one target for {len(paths)} sources", target, "name one source file")
         return {"kind": "parallel", "source_path": paths[0], "target_path": target}
-    path: str | list[str] = paths[0] if len(paths) == 1 else paths
-    name = paths[0].removesuffix(".gz")
+    files = resolve(paths)
+    kind = _guess_file(files[0], documents)
+    for file in files[1:]:
+        other = _guess_file(file, documents)
+        if other != kind:
+            raise DataError(
+                f"files of different kinds: {files[0]} ({_name(kind)}) and {file} ({_name(other)})",
+                ", ".join(paths),
+                "name files of one kind, or write a config with a source for each kind",
+            )
+    return {**kind, "path": paths[0] if len(paths) == 1 else paths}
+
+
+def _name(kind: dict[str, Any]) -> str:
+    """A kind of source in words: text, or jsonl_pairs of question and answer."""
+    fields = [str(kind[key]) for key in ("source_field", "target_field") if key in kind]
+    return f"{kind['kind']} of {' and '.join(fields)}" if fields else str(kind["kind"])
+
+
+def _guess_file(path: str, documents: str) -> dict[str, Any]:
+    """The source config for one file, less its path."""
+    name = path.removesuffix(".gz")
     if name.endswith(".tsv"):
-        return {"kind": "tsv", "path": path}
+        return {"kind": "tsv"}
     if name.endswith(".jsonl"):
-        return {"path": path, **_guess_jsonl(paths[0])}
-    return {"kind": "text", "path": path, "documents": documents}
+        return _guess_jsonl(path)
+    return {"kind": "text", "documents": documents}
 
 
 def _guess_jsonl(path: str) -> dict[str, Any]:

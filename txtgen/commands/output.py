@@ -1,0 +1,26 @@
+"""Results on stdout. Imports nothing heavy, so that showing a config stays quick."""
+
+import os
+import sys
+
+from txtgen.errors import safe_text
+
+
+def write_result(text: str, end: str = "\n") -> None:
+    """Write a result to stdout: escaped on a terminal, exact when piped."""
+    write_exact((safe_text(text) if sys.stdout.isatty() else text) + end)
+
+
+def write_exact(text: str) -> None:
+    """Write to stdout at once.
+
+    Raises:
+        SystemExit: with 0, if the reader went away, as `head` does when it has enough: nothing is wrong. A broken
+            pipe must not leave the command, since typer would make it exit code 1.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        raise SystemExit(0) from None
