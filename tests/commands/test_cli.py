@@ -215,6 +215,14 @@ def test_evaluate_translates_pairs(translator, trained, workshop, capfd) -> None
     assert Path("out.txt").read_text().count("\n") == 72
 
 
+def test_evaluate_cuts_a_source_that_is_too_long(translator, workshop, capfd) -> None:
+    pytest.importorskip("sacrebleu")
+    for number in (10, 11, 300):  # three byte pieces each, and the model reads 31 and an end
+        Path("pairs.tsv").write_text("猫" * number + "\tKatze\n", encoding="utf-8")
+        assert run(["evaluate", translator, "--data", "pairs.tsv", "--output", f"{number}.txt", "--json"]) == 0
+    assert Path("10.txt").read_bytes() == Path("11.txt").read_bytes() == Path("300.txt").read_bytes()
+
+
 def test_evaluate_validates_as_training_did(decoder, capfd) -> None:
     assert run(["evaluate", decoder, "--json", "--dtype", "float32"]) == 0
     found = json.loads(capfd.readouterr().out)["loss"]["loss"]

@@ -7,14 +7,13 @@ from typing import Any
 from txtgen.checkpoint import load_model, replace_file
 from txtgen.commands.models import inference_dtype, resolve_model, select_device
 from txtgen.commands.sources import guess_source
-from txtgen.commands.training import source_length
 from txtgen.config.commands import EvaluateConfig
 from txtgen.config.data import DataConfig, Seq2SeqObjective
 from txtgen.config.loader import config_from_tree
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.data import build_objective, validation_batches, validation_pairs
 from txtgen.errors import DataError
-from txtgen.evaluate import LossMetrics, TranslationMetrics, clip, evaluate_loss, score_translations
+from txtgen.evaluate import LossMetrics, TranslationMetrics, evaluate_loss, translate_pairs
 from txtgen.generator import Generator
 
 
@@ -44,7 +43,7 @@ def run(config: EvaluateConfig) -> Evaluation:
         loaded.tokenizer,
         loaded.source_tokenizer or loaded.tokenizer,
         max_length=length,
-        max_source_length=source_length(loaded.config.model),
+        max_source_length=loaded.config.model.source_length,
         framing=loaded.config.framing,
     )
     seed = trained_on.get("seed", 0)
@@ -62,15 +61,11 @@ def _translate(generator: Generator, data: DataConfig, seed: int, config: Evalua
     pairs = list(validation_pairs(data, seed=seed))
     if not pairs:
         return None
-    loaded = generator.loaded
-    longest = source_length(loaded.config.model)
-    sources = [clip(pair.source, loaded.source_tokenizer or loaded.tokenizer, longest) for pair in pairs]
-    options = {**config.decoding, "num_return": 1}
-    texts = [generation.text.replace("\n", " ") for generation in generator.generate(sources, **options)]
+    texts, scores = translate_pairs(generator, pairs, data.validation.bleu_tokenizer, **config.decoding)
     if config.output is not None:
         with replace_file(Path(config.output)) as handle:
             handle.write("".join(text + "\n" for text in texts).encode())
-    return score_translations(texts, [pair.target for pair in pairs], data.validation.bleu_tokenizer)
+    return scores
 
 
 def _data(config: EvaluateConfig, trained_on: dict[str, Any], seq2seq: bool, where: str) -> DataConfig:

@@ -4,9 +4,10 @@ from fnmatch import fnmatchcase
 
 from txtgen.checkpoint import Checkpoint, check_tokenizer, load_checkpoint, load_weights
 from txtgen.commands.console import ProgressDisplay
+from txtgen.commands.job import Job
 from txtgen.commands.models import resolve_model
 from txtgen.commands.starting import Launch, corpus, cost, start_run, with_learning_rate
-from txtgen.commands.training import Job, RunResult
+from txtgen.commands.training import RunResult
 from txtgen.commands.training import run as run_training
 from txtgen.config.commands import FinetuneConfig, architecture_problems
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig

@@ -4,8 +4,9 @@ import torch
 
 from txtgen.checkpoint import replace_file
 from txtgen.commands.console import ProgressDisplay
+from txtgen.commands.job import Job
 from txtgen.commands.starting import Launch, Start, corpus, cost, require_memory, start_run, with_learning_rate
-from txtgen.commands.training import Job, RunResult
+from txtgen.commands.training import RunResult
 from txtgen.commands.training import run as run_training
 from txtgen.config.commands import PretrainConfig
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig

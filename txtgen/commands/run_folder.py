@@ -1,6 +1,7 @@
 """The folder of a run: its lock, its files, and which checkpoints stay."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -31,6 +32,20 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.last = path / "last.pth"
         self.best = path / "best.pth"
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Write the package's log into log.txt while the block runs."""
+        handler = logging.FileHandler(self.log, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        package = logging.getLogger("txtgen")
+        package.addHandler(handler)
+        package.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            package.removeHandler(handler)
+            handler.close()
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -4,10 +4,9 @@ import logging
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,53 +15,23 @@ import torch
 import txtgen
 from txtgen.checkpoint import Checkpoint, LoadedModel, save_checkpoint
 from txtgen.commands.console import ProgressDisplay, duration
-from txtgen.commands.run_folder import RunFolder
+from txtgen.commands.job import Job
 from txtgen.commands.signals import EXIT_CODES, StopRequest, listen
-from txtgen.config.commands import CheckpointConfig, RunConfig, chat_format
-from txtgen.config.model import EncoderDecoderConfig, ModelConfig
-from txtgen.config.tokenizer import Framing
+from txtgen.commands.validation import Validation
+from txtgen.config.commands import CheckpointConfig, chat_format
 from txtgen.data import (
     Batch,
     Objective,
     StreamReport,
-    ValidationBatches,
     build_objective,
     merge_bookmarks,
     train_stream,
-    validation_batches,
-    validation_pairs,
 )
-from txtgen.distributed import World
-from txtgen.errors import DataError, ResourceError, TxtgenError
-from txtgen.evaluate import clip, evaluate_loss, score_translations
+from txtgen.errors import ResourceError, TxtgenError
 from txtgen.generator import Generation, Generator
-from txtgen.model import Transformer
-from txtgen.tokenizer import Tokenizer
 from txtgen.train import StepReport, TrainState, build_optimizer, train
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run that is ready to train: everything built, nothing learnt yet (or as far as `resumed` says).
-
-    parents: fingerprints of the checkpoints that it descends from, the nearest last. resumed: the training state of
-    the checkpoint that it goes on from, or None.
-    """
-
-    command: str
-    config: RunConfig
-    peak_learning_rate: float
-    model: Transformer
-    tokenizer: Tokenizer
-    source_tokenizer: Tokenizer | None
-    folder: RunFolder
-    dtype: torch.dtype
-    world: World = field(default_factory=World)
-    framing: Framing | None = None
-    parents: tuple[str, ...] = ()
-    resumed: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +49,6 @@ class RunResult:
         return EXIT_CODES[self.stopped_by] if self.stopped_by else 0
 
 
-def row_length(config: RunConfig, model: ModelConfig) -> int:
-    """Positions of a packed row, or of the longest target."""
-    return config.train.sequence_length or model.max_length
-
-
-def source_length(model: ModelConfig) -> int:
-    """Positions of the longest source; 0 for a decoder, which reads none."""
-    return model.max_source_length if isinstance(model, EncoderDecoderConfig) else 0
-
-
 def run(job: Job, display: ProgressDisplay) -> RunResult:
     """Train, validate, sample and save until the steps are done, the time is up, or a signal asks to stop.
 
@@ -97,7 +56,7 @@ def run(job: Job, display: ProgressDisplay) -> RunResult:
         TxtgenError: with status.json saying how it failed; the last checkpoint stays.
     """
     try:
-        with listen() as stop, log_file(job.folder, job.world), display:
+        with listen() as stop, job.folder.logging() if job.world.is_main else nullcontext(), display:
             return Session(job, display, stop).run()
     except (Exception, KeyboardInterrupt) as error:
         if job.world.is_main:
@@ -127,24 +86,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-@contextmanager
-def log_file(folder: RunFolder, world: World) -> Iterator[None]:
-    """Write the package's log into the run's log.txt while the block runs."""
-    if not world.is_main:
-        yield
-        return
-    handler = logging.FileHandler(folder.log, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    package = logging.getLogger("txtgen")
-    package.addHandler(handler)
-    package.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        package.removeHandler(handler)
-        handler.close()
-
-
 @dataclass
 class Session:
     """The state of a run in progress, around the loop's own."""
@@ -171,14 +112,14 @@ class Session:
             job.config.data.objective,
             job.tokenizer,
             job.source_tokenizer or job.tokenizer,
-            max_length=row_length(job.config, job.model.config),
-            max_source_length=source_length(job.model.config),
+            max_length=job.row_length,
+            max_source_length=job.model.config.source_length,
             framing=job.framing,
         )
-        self.validation = self.held_out()
         self.generator = Generator(
             LoadedModel(job.model, job.tokenizer, job.source_tokenizer, self.checkpoint_config()), batch_size=64
         )
+        self.validation = Validation(job, self.objective, self.generator)
         self.samples()  # refuses a prompt that is too long, before anything is trained
         if job.resumed is not None:
             self.restore(job.resumed)
@@ -315,32 +256,12 @@ class Session:
 
     def batches(self) -> Iterator[Batch]:
         """The stream from where the run is."""
-        job = self.job
         return train_stream(
-            job.config.data,
+            self.job.config.data,
             self.objective,
-            batch_tokens=job.config.train.batch_tokens,
-            length=row_length(job.config, job.model.config),
-            seed=job.config.seed,
-            rank=job.world.rank,
-            world_size=job.world.size,
+            **self.job.stream_options,
             bookmark=self.state.bookmark or None,
             report=self.report,
-        )
-
-    def held_out(self) -> ValidationBatches | None:
-        """The batches to validate on, the same every time; None if nothing is held out."""
-        job = self.job
-        if not (job.config.data.validation.sources or job.config.data.validation.fraction):
-            return None
-        return validation_batches(
-            job.config.data,
-            self.objective,
-            batch_tokens=job.config.train.batch_tokens,
-            length=row_length(job.config, job.model.config),
-            seed=job.config.seed,
-            rank=job.world.rank,
-            world_size=job.world.size,
         )
 
     def log(self, report: StepReport) -> None:
@@ -365,62 +286,28 @@ class Session:
             logger.info("step %d loss %.4f grad_norm %.3f", report.step, report.loss, report.grad_norm)
 
     def validate(self) -> None:
-        """Measure on the held-out text; keep the model as best.pth if it never was better."""
-        job, config = self.job, self.job.config.train
-        if self.validation is None:
-            self.validated = self.state.step
-            self.sample_after_validation()
+        """Measure on the held-out text, if any is; keep the model as best.pth if it never was better."""
+        metrics = self.validation.measure(self.stop)
+        if metrics is None:
             return
-        wanted = takewhile(lambda _: not self.stop, islice(self.validation, config.validation_batches))
-        loss = evaluate_loss(job.model, wanted, job.dtype, job.world)
-        metrics = {"val_loss": loss.loss, "val_bits_per_byte": loss.bits_per_byte}
-        if self.must_stop():
-            return  # what was measured is of a part only
-        if config.validation_metric != "loss":
-            metrics.update(self.translate())
         self.validated = self.state.step
+        if metrics:
+            self.record(metrics)
+        if not self.job.config.samples.every:
+            self.sample()  # samples that have no rhythm of their own follow validation
+
+    def record(self, metrics: dict[str, float]) -> None:
+        """Show and write what was measured."""
+        job = self.job
         if job.world.is_main:
             self.display.validation(metrics)
             job.folder.write_metrics({"step": self.state.step, **metrics, "seconds": self.elapsed()})
             logger.info("validation at step %d: %s", self.state.step, metrics)
-        if self.improves(metrics):
+        if self.validation.is_better(metrics, self.best):
             self.best = {"step": self.state.step, **metrics}
             checkpoint = self.checkpoint(training=False)
             if job.world.is_main:
                 save_checkpoint(job.folder.best, checkpoint)
-        self.sample_after_validation()
-
-    def improves(self, metrics: dict[str, float]) -> bool:
-        """Whether these metrics are better than the best so far."""
-        metric = self.job.config.train.validation_metric
-        key = f"val_{metric}"
-        if key not in self.best:
-            return True
-        return metrics[key] < self.best[key] if metric == "loss" else metrics[key] > self.best[key]
-
-    def translate(self) -> dict[str, float]:
-        """BLEU and chrF of greedily generated targets for the first validation pairs."""
-        job = self.job
-        pairs = list(
-            islice(validation_pairs(job.config.data, seed=job.config.seed), job.config.train.validation_translations)
-        )
-        if not pairs:
-            raise DataError(
-                "validation_metric needs source and target pairs, and there are none",
-                "train.validation_metric",
-                "use validation_metric: loss",
-            )
-        tokenizer = job.source_tokenizer or job.tokenizer
-        sources = [clip(pair.source, tokenizer, source_length(job.model.config)) for pair in pairs]
-        texts = [generation.text for generation in self.generator.generate(sources, strategy="greedy", num_return=1)]
-        references = [pair.target for pair in pairs]
-        scores = score_translations(texts, references, job.config.data.validation.bleu_tokenizer)
-        return {"val_bleu": scores.bleu, "val_chrf": scores.chrf}
-
-    def sample_after_validation(self) -> None:
-        """Samples that have no rhythm of their own follow validation."""
-        if not self.job.config.samples.every:
-            self.sample()
 
     def samples(self) -> Iterator[Generation]:
         """What the model makes of the sample prompts, once it is asked for."""

@@ -222,6 +222,11 @@ class DecoderConfig(TransformerConfig):
     kind: Literal["decoder"] = "decoder"
     num_layers: Count = 4
 
+    @property
+    def source_length(self) -> int:
+        """Positions of the longest source: 0, it reads none."""
+        return 0
+
 
 class EncoderDecoderConfig(TransformerConfig):
     """An encoder-decoder Transformer: the decoder attends to an encoded source."""
@@ -233,6 +238,11 @@ class EncoderDecoderConfig(TransformerConfig):
     """One embedding matrix for source and target; needs one tokenizer for both."""
     max_source_length: Count = 512
     source_vocab_size: Count | None = None
+
+    @property
+    def source_length(self) -> int:
+        """Positions of the longest source."""
+        return self.max_source_length
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """As for every Transformer; shared embeddings need equal sizes."""

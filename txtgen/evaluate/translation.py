@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from txtgen.config.data import BleuTokenizer
+from txtgen.data.types import PairRecord
 from txtgen.errors import ResourceError
+from txtgen.generator import Generator
 from txtgen.tokenizer import Tokenizer
 
 
@@ -19,7 +22,30 @@ class TranslationMetrics:
     sentences: int
 
 
-def clip(text: str, tokenizer: Tokenizer, max_length: int) -> str:
+def translate_pairs(
+    generator: Generator, pairs: Sequence[PairRecord], tokenize: BleuTokenizer = "13a", **options: Any
+) -> tuple[list[str], TranslationMetrics]:
+    """A target for each source, on one line, and what they score against the targets of the pairs.
+
+    Args:
+        generator: an encoder-decoder; a source that is too long for it is cut.
+        pairs: at least one.
+        tokenize: what BLEU does to the texts first.
+        options: of `Generator.generate`; one result per source is taken, whatever they say.
+
+    Raises:
+        UsageError: an option that cannot be used.
+        ResourceError: sacreBLEU is not installed.
+    """
+    loaded = generator.loaded
+    tokenizer, longest = loaded.source_tokenizer or loaded.tokenizer, loaded.config.model.source_length
+    sources = [_clip(pair.source, tokenizer, longest) for pair in pairs]
+    found = generator.generate(sources, **{**options, "num_return": 1})
+    texts = [generation.text.replace("\n", " ") for generation in found]
+    return texts, score_translations(texts, [pair.target for pair in pairs], tokenize)
+
+
+def _clip(text: str, tokenizer: Tokenizer, max_length: int) -> str:
     """The beginning of a source that a model of this source length can read, its end token included."""
     ids = tokenizer.encode(text)
     return text if len(ids) < max_length else tokenizer.decode(ids[: max_length - 1]).rstrip("\ufffd")

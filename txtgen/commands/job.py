@@ -1,0 +1,61 @@
+"""A run that is ready to train."""
+
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import torch
+
+from txtgen.commands.run_folder import RunFolder
+from txtgen.config.commands import RunConfig
+from txtgen.config.tokenizer import Framing
+from txtgen.distributed import World
+from txtgen.model import Transformer
+from txtgen.tokenizer import Tokenizer
+
+
+class StreamOptions(TypedDict):
+    """The shape of global batches, what keys their order, and which rows of them are this rank's."""
+
+    batch_tokens: int
+    length: int
+    seed: int
+    rank: int
+    world_size: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is ready to train: everything built, nothing learnt yet (or as far as `resumed` says).
+
+    parents: fingerprints of the checkpoints that it descends from, the nearest last. resumed: the training state of
+    the checkpoint that it goes on from, or None.
+    """
+
+    command: str
+    config: RunConfig
+    peak_learning_rate: float
+    model: Transformer
+    tokenizer: Tokenizer
+    source_tokenizer: Tokenizer | None
+    folder: RunFolder
+    dtype: torch.dtype
+    world: World = field(default_factory=World)
+    framing: Framing | None = None
+    parents: tuple[str, ...] = ()
+    resumed: dict[str, Any] | None = None
+
+    @property
+    def row_length(self) -> int:
+        """Positions of a packed row, or of the longest target."""
+        return self.config.train.sequence_length or self.model.config.max_length
+
+    @property
+    def stream_options(self) -> StreamOptions:
+        """What the streams of the training and of the held-out text have in common."""
+        return StreamOptions(
+            batch_tokens=self.config.train.batch_tokens,
+            length=self.row_length,
+            seed=self.config.seed,
+            rank=self.world.rank,
+            world_size=self.world.size,
+        )
