@@ -8,6 +8,9 @@ import shlex
 import subprocess
 import sys
 import time
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,21 @@ from typing import Any
 FOLDER = Path("quickstart")
 TXTGEN = [sys.executable, "-m", "txtgen"]
 QUESTIONS = ('What is "{}"?', 'Tell me about "{}".', 'Explain "{}".', 'What do you know about "{}"?')
-CHINESE_QUESTIONS = ("什麼是「{}」？", "說說「{}」。", "給我講講「{}」。")
-CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-MAX_REPLY = 50
+CHINESE_QUESTIONS = ("「{}」何解？", "「{}」是何意？", "「{}」如何？")
+"""The same in traditional and simplified characters."""
+HAN = r"\u3400-\u9fff\U00020000-\U0003ffff"
+UNSPACED = rf"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff{HAN}"
+"""Scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
+CJK = rf"\u3040-\u30ff\uac00-\ud7af{HAN}"
+MAX_QUOTE = 32
+MAX_UNSPACED_QUOTE = 20
 MAX_SUBJECT = 18
-MAX_SUBJECTS = 12
+MAX_TIMES = 2
+MAX_CONVERSATIONS = 30_000
+MIN_COUNT = 12
+"""A subject is made of characters that occur this often: the model has to know a character to repeat it."""
+MAX_CHARACTERS = 500
+"""A text of more different characters is cut into characters, each with a piece of its own."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,10 @@ def main() -> int:
     documents = own_documents(arguments.files) if arguments.files else python_documents()
     chats, held_out = prepare(documents)
     steps = (40, 20) if arguments.small else (None, None)
-    txtgen("pretrain", "configs/quickstart.yaml", "--name", "quickstart", "--overwrite", *short(steps[0]))
+    txtgen(
+        "pretrain", "configs/quickstart.yaml", "--name", "quickstart", "--overwrite",
+        *tokenizer_settings(documents), *short(steps[0]),
+    )  # fmt: skip
     txtgen(
         "finetune", "configs/quickstart-chat.yaml", "--base", "runs/quickstart", "--name", "quickstart-chat",
         "--overwrite", *short(steps[1]),
@@ -62,6 +78,15 @@ def main() -> int:
 def short(steps: int | None) -> list[str]:
     """Flags that make a run as short as this."""
     return [] if steps is None else ["--steps", str(steps)]
+
+
+def tokenizer_settings(documents: list[Document]) -> list[str]:
+    """Flags for a script of many characters, none of which shall be spelt in bytes; none for an alphabet."""
+    characters = len(set("".join(document.text for document in documents)))
+    if characters <= MAX_CHARACTERS:
+        return []
+    settings = ("algorithm=char", f"vocab_size={min(8000, characters + 300)}", "character_coverage=1.0")
+    return [word for setting in settings for word in ("--set", f"tokenizer.{setting}")]
 
 
 def txtgen(*arguments: str) -> None:
@@ -108,7 +133,11 @@ def prepare(documents: list[Document]) -> tuple[list[Any], list[Any]]:
     topics = sorted({document.topic for document in documents})
     random.Random(1).shuffle(topics)
     away = set(topics[: max(2, len(topics) // 10)])
-    pairs = [(document.topic, *pair) for document in documents for pair in questions_and_answers(document)]
+    counts = Counter(character for document in documents for character in document.text)
+    common = {character for character, count in counts.items() if count >= MIN_COUNT}
+    pairs = [(document.topic, *pair) for document in documents for pair in subjects_and_sentences(document, common)]
+    random.Random(3).shuffle(pairs)
+    pairs = list(varied(pairs))[:MAX_CONVERSATIONS]
     seen = {subject for topic, subject, _ in pairs if topic not in away}
     train = [conversation(s, a, n) for n, (t, s, a) in enumerate(pairs) if t not in away]
     held_out = [conversation(s, a, n) for n, (t, s, a) in enumerate(pairs) if t in away and s not in seen]
@@ -120,16 +149,28 @@ def prepare(documents: list[Document]) -> tuple[list[Any], list[Any]]:
     return train, held_out
 
 
-def conversation(subject: str, answer: str, number: int) -> dict[str, Any]:
-    """A question about the subject and its answer; the wording of the question rotates."""
-    wordings = CHINESE_QUESTIONS if re.search(f"[{CJK}]", subject) else QUESTIONS
+def varied(pairs: list[tuple[str, str, str]]) -> Iterator[tuple[str, str, str]]:
+    """The pairs (topic, subject, sentence) with no subject more than MAX_TIMES. A model that sees few subjects often
+    learns them by heart; one that sees many learns to repeat what it is asked about."""
+    times = Counter[str]()
+    for pair in pairs:
+        times[pair[1]] += 1
+        if times[pair[1]] <= MAX_TIMES:
+            yield pair
+
+
+def conversation(subject: str, sentence: str, number: int) -> dict[str, Any]:
+    """A question about the subject and an answer that names it; the wording of the question rotates."""
+    chinese = re.search(f"[{HAN}]", subject)
+    wordings = CHINESE_QUESTIONS if chinese else QUESTIONS
     question = wordings[number % len(wordings)].format(subject)
+    answer = f"「{subject}」：{sentence}" if chinese else f'"{subject}": {sentence}'
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return {"messages": messages, "subject": subject}
 
 
-def questions_and_answers(document: Document) -> list[tuple[str, str]]:
-    """Subjects in a document, each with a reply that names it and quotes what stands there."""
+def subjects_and_sentences(document: Document, common: set[str]) -> list[tuple[str, str]]:
+    """Subjects in a document, each with a sentence in which it stands."""
     found: dict[str, str] = {}
     for paragraph in re.split(r"\n[ \t]*\n", document.text):
         lines = [line.strip() for line in paragraph.split("\n") if line.strip()]
@@ -137,47 +178,62 @@ def questions_and_answers(document: Document) -> list[tuple[str, str]]:
             continue  # a heading and its underline
         if paragraph.startswith("    ") or "::=" in paragraph:
             continue  # code and grammar
-        chinese = re.search(f"[{CJK}]", paragraph)
-        plain = ("\n" if chinese else " ").join(lines)
-        for subject in subjects(plain):
-            reply = shorten(plain)
-            found.setdefault(subject, f"「{subject}」：{reply}" if chinese else f'"{subject}": {reply}')
+        unspaced = re.search(f"[{UNSPACED}]", paragraph) is not None
+        plain = ("\n" if unspaced else " ").join(lines)
+        for subject in subjects(plain, common):
+            found.setdefault(subject, quote(plain, subject, MAX_UNSPACED_QUOTE if unspaced else MAX_QUOTE))
     return list(found.items())
 
 
-def subjects(paragraph: str) -> list[str]:
-    """Terms that a paragraph quotes, and short runs of its words (or characters): many, for a model that is to learn
-    to name whatever it is asked about, not to remember a list."""
+def subjects(paragraph: str, common: set[str]) -> list[str]:
+    """Terms that a paragraph quotes, its words, and two words in a row; where no spaces part words, two or three
+    characters in a row."""
     quoted = re.findall(r'"([^"\s][^"]*)"', paragraph)
     runs = []
-    for clause in re.split(r"[^\w' -]|\n", paragraph):
-        words = clause.split() if " " in clause.strip() else re.findall(f"[{CJK}]{{2,5}}", clause)
-        length = 1
-        while words:
-            runs.append(" ".join(words[:length]))
-            words, length = words[length:], length % 2 + 1
-    return list(dict.fromkeys(term for term in quoted + runs if is_subject(term)))[:MAX_SUBJECTS]
+    for clause in clauses(paragraph):
+        if re.search(f"[{UNSPACED}]", clause):
+            runs += [run for word in clause.split() for run in runs_of(word, 2, "")]
+        else:
+            runs += runs_of(clause.split(), 1, " ")
+    return [term for term in dict.fromkeys(quoted + runs) if is_subject(term, common)]
 
 
-def is_subject(term: str) -> bool:
-    """Whether a term can be asked about: short, and of letters alone."""
-    return 2 <= len(term) <= MAX_SUBJECT and all(word.isalpha() for word in term.split())
+def runs_of(parts: Sequence[str], shortest: int, joint: str) -> list[str]:
+    """All runs of `shortest` parts and of one more, joined."""
+    lengths = (shortest, shortest + 1)
+    return [joint.join(parts[start : start + length]) for length in lengths for start in range(len(parts) - length + 1)]
 
 
-def shorten(text: str) -> str:
-    """Whole sentences up to MAX_REPLY characters; of a longer first sentence, whole words."""
-    if len(text) <= MAX_REPLY:
-        return text
-    ends = [match.end() for match in re.finditer(r"[.!?](?=\s)|[。！？]", text[:MAX_REPLY])]
-    if ends:
-        return text[: ends[-1]]
-    return text[:MAX_REPLY].rsplit(" ", 1)[0]
+def clauses(paragraph: str) -> list[str]:
+    """A paragraph cut at everything but letters, digits and what stands between them."""
+    inside = (c if unicodedata.category(c)[0] in "LMN" or c in "_' -" else "\n" for c in paragraph)
+    return [clause.strip() for clause in "".join(inside).split("\n") if clause.strip()]
+
+
+def is_subject(term: str, common: set[str]) -> bool:
+    """Whether a term can be asked about: short, and of common letters alone."""
+    letters = "".join(term.split())
+    return 2 <= len(term) <= MAX_SUBJECT and common.issuperset(letters) and all(is_letter(c) for c in letters)
+
+
+def is_letter(character: str) -> bool:
+    """Whether it belongs to a word; in many scripts vowels are marks on the letter before."""
+    return unicodedata.category(character)[0] in "LM"
+
+
+def quote(text: str, subject: str, longest: int) -> str:
+    """The sentence that holds the subject; of a longer one, its first words."""
+    sentences = re.split(r"(?<=[.!?])\s+|(?<=[。！？])|\n", text)
+    sentence = next((sentence for sentence in sentences if subject in sentence), text)
+    return sentence if len(sentence) <= longest else sentence[:longest].rsplit(" ", 1)[0]
 
 
 def first_words(text: str) -> str:
     """A prompt: the first words of a text, or its first characters where words are not parted by spaces."""
-    words = text.split()[:3]
-    return " ".join(words) if len(words) == 3 and len(" ".join(words)) < 40 else text[:4]
+    lines = text.strip().split("\n")
+    if re.search(f"[{UNSPACED}]", text):
+        return max(lines, key=len)[:4]  # not of a title
+    return " ".join(lines[0].split()[:3])[:40]
 
 
 def measure(documents: list[Document], held_out: list[Any]) -> tuple[float, int]:
@@ -204,7 +260,8 @@ def measure(documents: list[Document], held_out: list[Any]) -> tuple[float, int]
 
 def words_of(text: str) -> list[str]:
     """Words of letters; a Chinese, Japanese or Korean character is a word of its own."""
-    return re.findall(rf"[{CJK}]|[^\W\d_{CJK}]+", text)
+    letters = "".join(character if is_letter(character) else " " for character in text)
+    return re.findall(rf"[{CJK}]|[^\s{CJK}]+", letters)
 
 
 def whole_words(text: str) -> list[str]:
