@@ -46,7 +46,7 @@ def run(config: FinetuneConfig, launch: Launch | None = None) -> RunResult:
             folder=start.folder,
             dtype=start.dtype,
             world=start.world,
-            framing=base.config.framing,
+            base=base.config,
             parents=ancestors if start.resumed else (*ancestors, base.fingerprint),
             resumed=start.resumed.training if start.resumed else None,
         )

@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 import torch
 
 from txtgen.commands.run_folder import RunFolder
-from txtgen.config.commands import RunConfig
+from txtgen.config.commands import CheckpointConfig, RunConfig, inherited
 from txtgen.config.tokenizer import Framing
 from txtgen.distributed import World
 from txtgen.model import Transformer
@@ -27,8 +27,8 @@ class StreamOptions(TypedDict):
 class Job:
     """A run that is ready to train: everything built, nothing learnt yet (or as far as `resumed` says).
 
-    parents: fingerprints of the checkpoints that it descends from, the nearest last. resumed: the training state of
-    the checkpoint that it goes on from, or None.
+    parents: fingerprints of the checkpoints that it descends from, the nearest last. base: what the checkpoint that
+    it goes on from says of itself, or None. resumed: the training state of that checkpoint, or None.
     """
 
     command: str
@@ -40,9 +40,19 @@ class Job:
     folder: RunFolder
     dtype: torch.dtype
     world: World = field(default_factory=World)
-    framing: Framing | None = None
+    base: CheckpointConfig | None = None
     parents: tuple[str, ...] = ()
     resumed: dict[str, Any] | None = None
+
+    @property
+    def settled(self) -> RunConfig:
+        """The config with what it leaves open taken from the base model."""
+        return self.config if self.base is None else inherited(self.config, self.base)
+
+    @property
+    def framing(self) -> Framing | None:
+        """The tokens around texts that the base model knows; None: txtgen's own."""
+        return None if self.base is None else self.base.framing
 
     @property
     def row_length(self) -> int:

@@ -109,7 +109,7 @@ class Session:
             ),
         )
         self.objective: Objective = build_objective(
-            job.config.data.objective,
+            job.settled.data.objective,
             job.tokenizer,
             job.source_tokenizer or job.tokenizer,
             max_length=job.row_length,
@@ -128,12 +128,12 @@ class Session:
 
     def checkpoint_config(self) -> CheckpointConfig:
         """What the checkpoints of this run say of themselves."""
-        config = self.job.config
+        config, settled = self.job.config, self.job.settled
         return CheckpointConfig(
             model=self.job.model.config,
-            chat=chat_format(config.data),
+            chat=chat_format(settled.data),
             framing=self.job.framing,
-            generation=config.generation,
+            generation=settled.generation,
             run={"command": self.job.command, **config.plain()},
         )
 
@@ -321,7 +321,7 @@ class Session:
         """Show what the model makes of the sample prompts."""
         if not self.job.world.is_main:
             return
-        goes_on = self.job.model.config.kind == "decoder" and chat_format(self.job.config.data) is None
+        goes_on = self.job.model.config.kind == "decoder" and chat_format(self.job.settled.data) is None
         joint = "" if goes_on else " -> "
         for generation in self.samples():
             self.display.sample(generation.prompt, generation.text, joint)

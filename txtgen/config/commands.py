@@ -1,16 +1,25 @@
 """One class per subcommand: everything that it can be told."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
 from txtgen.config.base import Config, Count, Expected, NonNegative, Seed, Share
-from txtgen.config.data import BleuTokenizer, ChatFormat, ChatObjective, DataConfig, Seq2SeqObjective
+from txtgen.config.data import (
+    BleuTokenizer,
+    CausalLmObjective,
+    ChatFormat,
+    ChatObjective,
+    DataConfig,
+    Seq2SeqObjective,
+    TokensChatFormat,
+)
 from txtgen.config.decoding import DecodingConfig, GreedyConfig, SampleConfig
 from txtgen.config.model import EncoderDecoderConfig, ModelConfig, TransformerConfig
 from txtgen.config.tokenizer import Framing, TokenizerConfig
 from txtgen.config.train import TrainConfig
+from txtgen.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -42,7 +51,7 @@ class RunConfig(Config):
     train: TrainConfig = TrainConfig()
     samples: SamplesConfig = SamplesConfig()
     generation: DecodingConfig = GreedyConfig()
-    """Defaults of `txtgen generate` for this model."""
+    """Defaults of `txtgen generate` for this model; where nothing is said, those of the base model."""
 
 
 def architecture_problems(model: TransformerConfig, data: DataConfig, train: TrainConfig) -> Iterator[tuple[str, str]]:
@@ -195,8 +204,29 @@ def chat_format(data: DataConfig) -> ChatFormat | None:
     """The conversation format that a run teaches, or None."""
     match data.objective:
         case ChatObjective(format=format):
-            return format
+            return format or TokensChatFormat()
         case Seq2SeqObjective(format=format) if any(source.kind == "chat" for source in data.sources):
-            return format
+            return format or TokensChatFormat()
         case _:
             return None
+
+
+Run = TypeVar("Run", bound=RunConfig)
+
+
+def inherited(config: Run, base: CheckpointConfig) -> Run:
+    """The config with what it leaves open taken from the model that the run goes on from.
+
+    Raises:
+        ConfigError: the objective cannot be taught in the base model's conversation format.
+    """
+    data, objective = config.data, config.data.objective
+    if not isinstance(objective, CausalLmObjective) and objective.format is None and base.chat is not None:
+        objective = objective.model_copy(update={"format": base.chat})
+        for key, complaint in objective.problems():
+            raise ConfigError(
+                f"{key}: {complaint}", f"data.objective.{key}", "or set data.objective.format to another one"
+            )
+        data = data.model_copy(update={"objective": objective})
+    generation = base.generation if config.generation == GreedyConfig() else config.generation
+    return config.model_copy(update={"data": data, "generation": generation})

@@ -158,8 +158,9 @@ class Seq2SeqObjective(Config):
     """Predict the target from the source. Of a conversation, every assistant turn is a target."""
 
     kind: Literal["seq2seq"] = "seq2seq"
-    format: ChatFormat = TokensChatFormat()
-    """How the turns before a reply become a source; only for conversations."""
+    format: ChatFormat | None = None
+    """How the turns before a reply become a source; only for conversations. None: as the base model reads them, or
+    by role tokens."""
 
 
 class ChatObjective(Config):
@@ -167,12 +168,13 @@ class ChatObjective(Config):
 
     kind: Literal["chat"] = "chat"
     roles: Annotated[tuple[Literal["system", "user", "assistant"], ...], Field(min_length=1)] = ("assistant",)
-    format: ChatFormat = TokensChatFormat()
+    format: ChatFormat | None = None
+    """None: as the base model reads conversations, or by role tokens."""
     separate_documents: bool = True
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """A template does not tell where a turn of another role begins."""
-        if self.format.kind == "template" and self.roles != ("assistant",):
+        if self.format is not None and self.format.kind == "template" and self.roles != ("assistant",):
             yield "roles", "must be [assistant] alone with a template format"
 
 

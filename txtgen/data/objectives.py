@@ -15,6 +15,7 @@ from txtgen.config.data import (
     ChatObjective,
     ObjectiveConfig,
     Seq2SeqObjective,
+    TokensChatFormat,
 )
 from txtgen.config.tokenizer import Framing
 from txtgen.data.types import (
@@ -99,7 +100,8 @@ def build_objective(
         case CausalLmObjective():
             return CausalLm(tokenizer, framing, config.separate_documents)
         case Seq2SeqObjective():
-            return Seq2Seq(config.format, tokenizer, sources, framing, max_length, max_source_length or max_length)
+            chat = config.format or TokensChatFormat()
+            return Seq2Seq(chat, tokenizer, sources, framing, max_length, max_source_length or max_length)
         case ChatObjective():
             return Chat(config, tokenizer, framing, max_length)
         case _:
@@ -146,7 +148,8 @@ class Chat(Objective):
 
     def __init__(self, config: ChatObjective, tokenizer: Tokenizer, framing: Framing, max_length: int) -> None:
         super().__init__(tokenizer, framing, config.separate_documents)
-        self._format, self._roles, self._max_length = config.format, config.roles, max_length
+        self._format, self._roles = config.format or TokensChatFormat(), config.roles
+        self._max_length = max_length
 
     def batch(self, records: Sequence[Record]) -> list[Outcome]:
         """One example a conversation."""
