@@ -11,7 +11,7 @@ from torch import nn
 from txtgen.chat import encode_pieces, render
 from txtgen.checkpoint import LoadedModel
 from txtgen.config.commands import CheckpointConfig
-from txtgen.config.data import TextChatFormat, TokensChatFormat
+from txtgen.config.data import TemplateChatFormat, TextChatFormat, TokensChatFormat
 from txtgen.config.decoding import GreedyConfig, SampleConfig
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
 from txtgen.errors import DivergedError, ResourceError, UsageError
@@ -299,6 +299,23 @@ def test_a_chat_model_gets_a_user_turn(tokenizer, kind, format):
     assert given([{"role": role, "content": content} for role, content in turns]) == around(expected)
     result = generator.generate([[{"role": "user", "content": "the dog"}]], max_new_tokens=2)[0]
     assert "the dog" in result.prompt
+
+
+def test_a_template_writes_all_that_the_model_reads(tokenizer):
+    template = "{{ bos_token }}<|user|>{{ messages[-1].content }}{{ eos_token }}{{ '<|assistant|>' }}"
+    format = TemplateChatFormat(template=template, bos_token="<s>", eos_token="</s>")
+    special, roles = tokenizer.special, tokenizer.control_ids
+    generator = Generator(load(tokenizer, chat=format))
+    result = generator.generate("the dog</s>", max_new_tokens=2)[0]
+    assert list(result.prompt_token_ids[:2]) == [special.bos_id, roles["<|user|>"]]
+    assert list(result.prompt_token_ids[-2:]) == [special.eos_id, roles["<|assistant|>"]]
+    assert result.prompt_token_ids.count(special.eos_id) == 1
+    assert result.prompt == "the dog</s>"
+    raw = generator.generate("the dog", raw=True, max_new_tokens=2)[0]
+    assert list(raw.prompt_token_ids) == [special.bos_id, *tokenizer.encode("the dog")]
+    refusing = TemplateChatFormat(template="{{ raise_exception('never') }}")
+    with pytest.raises(UsageError, match="refuses the conversation: never; prompt 1, messages"):
+        Generator(load(tokenizer, chat=refusing)).generate("the dog")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from txtgen.commands import config as config_command
 from txtgen.config.commands import CheckpointConfig, FinetuneConfig, PretrainConfig, SamplesConfig
-from txtgen.config.data import ChatObjective, DataConfig, JsonlSource, TextChatFormat, TextSource
+from txtgen.config.data import ChatObjective, DataConfig, JsonlSource, TemplateChatFormat, TextChatFormat, TextSource
 from txtgen.config.decoding import BeamConfig, DecodingConfig, SampleConfig
 from txtgen.config.loader import config_from_text, config_from_tree, dump_config, load_run_config, schema
 from txtgen.config.model import AlibiPosition, DecoderConfig, ModelConfig, RotaryPosition
@@ -134,6 +134,7 @@ CHAT = st.builds(
     user=TEXT.filter(lambda text: "{content}" not in text).map(lambda text: text + "{content}" + text),
     separator=TEXT,
 )
+CHAT |= st.builds(TemplateChatFormat, template=FULL, bos_token=st.none() | FULL, eos_token=st.none() | FULL)
 CONFIGS = st.builds(
     FinetuneConfig,
     base=st.none() | TEXT,

@@ -1,6 +1,7 @@
 """A tokenizer of bytes, and small ways to write corpora and to read batches back."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from txtgen.config.data import DataConfig
 from txtgen.data import Batch, Objective, build_objective
 from txtgen.data.types import IGNORE
-from txtgen.tokenizer import Special
+from txtgen.tokenizer import Special, SpecialNames
 
 PAD, BOS, EOS, UNK = 256, 257, 258, 259
 CONTROL = {"<|system|>": 260, "<|user|>": 261, "<|assistant|>": 262}
@@ -22,6 +23,7 @@ class ByteTokenizer:
     control_ids = CONTROL
     byte_ids = frozenset(range(256))
     leading_space = False
+    names = SpecialNames(bos="<s>", eos="</s>", control=tuple(CONTROL))
 
     def __len__(self) -> int:
         return 263
@@ -31,6 +33,11 @@ class ByteTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
+
+    def encode_with_special(self, text: str) -> list[int]:
+        known = {"<s>": BOS, "</s>": EOS, **CONTROL}
+        parts = re.split(f"({'|'.join(map(re.escape, known))})", text)
+        return [token for part in parts for token in ([known[part]] if part in known else self.encode(part))]
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(token for token in ids if token < 256).decode(errors="replace")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from txtgen.data.types import IGNORE, BadRecord, ChatRecord, Message, Origin, PairRecord, TextRecord
-from txtgen.errors import ConfigError
+from txtgen.errors import CheckpointError, ConfigError
 
 HERE = Origin(0, "x", 0)
 SYSTEM, USER, ASSISTANT = CONTROL.values()
@@ -64,6 +64,44 @@ def test_chat_scores_the_content_and_end_of_the_chosen_roles():
     scored = [label for label in example.labels.tolist() if label != IGNORE]
     assert scored == ids("yo", EOS)
     assert all(label in (IGNORE, following) for label, following in zip(example.labels, tokens[1:], strict=True))
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def template_objective(kind, template=TEMPLATE, **settings):
+    format = {"kind": "template", "template": template, "bos_token": "<s>", "eos_token": "</s>"}
+    return objective(kind, format=format, **settings)
+
+
+def test_a_template_writes_its_own_beginning_and_the_replies_are_scored():
+    turns = chat(("user", "hi</s>"), ("assistant", "yo"), ("user", "bye"), ("assistant", ""))
+    (example,) = template_objective("chat")(turns)
+    tokens = ids(BOS, USER, "hi</s>", EOS, ASSISTANT, "yo", EOS, USER, "bye", EOS, ASSISTANT, EOS)
+    assert example.input_ids.tolist() == tokens[:-1]
+    assert [label for label in example.labels.tolist() if label != IGNORE] == ids("yo", EOS, EOS)
+    assert all(label in (IGNORE, following) for label, following in zip(example.labels, tokens[1:], strict=True))
+    first, second = template_objective("seq2seq")(turns)
+    assert first.source_ids.tolist() == ids(BOS, USER, "hi</s>", EOS, ASSISTANT, EOS)
+    assert second.labels.tolist() == [EOS]
+
+
+@pytest.mark.parametrize("kind", ["chat", "seq2seq"])
+def test_a_conversation_that_a_template_refuses_is_a_bad_record(kind):
+    with pytest.raises(BadRecord, match="refuses the conversation: no system"):
+        template_objective(kind)(chat(("system", "s"), ("user", "a"), ("assistant", "b")))
+    with pytest.raises(CheckpointError, match="chat template cannot be used"):
+        template_objective(kind, "{{ a.b }}")(chat(("user", "a"), ("assistant", "b")))
+
+
+def test_a_template_that_rewrites_what_was_said_stops_the_run():
+    template = "{% for m in messages %}{{ m.content if loop.last or m.role == 'user' }};{% endfor %}"
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    with pytest.raises(ConfigError, match="turn by turn"):
+        template_objective("chat", template)(chat(*turns))
 
 
 def test_chat_of_a_pair_is_a_question_and_its_answer():
