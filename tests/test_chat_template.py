@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from chat_templates import CHATML, HEADERS, INST, MISTRAL, PLAIN_CHATML, TEMPLATES, THINKING, TURNS, ZEPHYR
+from hf_folders import LLAMA, auto, bpe_folder, spm, write_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer.hf_folders import LLAMA, auto, bpe_folder, spm, write_json
 
 from txtgen.chat import Piece, encode_chat, encode_pieces, render
 from txtgen.config.data import ChatObjective, TemplateChatFormat

@@ -76,6 +76,8 @@ GROWING = {
     "loops": "{% for a in range(999) %}{% for b in range(999) %}{% for c in range(999) %}{% endfor %}{% endfor %}"
     "{% endfor %}",
     "range": "{% for a in range(10**12) %}{% endfor %}",
+    "earning": "{% set a = [-10**15]|map('pay a body')|list %}{{ [[1]]|map('pay each item', -10**15)|list|length }}"
+    "{% for a in range(10**7) %}{% endfor %}",
     "huge range": "{{ range(10**18)|list }}",
     "conditions": "{% for a in range(999) %}{% for b in range(999) if b < 0 %}{% endfor %}{% endfor %}",
     "macros": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(40) }}",

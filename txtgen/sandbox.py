@@ -91,7 +91,7 @@ class _Budget:
         self.left = units
 
     def pay(self, units: int) -> None:
-        self.left -= units
+        self.left -= max(units, 0)  # nothing earns
         if self.left < 0:
             raise _TooMuch("it loops, or makes texts, without end")
 
