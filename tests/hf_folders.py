@@ -117,3 +117,89 @@ def bpe_folder(folder: Path, cls: str, special: tuple[str, ...], **options: Any)
     (folder / "merges.txt").write_text(merges, encoding="utf-8")
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": cls, **options})
     return folder
+
+
+ENDOFTEXT = "<|endoftext|>"
+BART_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+
+def added_token(name: str, special: bool = True) -> dict[str, Any]:
+    flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False)
+    return {"content": name, "special": special, **flags}
+
+
+def gpt2_folder(folder: Path) -> Path:
+    return bpe_folder(folder, "GPT2Tokenizer", (ENDOFTEXT,))
+
+
+def bart_folder(folder: Path) -> Path:
+    return bpe_folder(folder, "BartTokenizer", BART_SPECIAL)
+
+
+def qwen_folder(folder: Path) -> Path:
+    """Qwen2 with its chat tokens, and <think>, which is added but not special."""
+    added = [added_token(name) for name in (ENDOFTEXT, "<|im_start|>", "<|im_end|>")] + [added_token("<think>", False)]
+    return bpe_folder(
+        folder,
+        "Qwen2Tokenizer",
+        (),
+        added_tokens_decoder={str(420 + number): token for number, token in enumerate(added)},
+        eos_token="<|im_end|>",
+        pad_token=ENDOFTEXT,
+        bos_token=None,
+        unk_token=None,
+    )
+
+
+def spm_folder(folder: Path, model_type: str, **config: Any) -> Path:
+    """A folder of Llama or T5 with its SentencePiece model only."""
+    name, model = ("spiece.model", spm(**T5)) if model_type == "t5" else ("tokenizer.model", spm(**LLAMA))
+    write_json(folder / "config.json", {"model_type": model_type})
+    write_json(folder / "tokenizer_config.json", config)
+    (folder / name).write_bytes(model)
+    return folder
+
+
+def llama_oracle(model: bytes, **options: Any) -> Any:
+    """What transformers makes of Llama's .model, put together here because its reader needs protobuf."""
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    vocab = {processor.id_to_piece(i): i for i in range(len(processor))}
+    scores = {piece: processor.get_score(i) for piece, i in vocab.items()}
+    from transformers.tokenization_utils_base import generate_merges
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return transformers.LlamaTokenizer(vocab=vocab, merges=generate_merges(vocab, scores), **options)
+
+
+def t5_oracle(model: bytes, charsmap: bytes, extra_ids: int) -> Any:
+    """What transformers makes of T5's .model, likewise."""
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    vocab = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(len(processor))]
+    vocab += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(extra_ids))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return transformers.T5Tokenizer(vocab=vocab, _spm_precompiled_charsmap=charsmap, extra_ids=extra_ids)
+
+
+def marian_folder(folder: Path, separate: bool = False) -> Path:
+    """Marian with two models whose pieces have ids of their own, some of them none."""
+    source = spm(vocab_size=150, character_coverage=0.99)
+    target = spm(vocab_size=200, character_coverage=0.99, model_type="bpe")
+    folder.mkdir(parents=True)
+    (folder / "source.spm").write_bytes(source)
+    (folder / "target.spm").write_bytes(target)
+    pieces = [_pieces(source), _pieces(target)] if separate else [_pieces(source) | _pieces(target)]
+    for name, found in zip(("vocab.json", "target_vocab.json"), pieces, strict=False):
+        usual = ["</s>", "<unk>", *sorted(found, key=lambda piece: piece[::-1])[5:], ">>fra<<", ">>deu<<", "<pad>"]
+        write_json(folder / name, {piece: number for number, piece in enumerate(usual)})
+    write_json(folder / "config.json", {"model_type": "marian"})
+    write_json(
+        folder / "tokenizer_config.json", {"source_lang": "en", "target_lang": "fr", "separate_vocabs": separate}
+    )
+    return folder
+
+
+def _pieces(model: bytes) -> set[str]:
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    return {processor.id_to_piece(i) for i in range(len(processor))} - {"<s>", "</s>", "<unk>"}

@@ -1,25 +1,21 @@
 """A tokenizer as the files from which transformers makes the same one."""
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from txtgen.errors import CheckpointError, ResourceError
-from txtgen.tokenizer.equivalent import equivalent_json, has_equivalent
+from txtgen.tokenizer.equivalent import equivalent_json
 from txtgen.tokenizer.huggingface import JSON_FILE, HuggingFaceTokenizer
 from txtgen.tokenizer.huggingface_files import CONFIG_FILE, TEMPLATE_FILE
 from txtgen.tokenizer.names import SpecialNames
 from txtgen.tokenizer.sentencepiece import MODEL_FILE, VOCABULARY_FILE, SentencePieceTokenizer
-from txtgen.tokenizer.sentencepiece_proto import read_model
 from txtgen.tokenizer.types import Tokenizer, TokenizerFiles
 
 _GENERAL_CLASS = "PreTrainedTokenizerFast"
 """The class of transformers that does what a tokenizer.json says and nothing else."""
-
-_SENTINEL = re.compile(r"<extra_id_\d+>")
 
 
 def export_tokenizer(
@@ -34,10 +30,9 @@ def export_tokenizer(
 ) -> None:
     """Write the tokenizer of a Hugging Face folder.
 
-    A tokenizer.json is written again as it was, with the framing asked for. A SentencePiece model that leaves
-    spaces as they are, such as one trained here, becomes tokenizer.model and an equivalent tokenizer.json. One that
-    came from Llama, Mistral, T5 or Marian becomes its original files, which transformers reads with the packages
-    sentencepiece and protobuf.
+    A tokenizer.json is written again as it was, with the framing asked for. A SentencePiece model comes along as it
+    is, with an equivalent tokenizer.json (see `equivalent.py` for where they may differ), which transformers reads; of
+    Marian it is source.spm, target.spm and their vocabulary. transformers takes a Marian text's outer spaces away.
 
     Args:
         tokenizer: of the model; of an encoder-decoder, of its targets.
@@ -73,20 +68,12 @@ def _files(tokenizer: Tokenizer, family: str, prefix: tuple[int, ...], suffix: t
     """The files of any family but Marian's."""
     match tokenizer:
         case HuggingFaceTokenizer():
-            content = tokenizer.with_framing(prefix, suffix)
-            return {JSON_FILE: content, CONFIG_FILE: _config(_GENERAL_CLASS, tokenizer.names)}
-        case SentencePieceTokenizer() if has_equivalent(tokenizer):
-            content = equivalent_json(tokenizer, prefix, suffix)
-            config = _config(_GENERAL_CLASS, tokenizer.names)
-            return {MODEL_FILE: tokenizer.model, JSON_FILE: content, CONFIG_FILE: config}
-        case SentencePieceTokenizer() if family in ("llama", "mistral"):
-            return _llama_files(tokenizer, prefix, suffix)
-        case SentencePieceTokenizer() if family == "t5":
-            return _t5_files(tokenizer, prefix, suffix)
+            files = {JSON_FILE: tokenizer.with_framing(prefix, suffix)}
+        case SentencePieceTokenizer() if equivalent := equivalent_json(tokenizer, prefix, suffix):
+            files = {"spiece.model" if family == "t5" else MODEL_FILE: tokenizer.model, JSON_FILE: equivalent}
         case _:
-            raise _impossible(
-                f"a {family} model cannot have this {tokenizer.kind} tokenizer", "export it as the family it came from"
-            )
+            raise _impossible(f"this {tokenizer.kind} tokenizer has no equivalent in transformers", "keep it in txtgen")
+    return files | {CONFIG_FILE: _config(_GENERAL_CLASS, tokenizer.names)}
 
 
 def _config(tokenizer_class: str, names: SpecialNames, **more: Any) -> bytes:
@@ -102,50 +89,18 @@ def _json(content: Any) -> bytes:
     return json.dumps(content, ensure_ascii=False, indent=2).encode()
 
 
-def _added(tokenizer: SentencePieceTokenizer) -> dict[str, int]:
-    """The entries of the vocabulary that the model itself lacks."""
-    own = {piece.text for piece in read_model(tokenizer.model).pieces}
-    return {piece: token_id for piece, token_id in (tokenizer.vocabulary or {}).items() if piece not in own}
-
-
-def _added_decoder(added: Mapping[str, int]) -> dict[str, Any]:
-    """Added tokens as tokenizer_config.json lists them."""
-    flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
-    by_id = sorted(added.items(), key=lambda item: item[1])
-    return {str(token_id): {"content": name, **flags, "special": True} for name, token_id in by_id}
-
-
-def _llama_files(tokenizer: SentencePieceTokenizer, prefix: tuple[int, ...], suffix: tuple[int, ...]) -> TokenizerFiles:
-    special = tokenizer.special
-    if prefix not in ((), (special.bos_id,)) or suffix not in ((), (special.eos_id,)):
-        raise _impossible("a Llama tokenizer puts only its own bos and eos around a text", "use one of these framings")
-    config = _config(
-        "LlamaTokenizer",
-        tokenizer.names,
-        add_bos_token=bool(prefix),
-        add_eos_token=bool(suffix),
-        legacy=False,
-        added_tokens_decoder=_added_decoder(_added(tokenizer)),
-    )
-    return {MODEL_FILE: tokenizer.model, CONFIG_FILE: config}
-
-
-def _t5_files(tokenizer: SentencePieceTokenizer, prefix: tuple[int, ...], suffix: tuple[int, ...]) -> TokenizerFiles:
-    _require_end_only("T5", tokenizer, prefix, suffix)
-    added = _added(tokenizer)
-    sentinels = [name for name in added if _SENTINEL.fullmatch(name)]
-    others = {name: token_id for name, token_id in added.items() if name not in sentinels}
-    names = replace(tokenizer.names, control=tuple(sentinels))
-    config = _config("T5Tokenizer", names, extra_ids=len(sentinels), added_tokens_decoder=_added_decoder(others))
-    return {"spiece.model": tokenizer.model, CONFIG_FILE: config}
-
-
 def _marian_files(target: Tokenizer, source: Tokenizer, prefix: Sequence[int], suffix: Sequence[int]) -> TokenizerFiles:
     if not isinstance(source, SentencePieceTokenizer) or not isinstance(target, SentencePieceTokenizer):
         raise _impossible("a Marian model needs SentencePiece tokenizers", "export it as another family")
-    _require_end_only("Marian", source, prefix, suffix)
+    if prefix or tuple(suffix) != (source.special.eos_id,):
+        raise _impossible(
+            "a Marian tokenizer puts the end token after every text, and nothing else around it",
+            "export it as another family",
+        )
     source_vocabulary, target_vocabulary = _vocabulary(source), _vocabulary(target)
-    names = replace(source.names, bos=None)
+    # Languages are not listed: transformers, too, is to take one for a token at the beginning of a text only.
+    control = tuple(name for name in source.names.control if not name.startswith(">>"))
+    names = replace(source.names, bos=None, control=control)
     separate = source_vocabulary != target_vocabulary
     files = {
         "source.spm": source.model,
@@ -161,14 +116,6 @@ def _vocabulary(tokenizer: SentencePieceTokenizer) -> dict[str, int]:
     if tokenizer.vocabulary is not None:
         return dict(tokenizer.vocabulary)
     return {piece: token_id for token_id, piece in enumerate(tokenizer.pieces(range(len(tokenizer))))}
-
-
-def _require_end_only(family: str, tokenizer: Tokenizer, prefix: Sequence[int], suffix: Sequence[int]) -> None:
-    if prefix or tuple(suffix) != (tokenizer.special.eos_id,):
-        raise _impossible(
-            f"a {family} tokenizer puts the end token after every text, and nothing else around it",
-            "export it as another family",
-        )
 
 
 def _impossible(what: str, fix: str) -> CheckpointError:

@@ -71,7 +71,7 @@ class HuggingFaceTokenizer(ByteJoiner):
             token_id for name, token_id in ids.items() if name not in special and decoder.is_byte(name)
         )
         others = {self.special.pad_id, self.special.bos_id, self.special.eos_id}
-        if not decoder.byte_level and not decoder.byte_pieces and self.special.unk_id not in others:
+        if not decoder.byte_level and not self.byte_ids and self.special.unk_id not in others:
             self._bytes[self.special.unk_id] = "\ufffd".encode()
 
     def __reduce__(self) -> tuple[type["HuggingFaceTokenizer"], tuple[bytes, SpecialNames]]:

@@ -1,6 +1,6 @@
 """The tokenizer of a Hugging Face folder, by one door."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from txtgen.tokenizer.bpe_files import from_bpe_files
 from txtgen.tokenizer.families import MARIAN, Family, family_of
 from txtgen.tokenizer.huggingface import JSON_FILE, HuggingFaceTokenizer
 from txtgen.tokenizer.huggingface_files import CONFIG_FILE, FolderFiles, added_tokens, chat_template, special_names
-from txtgen.tokenizer.names import parse_object
+from txtgen.tokenizer.names import SpecialNames, check_ids, parse_object
 from txtgen.tokenizer.post_processor import read_framing
 from txtgen.tokenizer.sentencepiece import MAX_MODEL_BYTES, SentencePieceTokenizer
 from txtgen.tokenizer.types import Tokenizer
@@ -114,8 +114,19 @@ def _sentencepiece(
         return plain
     taken = {*new.values()}
     vocabulary = {piece: i for i, piece in enumerate(pieces) if i not in taken and piece not in new} | new
-    names = replace(names, unk=names.unk or pieces[special.unk_id], control=(*dict.fromkeys((*names.control, *new)),))
-    return SentencePieceTokenizer(model, files.path(name), vocabulary, names)
+    names = replace(names, unk=names.unk or pieces[special.unk_id])
+    return _with_vocabulary(model, files.path(name), vocabulary, names, new)
+
+
+def _with_vocabulary(
+    model: bytes, where: str, vocabulary: Mapping[str, Any], names: SpecialNames, control: Iterable[str]
+) -> SentencePieceTokenizer:
+    """A SentencePiece model with ids of its own; everything in the order of the ids, so that equal ones look equal."""
+    check_ids(vocabulary, where)
+    known = replace(names, control=(*{*names.control, *control},)).within(vocabulary)
+    in_order = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
+    names = replace(known, control=tuple(sorted(known.control, key=in_order.__getitem__)))
+    return SentencePieceTokenizer(model, where, in_order, names)
 
 
 def _sentinels(files: FolderFiles, config: Mapping[str, Any], family: Family) -> list[str]:
@@ -138,24 +149,20 @@ def _marian(files: FolderFiles, config: Mapping[str, Any], target: bool) -> Sent
         return plain
     names = special_names(files, config, MARIAN.names)
     languages = [piece for piece in vocabulary if piece.startswith(">>") and piece.endswith("<<")]
-    names = replace(names, control=tuple(dict.fromkeys((*names.control, *languages))))
-    return SentencePieceTokenizer(model, files.path(name), vocabulary, names)
+    return _with_vocabulary(model, files.path(name), vocabulary, names, languages)
 
 
 def _framing(
     files: FolderFiles, config: Mapping[str, Any], family: Family, tokenizer: Tokenizer
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids before and after a text: by the family's class, by tokenizer_config.json, or by tokenizer.json."""
-    flags = {key: config[key] for key in ("add_bos_token", "add_eos_token") if key in config}
+    """The ids before and after a text: by the family's class, by tokenizer.json, or by tokenizer_config.json."""
     description = files.object(JSON_FILE)
-    if family.fixed:
-        add_bos, add_eos = family.add_bos, family.add_eos
-    elif flags:
-        add_bos, add_eos = flags.get("add_bos_token") is True, flags.get("add_eos_token") is True
-    elif description is not None:
+    if description is not None and not family.fixed:
         return read_framing(description.get("post_processor"), files.path(JSON_FILE))
-    else:
-        add_bos, add_eos = family.add_bos, family.add_eos
+    add_bos, add_eos = family.add_bos, family.add_eos
+    if not family.fixed:
+        add_bos = config.get("add_bos_token", add_bos) is True
+        add_eos = config.get("add_eos_token", add_eos) is True
     named = special_names(files, config, family.names).roles()
     special = tokenizer.special
     prefix = (special.bos_id,) if add_bos and "bos_token" in named else ()

@@ -111,7 +111,7 @@ def parse_object(content: bytes, where: str) -> dict[str, Any]:
     return parsed
 
 
-MAX_ID = 10_000_000
+MAX_ID = 4_000_000
 """Far above the largest vocabularies; a greater id would fill the memory."""
 
 

@@ -74,5 +74,5 @@ def _unknown_framing(where: str) -> CheckpointError:
     return CheckpointError(
         "its post_processor is of a kind that is not known",
         where,
-        "state add_bos_token and add_eos_token in tokenizer_config.json",
+        "use a model whose tokenizer.json has a TemplateProcessing there, or none",
     )

@@ -99,6 +99,7 @@ class SentencePieceTokenizer(ByteJoiner):
         own_bytes = compress(own_pieces, self._processor.is_byte(own_ids))
         self.byte_ids = frozenset(ids[piece] for piece in own_bytes if piece in ids)
         self.leading_space = self._processor.normalize("a").startswith((SPACE, " "))
+        self._cuts_at_space_sign = not self.leading_space
         self._pieces = pieces_by_id(ids)
         self._bytes = [piece.replace(SPACE, " ").encode() for piece in self._pieces]
         for token_id in self.byte_ids:
@@ -133,6 +134,11 @@ class SentencePieceTokenizer(ByteJoiner):
     def vocabulary(self) -> Mapping[str, int] | None:
         """Piece -> id, where the ids are not those of the model."""
         return self._vocabulary
+
+    @property
+    def special_pieces(self) -> Mapping[str, int]:
+        """The tokens that stand for no text, special and control alike -> their ids."""
+        return self._silent_ids
 
     @property
     def names(self) -> SpecialNames:
@@ -189,7 +195,7 @@ class SentencePieceTokenizer(ByteJoiner):
 
     def _is_plain(self, text: str) -> bool:
         """Whether SentencePiece alone encodes a text rightly."""
-        return not (SPACE in text and not self.leading_space) and not self._language(text)
+        return not (SPACE in text and self._cuts_at_space_sign) and not self._language(text)
 
     def _language(self, text: str) -> str:
         """The control symbol of the form >>fra<< that a text begins with, or ""."""
@@ -239,7 +245,9 @@ class SentencePieceTokenizer(ByteJoiner):
         drops_spaces = self._processor.normalize("a  b") == self._processor.normalize("a b")
         if not self.leading_space or drops_spaces:
             return self
-        return type(self)(self._model + _NO_DUMMY_PREFIX, MODEL_FILE, self._vocabulary, self._given_names)
+        after = type(self)(self._model + _NO_DUMMY_PREFIX, MODEL_FILE, self._vocabulary, self._given_names)
+        after._cuts_at_space_sign = False
+        return after
 
     def files(self) -> TokenizerFiles:
         """The .model file; with a vocabulary, that and the names of its special tokens too."""
