@@ -2,6 +2,7 @@ import io
 import json
 import logging
 from dataclasses import asdict
+from random import Random
 
 import pytest
 import sentencepiece
@@ -12,7 +13,8 @@ from txtgen.chat import encode_pieces, render
 from txtgen.checkpoint import LoadedModel
 from txtgen.config.commands import CheckpointConfig
 from txtgen.config.data import TemplateChatFormat, TextChatFormat, TokensChatFormat
-from txtgen.config.decoding import GreedyConfig, SampleConfig
+from txtgen.config.decoding import GreedyConfig, SampleConfig, SequenceBias
+from txtgen.config.loader import config_from_tree
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
 from txtgen.errors import DivergedError, ResourceError, UsageError
 from txtgen.generator import Generator
@@ -200,6 +202,121 @@ def test_the_defaults_of_the_checkpoint_count(tokenizer):
     assert "".join(Generator(loaded).stream("the")) == Generator(loaded).generate("the")[0].text
 
 
+# -- words and tokens
+
+
+def runs(token_ids, length):
+    """The runs of so many tokens."""
+    return {tuple(token_ids[start : start + length]) for start in range(len(token_ids) - length + 1)}
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "beam", "sample"])
+def test_a_bad_word_is_not_generated(tokenizer, strategy):
+    said = [*tokenizer.encode(" fox runs over the moon"), tokenizer.special.eos_id]
+    generator = scripted(tokenizer, said)
+    assert "fox" in generator.generate("the", strategy=strategy)[0].text
+    result = generator.generate("the", strategy=strategy, bad_words="fox")[0]
+    assert "fox" not in result.text
+    for text in ("fox", " fox"):
+        ids = tuple(tokenizer.encode(text))
+        assert ids not in runs(result.token_ids, len(ids))
+
+
+def test_bad_words_are_all_looked_for_in_random_texts(tokenizer):
+    generator = Generator(load(tokenizer, init_std=0.02))
+    options = {"strategy": "sample", "num_return": 20, "max_new_tokens": 40}
+    free = generator.generate("the", **options)
+    words = [" lazy", "runs over", " f"]
+    spellings = [tuple(tokenizer.encode(text)) for word in words for text in (word, f" {word}") if text[:2] != "  "]
+    pairs = [list(free[number].token_ids[number : number + 2]) for number in range(10)]
+    bound = generator.generate("the", bad_words=words, bad_words_ids=pairs, **options)
+    unwanted = [*spellings, *map(tuple, pairs)]
+    assert any(ids in runs(result.token_ids, len(ids)) for ids in unwanted for result in free)
+    assert not any(ids in runs(result.token_ids, len(ids)) for ids in unwanted for result in bound)
+
+
+@pytest.mark.parametrize("text", ["q", "oo"])
+def test_a_biased_text_is_biased_at_the_beginning_and_after_a_space(tokenizer, text):
+    generator = Generator(load(tokenizer, init_std=0.02))
+    options = {"strategy": "sample", "num_return": 30, "max_new_tokens": 30}
+    spellings = [tokenizer.encode(text), tokenizer.encode(f" {text}")]
+    found = generator.generate("the", sequence_bias=[{"text": text, "bias": 6.0}], **options)
+    bias = [{"token_ids": ids, "bias": 6.0} for ids in spellings]
+    assert found == generator.generate("the", sequence_bias=bias, **options)
+    for ids in spellings:
+        assert any(tuple(ids) in runs(result.token_ids, len(ids)) for result in found)
+    free = generator.generate("the", **options)
+    assert sum(r.text.count(text) for r in found) > 2 * sum(r.text.count(text) for r in free)
+
+
+def test_a_token_that_is_never_generated_may_be_forced(tokenizer):
+    """As the target language, which stands for no text."""
+    generator = Generator(load(tokenizer, "encoder_decoder"))
+    role = tokenizer.control_ids["<|user|>"]
+    for options in STRATEGIES:
+        forced = generator.generate("the", forced_bos_token_id=role, max_new_tokens=6, **options)
+        assert {result.token_ids[0] for result in forced} == {role}
+        assert not any(role in result.token_ids[1:] for result in forced)
+    ended = generator.generate("the", forced_eos_token_id=tokenizer.special.eos_id, max_new_tokens=6, min_new_tokens=6)
+    assert (len(ended[0].token_ids), ended[0].finish_reason) == (6, "eos")
+
+
+def test_tokens_of_different_vocabularies_are_not_compared(tokenizer):
+    loaded = load(tokenizer, "encoder_decoder")
+    generator = Generator(LoadedModel(loaded.model, tokenizer, tokenizer, loaded.config))
+    for option in ({"encoder_repetition_penalty": 1.5}, {"encoder_no_repeat_ngram_size": 2}):
+        with pytest.raises(UsageError, match="vocabularies of their own"):
+            generator.generate("the", **option)
+
+
+def test_texts_in_the_defaults_of_the_checkpoint_count(tokenizer):
+    bias = SequenceBias(text="moon", bias=-3.0)
+    generation = SampleConfig(max_new_tokens=9, bad_words=("fox",), sequence_bias=(bias,), seed=5)
+    described = CheckpointConfig(model=load(tokenizer).model.config, generation=generation)
+    again = config_from_tree(CheckpointConfig, described.plain())
+    assert again == described
+    plain, told = load(tokenizer, init_std=0.02), load(tokenizer, generation=again.generation, init_std=0.02)
+    options = {"strategy": "sample", "max_new_tokens": 9, "seed": 5, "bad_words": "fox"}
+    expected = Generator(plain).generate("the", sequence_bias=[{"text": "moon", "bias": -3.0}], **options)
+    assert Generator(told).generate("the") == expected
+
+
+# -- independence
+
+MIXTURES = [
+    {},
+    {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "min_length": 9},
+    {"encoder_repetition_penalty": 1.5, "encoder_no_repeat_ngram_size": 2, "min_new_tokens": 3},
+    {"bad_words": ["the", "fox"], "sequence_bias": [{"text": "moon", "bias": 2.0}], "renormalize_logits": True},
+    {"exponential_decay_length_penalty": {"start": 2, "factor": 1.3}, "begin_suppress_tokens": [30, 31, 32]},
+    {"forced_bos_token_id": 40, "forced_eos_token_id": 3, "suppress_tokens": [50, 51]},
+]
+
+
+@pytest.mark.parametrize("number", range(18))
+def test_a_result_depends_on_its_prompt_and_place_alone(loaded, number):
+    """Not on what else is in the batch, on its size or on when a neighbour ends."""
+    choice = Random(number)
+    prompts = [choice.choice(usable(loaded)) for _ in range(choice.randint(2, 7))]
+    strategy = STRATEGIES[number % 3]
+    options = {"max_new_tokens": choice.randint(3, 10), **strategy, **MIXTURES[number // 3]}
+    copies = options.get("num_return", 1)
+    results = Generator(loaded, batch_size=choice.randint(1, 8)).generate(prompts, **options)
+    assert [(r.prompt_index, r.index) for r in results] == [(p, i) for p in range(len(prompts)) for i in range(copies)]
+    assert all(
+        r.finish_reason == ("eos" if r.token_ids[-1] == loaded.tokenizer.special.eos_id else "length") for r in results
+    )
+    place = choice.randrange(len(prompts))
+    others = [choice.choice(usable(loaded)) for _ in range(choice.randint(place, 9))]
+    others.insert(place, prompts[place])
+    again = Generator(loaded, batch_size=choice.randint(1, 8)).generate(others, **options)
+    expected = [r.token_ids for r in results if r.prompt_index == place]
+    assert [r.token_ids for r in again if r.prompt_index == place] == expected
+    if options.get("strategy") != "sample":
+        alone = Generator(loaded).generate(prompts[place], **options)
+        assert [r.token_ids for r in alone] == expected, "nor on its place, where nothing is drawn"
+
+
 # -- lengths
 
 
@@ -241,6 +358,14 @@ def test_the_start_token_counts_for_an_encoder_decoder(tokenizer):
         ("decoder", [{"role": "user", "content": "hi"}], {}, ["conversation", "no chat model"]),
         ("decoder", "the", {"strategy": "beam", "beam_size": 400}, ["beam_size 400", "choose 1 to"]),
         ("decoder", "the", {"top_p": 0.4}, ["top_p", "greedy"]),
+        ("decoder", "the", {"bad_words": ["a", ""]}, ["bad_words", "not empty"]),
+        ("decoder", "the", {"bad_words_ids": [[1, 999]]}, ["bad_words_ids names token 999", "choose 0 to"]),
+        ("decoder", "the", {"sequence_bias": [{"token_ids": [999], "bias": 1.0}]}, ["sequence_bias names token 999"]),
+        ("encoder_decoder", "the", {"forced_bos_token_id": 999}, ["forced_bos_token_id names token 999"]),
+        ("decoder", "the", {"forced_eos_token_id": [2, 999]}, ["forced_eos_token_id names token 999"]),
+        ("decoder", "the", {"suppress_tokens": 999}, ["suppress_tokens names token 999"]),
+        ("decoder", "the", {"min_length": 9, "max_length": 8}, ["min_length", "more than max_length 8"]),
+        ("decoder", "the", {"min_length": 9, "min_new_tokens": 8}, ["both given"]),
     ],
 )
 def test_refuses_before_anything_is_generated(tokenizer, kind, prompt, options, words):
@@ -249,6 +374,14 @@ def test_refuses_before_anything_is_generated(tokenizer, kind, prompt, options, 
         with pytest.raises(UsageError) as caught:
             list(call(prompt if call == generator.stream else [prompt], **options))
         assert not [word for word in words if word not in str(caught.value)], str(caught.value)
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "beam", "sample"])
+@pytest.mark.parametrize("key", ["suppress_tokens", "begin_suppress_tokens"])
+def test_refuses_to_forbid_every_token(loaded, strategy, key):
+    every = list(range(len(loaded.tokenizer)))
+    with pytest.raises(UsageError, match=r"every token is forbidden.*after 0 generated"):
+        Generator(loaded).generate("the", strategy=strategy, **{key: every})
 
 
 def test_a_bad_prompt_is_named_at_once(tokenizer):

@@ -133,6 +133,22 @@ def test_the_newest_run_is_the_default(workshop, stdin, capfd) -> None:
         (["--max-new-tokens", "-1"], 2, "max_new_tokens"),
         (["--max-new-tokens", "2", "--min-new-tokens", "3"], 2, "min_new_tokens"),
         (["--max-new-tokens", "2", "--max-length", "9"], 2, "max_length"),
+        (["--max-length", "8", "--min-length", "9"], 2, "min_length"),
+        (["--min-new-tokens", "2", "--min-length", "9"], 2, "min_length"),
+        (["--bad-word", ""], 2, "bad_words"),
+        (["--forced-bos-token-id", "99999"], 2, "forced_bos_token_id names token 99999"),
+        (["--forced-bos-token-id", "-1"], 2, "forced_bos_token_id"),
+        (["--set", "decoding.forced_eos_token_id=99999"], 2, "forced_eos_token_id names token 99999"),
+        (["--set", "decoding.suppress_tokens=[99999]"], 2, "suppress_tokens names token 99999"),
+        (["--set", "decoding.begin_suppress_tokens=[-1]"], 2, "begin_suppress_tokens"),
+        (["--set", "decoding.bad_words_ids=[[]]"], 2, "bad_words_ids"),
+        (["--set", "decoding.sequence_bias=[{bias: 1.0}]"], 2, "sequence_bias"),
+        (["--set", "decoding.exponential_decay_length_penalty=[1, 2]"], 2, "exponential_decay_length_penalty"),
+        (["--set", "decoding.repetition_penlty=2"], 2, "did you mean repetition_penalty"),
+        (["--top-h", "0.5"], 2, "top_h"),
+        (["--strategy", "sample", "--top-h", "0"], 2, "top_h"),
+        (["--strategy", "sample", "--epsilon-cutoff", "1"], 2, "epsilon_cutoff"),
+        (["--strategy", "sample", "--eta-cutoff", "-1"], 2, "eta_cutoff"),
         (["--seed", "-1"], 2, "seed"),
         (["--strategy", "magic"], 2, "magic"),
         (["--batch-size", "0"], 2, "batch-size"),
@@ -149,6 +165,29 @@ def test_options_that_make_no_sense_are_usage_errors(decoder, stdin, capfd, argu
     assert message in captured.err
     assert captured.out == ""
     assert "Traceback" not in captured.err
+
+
+def test_every_setting_can_be_reached(decoder, capfd) -> None:
+    flags = ["--bad-word", "cat", "--bad-word", "dog", "--min-length", "9", "--strategy", "beam"]
+    settings = {
+        "sequence_bias": [{"text": "sun", "bias": 3}, {"token_ids": [30, 31], "bias": -1.5}],
+        "encoder_repetition_penalty": 1.2,
+        "encoder_no_repeat_ngram_size": 3,
+        "bad_words_ids": [[40], [41, 42]],
+        "forced_bos_token_id": 33,
+        "forced_eos_token_id": 3,
+        "exponential_decay_length_penalty": {"start": 2, "factor": 1.5},
+        "suppress_tokens": [50],
+        "begin_suppress_tokens": [51, 52],
+        "renormalize_logits": True,
+    }
+    sets = [part for key, value in settings.items() for part in ("--set", f"decoding.{key}={json.dumps(value)}")]
+    assert run(["generate", decoder, "--prompt", "the", "--max-new-tokens", "7", "--json", *flags, *sets]) == 0
+    found = json.loads(capfd.readouterr().out)
+    options = {"strategy": "beam", "bad_words": ["cat", "dog"], "min_length": 9, "max_new_tokens": 7, **settings}
+    assert found["token_ids"] == list(txtgen.load(decoder).generate("the", **options)[0].token_ids)
+    cuts = ["--strategy", "sample", "--top-h", "0.5", "--epsilon-cutoff", "0.01", "--eta-cutoff", "0.01"]
+    assert run(["generate", decoder, "--prompt", "the", "--max-new-tokens", "3", *cuts]) == 0
 
 
 def test_no_new_tokens_give_empty_text(decoder, capfd) -> None:
