@@ -91,6 +91,17 @@ def test_transformers_knows_the_special_and_control_tokens(exported: Any, name: 
     assert theirs.decode([2, *own.encode("a"), own.control_ids["<|user|>"], 3], skip_special_tokens=True) == "a"
 
 
+@pytest.mark.parametrize("family", ["llama", "bart", "t5", "qwen3", "gpt2"])
+def test_a_model_trained_here_comes_back(family: str, tmp_path: Path) -> None:
+    own = trained("unigram")
+    export_tokenizer(own, tmp_path, family=family, prefix=(2,), suffix=(3, 3))
+    write_json(tmp_path / "config.json", {"model_type": family})
+    again = tokenizer_from_hf_folder(tmp_path)
+    assert again.tokenizer.fingerprint() == own.fingerprint()
+    assert (again.prefix, again.suffix) == ((2,), (3, 3))
+    assert auto(tmp_path).encode("a") == [2, *own.encode("a"), 3, 3]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("normalization", ["identity", "nfkc"])
@@ -160,12 +171,13 @@ def test_a_model_from_elsewhere_goes_out_as_it_came(model_type: str, added: bool
     assert theirs.encode(spelled, add_special_tokens=False) == imported.tokenizer.encode_with_special(spelled)
 
 
-@pytest.mark.parametrize("make", [gpt2_folder, bart_folder, qwen_folder])
-def test_a_tokenizer_json_goes_out_as_it_came(make: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("make", "family"), [(gpt2_folder, "gpt2"), (bart_folder, "bart"), (qwen_folder, "qwen3")])
+def test_a_tokenizer_json_goes_out_as_it_came(make: Any, family: str, tmp_path: Path) -> None:
     imported = tokenizer_from_hf_folder(make(tmp_path / "in"))
     oracle = auto(tmp_path / "in")
     out = tmp_path / "out"
-    export_tokenizer(imported.tokenizer, out, family="gpt2", prefix=imported.prefix, suffix=imported.suffix)
+    export_tokenizer(imported.tokenizer, out, family=family, prefix=imported.prefix, suffix=imported.suffix)
+    write_json(out / "config.json", {"model_type": family})
     again = tokenizer_from_hf_folder(out)
     assert again.tokenizer.files() == imported.tokenizer.files()
     assert (again.prefix, again.suffix) == (imported.prefix, imported.suffix)

@@ -50,7 +50,8 @@ class Decoder:
                     pass
                 case {"type": "Metaspace", "replacement": str(space)}:
                     self._space = space
-                    self.leading_space = step.get("prepend_scheme", "always") != "never"
+                    old = "always" if step.get("add_prefix_space", True) else "never"
+                    self.leading_space = step.get("prepend_scheme", old) != "never"
                 case {"type": "Replace", "pattern": {"String": str(space)}, "content": " "}:
                     self._space = space
                 case {"type": "Strip", "content": " ", "start": 0 | 1 as start, "stop": 0}:

@@ -68,7 +68,7 @@ GENERIC = Family(SpecialNames(), model_files=("tokenizer.model", "spiece.model")
 def family_of(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> Family:
     """The family of a folder, by the tokenizer class that its files declare, else by the type of its model.
 
-    Where a general class is declared, such as PreTrainedTokenizerFast, the files alone say how texts are framed.
+    Where a general class is declared, such as PreTrainedTokenizerFast, it takes nothing for granted.
     """
     declared = config.get("tokenizer_class") or model_config.get("tokenizer_class")
     name = declared.removesuffix("Fast").removesuffix("Tokenizer") if isinstance(declared, str) else ""
@@ -76,4 +76,6 @@ def family_of(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> Fam
         return _CLASSES[name]
     model_type = model_config.get("model_type")
     family = _MODEL_TYPES.get(model_type, GENERIC) if isinstance(model_type, str) else GENERIC
-    return family if not declared else replace(family, fixed=False, num_sentinels=0)
+    if not declared:
+        return family
+    return replace(family, names=SpecialNames(), fixed=False, model_files=GENERIC.model_files, num_sentinels=0)

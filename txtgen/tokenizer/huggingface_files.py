@@ -44,11 +44,11 @@ class FolderFiles:
             CheckpointError: it is missing or too large.
             ResourceError: it may not be read.
         """
+        if not self.exists(name):
+            raise CheckpointError(f"the folder has no {name}", str(self.folder), "use a complete folder")
         try:
             with open(self.folder / name, "rb") as handle:
                 content = handle.read(max_bytes + 1)
-        except (FileNotFoundError, IsADirectoryError) as error:
-            raise CheckpointError(f"the folder has no {name}", str(self.folder), "use a complete folder") from error
         except OSError as error:
             reason = error.strerror or str(error)
             raise ResourceError(f"cannot read {name}: {reason}", str(self.folder), "check its permissions") from error
@@ -112,15 +112,21 @@ def chat_template(files: FolderFiles, config: Mapping[str, Any]) -> str | None:
         case None:
             return None
         case str(template):
-            return template
+            return _checked_template(template, where)
         case list(templates):
             for entry in templates:
                 match entry:
                     case {"name": "default", "template": str(template)}:
-                        return template
+                        return _checked_template(template, where)
             raise _bad_template("there are several, and none is called default", where)
         case _:
             raise _bad_template("it is no text", where)
+
+
+def _checked_template(template: str, where: str) -> str:
+    if len(template) > MAX_TEMPLATE_BYTES:
+        raise _bad_template(f"it is longer than {MAX_TEMPLATE_BYTES:,} characters", where)
+    return template
 
 
 def _bad_template(reason: str, where: str) -> CheckpointError:

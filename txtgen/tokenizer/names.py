@@ -10,7 +10,7 @@ from txtgen.errors import CheckpointError
 NAMES_FILE = "special_tokens_map.json"
 """The file of the names, in the form that Hugging Face gives it."""
 
-MAX_JSON_BYTES = 256 * 1024 * 1024
+MAX_JSON_BYTES = 128 * 1024 * 1024
 """Far above any real tokenizer's file; a larger one is refused before it is read as JSON."""
 
 ROLES = ("pad", "unk", "bos", "eos")

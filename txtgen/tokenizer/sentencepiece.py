@@ -90,6 +90,7 @@ class SentencePieceTokenizer(ByteJoiner):
             check_ids(vocabulary, where)
             names = names or _usual_names(tuple(piece for piece in vocabulary if piece not in {*own_pieces}))
             self.special = _mapped_special_ids(names, vocabulary, where)
+            names = names.within(vocabulary)
             silent |= names.all()
         self._given_names = names
         self._silent_ids = {piece: token_id for piece, token_id in ids.items() if piece in silent}
