@@ -96,6 +96,20 @@ def test_llama_is_that_of_transformers(added: bool, tmp_path: Path) -> None:
     assert imported.tokenizer.pieces(imported.tokenizer.encode(" a")) == ["\u2581\u2581", "a"]  # transformers: ▁a
 
 
+@pytest.mark.parametrize("model_type", ["llama", "t5"])
+def test_a_json_of_llama_or_t5_alone_is_that_of_transformers(model_type: str, tmp_path: Path) -> None:
+    model = spm(**(T5 if model_type == "t5" else LLAMA))
+    if model_type == "t5":
+        oracle = t5_oracle(model, read_model(model).charsmap, 10)
+    else:
+        oracle = llama_oracle(model, add_bos_token=True)
+    imported = tokenizer_from_hf_folder(save(oracle, tmp_path, model_type))
+    assert isinstance(imported.tokenizer, HuggingFaceTokenizer)
+    assert_same(imported, auto(tmp_path), ORDINARY, unknown=False)
+    for text in TEXTS:
+        assert imported.tokenizer.encode_with_special(text) == oracle.encode(text, add_special_tokens=False)
+
+
 def test_llama_adds_bos_by_itself(tmp_path: Path) -> None:
     imported = tokenizer_from_hf_folder(spm_folder(tmp_path, "llama"))
     assert (imported.prefix, imported.suffix) == ((1,), ())
@@ -235,6 +249,8 @@ def test_names_may_be_objects_or_in_the_map_of_special_tokens(tmp_path: Path) ->
         ("tokenizer_config.json", b"[]", "no JSON object"),
         ("tokenizer_config.json", b"{", "not JSON"),
         ("tokenizer_config.json", b"[" * 100_000, "nested too deep"),
+        ("tokenizer_config.json", b'{"eos_token": "\\uD800"}', "surrogate"),
+        ("added_tokens.json", b'{"a\\udc00": 480}', "surrogate"),
         ("tokenizer_config.json", b'{"eos_token": 5}', "eos_token is '5'"),
         ("tokenizer_config.json", b'{"extra_ids": -1, "tokenizer_class": "T5Tokenizer"}', "extra_ids is '-1'"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": {}}}', "added tokens"),

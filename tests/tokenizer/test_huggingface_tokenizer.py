@@ -226,6 +226,7 @@ BAD = {
     "a giant id": changed("model", vocab={**described()["model"]["vocab"], "zz": 4 * 10**9}),
     "one id twice": changed("model", vocab={**described()["model"]["vocab"], "zz": 5}),
     "prefixes": changed("model", continuing_subword_prefix="##"),
+    "suffixes": changed("model", end_of_word_suffix="</w>"),
     "no decoder": replaced(decoder=None),
     "decoder of BERT": replaced(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True}),
     "decoder of CTC": replaced(decoder={"type": "CTC", "pad_token": "", "word_delimiter_token": "|", "cleanup": True}),

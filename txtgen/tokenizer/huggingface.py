@@ -154,6 +154,9 @@ def _described(content: bytes, where: str) -> dict[str, Any]:
     if not isinstance(model, dict) or model.get("type", "BPE") not in ("BPE", "Unigram"):
         found = model.get("type") if isinstance(model, dict) else model
         raise _unusable(f"its model is {str(found)[:60]!r}, not BPE or Unigram", where)
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise _unusable(f"its model marks parts of words with a {key}, which no known decoder joins", where)
     description["truncation"] = description["padding"] = None
     if "dropout" in model:
         model["dropout"] = None

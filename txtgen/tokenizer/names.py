@@ -108,6 +108,11 @@ def parse_object(content: bytes, where: str) -> dict[str, Any]:
         ) from error
     if not isinstance(parsed, dict):
         raise _unusable("it holds no JSON object", where)
+    if b"\\ud" in content.lower():
+        try:
+            json.dumps(parsed, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise _unusable("it holds half a surrogate pair, which is no character", where) from error
     return parsed
 
 
