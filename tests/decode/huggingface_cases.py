@@ -80,7 +80,7 @@ def draw_case(number: int, model) -> Case:
 
 
 def _draw_strategy(case: Case, choice: random.Random) -> None:
-    case.beams = choice.choice([1, 2, 3, 4, 5])
+    case.beams = choice.choice([1, 2, 3, 4, 5, 6])
     case.theirs["num_beams"] = case.beams
     if case.beams > 1:
         num_return = choice.randint(1, case.beams)
