@@ -74,7 +74,7 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
-        _flush_folder(path.parent)
+        flush(path.parent)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -102,10 +102,11 @@ def _resource_error(path: Path, cause: OSError) -> ResourceError:
     return ResourceError(f"cannot write: {cause.strerror or cause}", str(path), "check the path and its permissions")
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make a rename durable; where folders cannot be opened (Windows), the system does so by itself."""
+def flush(path: Path) -> None:
+    """Make a file's content durable, or what was renamed in a folder; where folders cannot be opened (Windows), the
+    system does so by itself."""
     with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

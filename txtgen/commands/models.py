@@ -12,7 +12,7 @@ from txtgen.checkpoint import FORMAT, load_checkpoint, load_model, save_checkpoi
 from txtgen.convert import import_folder
 from txtgen.errors import CheckpointError, ConfigError
 from txtgen.generator import Generator
-from txtgen.tokenizer import Tokenizer, load_tokenizer
+from txtgen.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_hf_folder
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +70,16 @@ def _newest_run(runs_path: Path) -> Path:
 
 
 def resolve_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer that is meant by a .model file, a .pth file or a run folder.
+    """The tokenizer that is meant by a .model file, a .pth file, a run folder or a Hugging Face folder.
 
     Raises:
         CheckpointError: there is none.
     """
-    if Path(name).suffix == ".model":
+    path = Path(name)
+    if path.suffix == ".model":
         return load_tokenizer(name)
+    if (path / "config.json").is_file():
+        return tokenizer_from_hf_folder(path).tokenizer
     return load_checkpoint(resolve_model(name)).tokenizer
 
 

@@ -4,12 +4,16 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from txtgen.commands.console import duration, table
 from txtgen.commands.convert import Conversion
 from txtgen.commands.evaluate import Evaluation
 from txtgen.commands.inspect import Inspection
 from txtgen.commands.output import write_result
 from txtgen.commands.tokenizer import TokenizerSummary, TokenizerTraining
+from txtgen.config.decoding import DecodingConfig
+from txtgen.config.model import ModelConfig
 
 
 def write_json(value: Any) -> None:
@@ -67,18 +71,31 @@ def report_inspection(inspection: Inspection, as_json: bool) -> None:
         "size": f"{inspection.file_bytes / 1e6:,.1f} MB",
         "sha256": inspection.fingerprint,
         "parameters": f"{inspection.parameters:,} in {len(inspection.tensors)} tensors",
-        "architecture": ", ".join(
-            f"{key} {value}" for key, value in model.items() if not isinstance(value, dict | None)
-        ),
+        "architecture": ", ".join(f"{key} {_shown(value)}" for key, value in _changed(ModelConfig, model).items()),
         "tokenizer": f"{inspection.tokenizer['kind']}, {inspection.tokenizer['vocabulary']:,} tokens, "
         f"sha256 {inspection.tokenizer['fingerprint'][:16]}",
         "chat": (inspection.config["chat"] or {}).get("kind", "no"),
-        "generation": ", ".join(f"{key} {value}" for key, value in inspection.config["generation"].items() if value),
+        "generation": ", ".join(
+            f"{key} {_shown(value)}" for key, value in _changed(DecodingConfig, inspection.config["generation"]).items()
+        ),
     }
     rows.update({f"lineage, {key}": value for key, value in inspection.lineage.items() if value not in (None, [])})
     if training is not None:
         rows["resumable"] = f"at step {training['step']:,}, after {duration(training['seconds'])}"
     table("", rows)
+
+
+def _changed(kind: Any, section: dict[str, Any]) -> dict[str, Any]:
+    """What a section of a config says beside its defaults: its kind first of all."""
+    config = TypeAdapter(kind).validate_json(json.dumps(section))
+    tag = "strategy" if "strategy" in section else "kind"
+    default = type(config)().plain()
+    return {tag: section[tag]} | {key: value for key, value in section.items() if value != default[key]}
+
+
+def _shown(value: Any) -> str:
+    """A value, a section of the config by its kind."""
+    return str(value["kind"]) if isinstance(value, dict) else str(value)
 
 
 def report_training(training: TokenizerTraining, as_json: bool) -> None:

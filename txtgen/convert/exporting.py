@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from txtgen.checkpoint import Checkpoint
+from txtgen.checkpoint import Checkpoint, flush
 from txtgen.config.data import ChatFormat, TemplateChatFormat, TextChatFormat, TokensChatFormat
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.config.tokenizer import Framing
@@ -92,7 +92,10 @@ def _appearing(folder: Path) -> Iterator[Path]:
     try:
         place.mkdir(parents=True)
         yield place
+        for path in place.iterdir():
+            flush(path)
         os.replace(place, folder)
+        flush(folder.parent)
     except OSError as error:
         raise ResourceError(
             f"cannot write: {error.strerror or error}", str(folder), "free space, or choose another place"
@@ -167,6 +170,7 @@ def _write_weights(place: Path, weights: Mapping[str, Tensor], dtype: torch.dtyp
         files = ["model.safetensors"]
     for file, names in zip(files, shards, strict=True):
         save_file({name: weights[name].to(dtype) for name in names}, place / file, metadata={"format": "pt"})
+        (place / file).chmod((place / CONFIG).stat().st_mode)  # it comes readable by its owner alone
     if len(files) > 1:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         metadata = {"total_size": sum(sizes.values())}
