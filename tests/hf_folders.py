@@ -7,12 +7,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sentencepiece
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+# Whoever imports this module is skipped where they are missing.
+pytest.importorskip("tokenizers")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import transformers
+    transformers = pytest.importorskip("transformers")
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 CORPUS = (
     "The quick brown fox jumps over the lazy dog, again and again; it's 12345 o'clock.\n\n  Twelve  spaces,\tone tab.\n"
