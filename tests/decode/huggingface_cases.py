@@ -274,6 +274,7 @@ def distributions(hf_model, number: int) -> tuple[torch.Tensor, torch.Tensor]:
     random_numbers = torch.Generator().manual_seed(number)
     vocabulary = hf_model.get_output_embeddings().weight.shape[0]
     new = torch.randint(vocabulary, (len(case.prompts) * copies, num_new), generator=random_numbers)
+    new[new == case.pad] = case.prompts[0][0]  # padding is never generated, and over there its n-grams count
     scores = torch.randn(len(new), vocabulary, generator=random_numbers) * 3
     rows, mask = map(torch.tensor, _padded(case))
     first = rows if case.start is None else torch.full((len(rows), 1), case.start)
