@@ -95,8 +95,10 @@ def _draw_words(case: Case, choice: random.Random, words: list[int], same: bool)
     some = lambda: choice.random() < 0.25  # noqa: E731
     runs = lambda: [tuple(choice.choices(words, k=choice.choice([1, 1, 2, 3]))) for _ in range(choice.randint(1, 8))]  # noqa: E731
     follow = [(choice.choice(prompt), choice.choice(words)) for prompt in case.prompts]
-    if some():
-        bias = {tokens: choice.uniform(-4.0, 4.0) for tokens in runs() + follow}
+    # Often enough ends that slots fill up early, and that beams must look far for something to go on with.
+    ends = {(eos,): choice.uniform(1.0, 7.0) for eos in case.eos_ids if case.beams > 1 and choice.random() < 0.6}
+    if ends or some():
+        bias = {tokens: choice.uniform(-4.0, 4.0) for tokens in runs() + follow} | ends
         case.ours["sequence_bias"] = tuple(SequenceBias(token_ids=tokens, bias=b) for tokens, b in bias.items())
         case.theirs["sequence_bias"] = [[list(tokens), b] for tokens, b in bias.items()]
     if same and some():
