@@ -9,6 +9,7 @@ from txtgen.model.position import (
     alibi_bias,
     alibi_slopes,
     relative_buckets,
+    rotary,
     rotary_table,
     rotate,
     sinusoidal_table,
@@ -28,7 +29,7 @@ def test_sinusoidal_table_is_the_formula():
 
 def turned(x: torch.Tensor, positions: torch.Tensor, base: float) -> torch.Tensor:
     """x [N,K] at positions [N], rotated by the table."""
-    cosines, sines = rotary_table(64, x.shape[-1], RotaryPosition(base=base), CPU, x.dtype)
+    cosines, sines = rotary_table(64, *rotary(x.shape[-1], RotaryPosition(base=base)), CPU, x.dtype)
     return rotate(x[None, None], (cosines[positions][None, None], sines[positions][None, None]))[0, 0]
 
 
@@ -55,7 +56,7 @@ def test_rotated_products_depend_on_distance_only():
 
 def test_rotation_keeps_the_dtype():
     x = torch.randn(1, 2, 3, 4, dtype=torch.bfloat16)
-    table = rotary_table(3, 4, RotaryPosition(base=10.0), CPU, torch.bfloat16)
+    table = rotary_table(3, *rotary(4, RotaryPosition(base=10.0)), CPU, torch.bfloat16)
     assert rotate(x, table).dtype == torch.bfloat16
 
 
@@ -118,7 +119,7 @@ def test_sinusoids_in_halves_hold_the_same_numbers():
 
 
 def angles_of(position: RotaryPosition, width: int = 16) -> torch.Tensor:
-    cosines, sines = rotary_table(2, width, position, CPU, torch.float64)
+    cosines, sines = rotary_table(2, *rotary(width, position), CPU, torch.float64)
     return torch.atan2(-sines[1, : width // 2], cosines[1, : width // 2])
 
 
@@ -144,5 +145,5 @@ def test_fast_rotations_stay_and_slow_ones_are_slowed(kind):
 
 def test_yarn_lengthens_queries_and_keys():
     scaling = YarnScaling(factor=2.0, original_length=64, attention_factor=1.25)
-    cosines, sines = rotary_table(3, 8, RotaryPosition(scaling=scaling), CPU, torch.float64)
+    cosines, sines = rotary_table(3, *rotary(8, RotaryPosition(scaling=scaling)), CPU, torch.float64)
     torch.testing.assert_close(cosines**2 + sines**2, torch.full_like(cosines, 1.25**2))

@@ -16,7 +16,7 @@ from txtgen.config.model import (
     TransformerConfig,
 )
 from txtgen.model.attention import CrossAttention, Pattern, SelfAttention, additive
-from txtgen.model.position import Rotation, alibi_bias, relative_buckets, rotary_table
+from txtgen.model.position import Rotation, alibi_bias, relative_buckets, rotary, rotary_table
 from txtgen.model.state import LayerCache, Window
 
 
@@ -130,10 +130,10 @@ class Stack(nn.Module):
         self.dropout = config.dropout
         self.layers = nn.ModuleList(Layer(config, cross) for _ in range(num_layers))
         self.final_norm = make_norm(config) if config.norm_position == "pre" else None
+        position = config.position
+        self.rotary = rotary(config.head_width, position) if isinstance(position, RotaryPosition) else None
         self.relative_bias = (
-            nn.Embedding(config.position.num_buckets, config.num_heads)
-            if isinstance(config.position, T5RelativePosition)
-            else None
+            nn.Embedding(position.num_buckets, config.num_heads) if isinstance(position, T5RelativePosition) else None
         )
 
     def _bias(self, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -149,11 +149,9 @@ class Stack(nn.Module):
 
     def _rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation | None:
         """What turns queries and keys at these positions [1|B,N]."""
-        position = self.config.position
-        if not isinstance(position, RotaryPosition):
+        if self.rotary is None:
             return None
-        width = self.config.head_width
-        cosines, sines = rotary_table(self.max_length, width, position, positions.device, dtype)
+        cosines, sines = rotary_table(self.max_length, *self.rotary, positions.device, dtype)
         return cosines[positions][:, None], sines[positions][:, None]
 
     def pattern(

@@ -7,7 +7,7 @@ generated between two training steps leaves no table behind that training could 
 
 import math
 from collections.abc import Callable
-from typing import TypeVar, TypeVarTuple, assert_never
+from typing import NamedTuple, TypeVar, TypeVarTuple, assert_never
 
 import torch
 from torch import Tensor
@@ -81,19 +81,31 @@ def sinusoidal_table(length: int, width: int, layout: str, device: torch.device,
     return table.to(device, dtype)
 
 
+class Rotary(NamedTuple):
+    """How fast each pair of columns turns, and what its sines and cosines are multiplied with."""
+
+    rates: tuple[float, ...]
+    factor: float
+
+
+def rotary(width: int, position: RotaryPosition) -> Rotary:
+    """The rotations of a head of this width in radians per position, as numbers that torch.compile sees through."""
+    rates, scaling = _rates(width, position.base), position.scaling
+    if scaling is not None:
+        rates = _scaled_rates(rates, position.base, scaling)
+    factor = scaling.attention_factor if isinstance(scaling, YarnScaling) else 1.0
+    return Rotary(tuple(rates.tolist()), factor)
+
+
 @kept
 def rotary_table(
-    length: int, width: int, position: RotaryPosition, device: torch.device, dtype: torch.dtype
+    length: int, rates: tuple[float, ...], factor: float, device: torch.device, dtype: torch.dtype
 ) -> Rotation:
     """Cosines and signed sines, each [length, width], that rotate column i against column i + width/2.
 
     Source: Su et al. 2021, arXiv 2104.09864, with the pairing of GPT-NeoX and Llama.
     """
-    rates, factor = _rates(width, position.base), 1.0
-    if position.scaling is not None:
-        rates = _scaled_rates(rates, position.base, position.scaling)
-        factor = position.scaling.attention_factor if isinstance(position.scaling, YarnScaling) else 1.0
-    angles = _angles(length, rates)
+    angles = _angles(length, torch.tensor(rates, dtype=torch.float64, device="cpu"))
     cosines = torch.cat((angles.cos(), angles.cos()), dim=-1) * factor
     sines = torch.cat((-angles.sin(), angles.sin()), dim=-1) * factor
     return cosines.to(device, dtype), sines.to(device, dtype)
