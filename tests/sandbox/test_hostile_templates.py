@@ -1,14 +1,11 @@
-"""Templates of strangers: the text that transformers renders, and no harm from hostile ones."""
+"""Hostile templates do no harm: none runs without end, and none reaches what it is not given."""
 
 import re
 import time
-import warnings
 from contextlib import suppress
 from datetime import date
-from typing import Any
 
 import pytest
-from chat_templates import CHATML, TEMPLATES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,60 +13,7 @@ from txtgen.errors import CheckpointError, DataError
 from txtgen.sandbox import ChatTemplate
 
 DAY = date(2024, 7, 26)
-TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
-SYSTEM, USER, ASSISTANT = (
-    {"role": "system", "content": "  Answer in verse.\n"},
-    {"role": "user", "content": " Why is the sky blue? \n"},
-    {"role": "assistant", "content": "\n<think>\nhm\n</think>\n\nBecause of x < y & 'z'. "},
-)
-CONVERSATIONS = {
-    "user": [USER],
-    "reply": [USER, ASSISTANT],
-    "more": [USER, ASSISTANT, USER],
-    "system": [SYSTEM, USER],
-    "all": [SYSTEM, USER, ASSISTANT, USER, {"role": "assistant", "content": "Yes."}],
-    "two replies": [USER, ASSISTANT, ASSISTANT],
-    "empty": [{"role": "user", "content": ""}],
-}
-
-
-def transformers_text(source: str, messages: list[dict[str, str]], reply: bool) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        rendered: Any = render_jinja_template([messages], chat_template=source, add_generation_prompt=reply, **TOKENS)
-    return str(rendered[0][0])
-
-
-@pytest.mark.parametrize("reply", [False, True])
-@pytest.mark.parametrize("conversation", CONVERSATIONS)
-@pytest.mark.parametrize("style", TEMPLATES)
-def test_equals_transformers(style: str, conversation: str, reply: bool) -> None:
-    messages = CONVERSATIONS[conversation]
-    template = ChatTemplate(TEMPLATES[style], DAY)
-    try:
-        expected = transformers_text(TEMPLATES[style], messages, reply)
-    except Exception as error:
-        told = str(error)
-        with pytest.raises(DataError, match="refuses the conversation") as caught:
-            template.render(messages, reply, TOKENS)
-        assert told in str(caught.value)
-    else:
-        assert template.render(messages, reply, TOKENS) == expected
-
-
-def test_undefined_names_are_nothing() -> None:
-    source = "{{ nothing }}{% if tools %}x{% endif %}{{ messages[0].name }}{% for a in gone %}{{ a }}{% endfor %}|"
-    assert ChatTemplate(source, DAY).render([USER], True, {}) == "|"
-    with pytest.raises(CheckpointError, match=r"UndefinedError: 'a' is undefined"):
-        ChatTemplate("{{ a.b }}", DAY).render([USER], True, {})
-
-
-def test_the_date_stands_still() -> None:
-    template = ChatTemplate("{{ strftime_now('%d %b %Y, %-d. 100%%') }}", DAY)
-    assert template.render([USER], True, {}) == "26 Jul 2024, 26. 100%"
-
+MESSAGES = [{"role": "user", "content": " Why is the sky blue? \n"}]
 
 DOUBLING = "{{% set ns = namespace(x={start}) %}}{{% for i in range(60) %}}{{% set ns.x = {step} %}}{{% endfor %}}"
 GROWING = {
@@ -143,6 +87,7 @@ REACHING = {
     "append": "{{ messages.append(1) }}",
     "pop": "{{ messages[0].pop('role') }}",
     "call": "{{ messages() }}",
+    "slice of a function": "{{ dict[1:] }}",
     "date": "{{ strftime_now('%1000000000d') }}",
     "escaping": "{% autoescape true %}{% endautoescape %}",
     "syntax": "{% if %}",
@@ -155,7 +100,7 @@ REACHING = {
 def test_hostile_templates_fail_at_once(source: str) -> None:
     began = time.process_time()
     with pytest.raises(CheckpointError, match="chat template cannot be used") as caught:
-        ChatTemplate(source, DAY).render([USER], True, TOKENS)
+        ChatTemplate(source, DAY).render(MESSAGES, True, {})
     assert time.process_time() - began < 3, "a second and what a busy machine adds"
     assert caught.value.where == "format.template"
     assert len(str(caught.value)) < 600
@@ -174,25 +119,10 @@ def test_hostile_templates_fail_at_once(source: str) -> None:
 )
 def test_what_is_within_cannot_be_reached(source: str) -> None:
     try:
-        found = ChatTemplate(source, DAY).render([USER], True, TOKENS)
+        found = ChatTemplate(source, DAY).render(MESSAGES, True, {})
     except CheckpointError:
         return
     assert found in ("", "1", "[<Namespace>, <Namespace>]")
-
-
-def test_what_a_template_raises_is_escaped() -> None:
-    template = ChatTemplate("{{ raise_exception('\x1b[2J' ~ 'no \u202e' ~ 'a' * 9999) }}", DAY)
-    with pytest.raises(DataError, match=r"refuses the conversation: \\x1b\[2Jno \\u202ea+; messages") as caught:
-        template.render([USER], True, TOKENS)
-    assert len(caught.value.what) < 400
-
-
-def test_long_conversations_are_rendered() -> None:
-    turns = [{"role": role, "content": "long " * 200} for _ in range(300) for role in ("user", "assistant")]
-    for source in TEMPLATES.values():
-        ChatTemplate(source, DAY).render(turns, True, TOKENS)
-    text = ChatTemplate(CHATML, DAY).render([{"role": "user", "content": "a" * 3_000_000}], True, TOKENS)
-    assert len(text) > 3_000_000
 
 
 PARTS = st.sampled_from(
@@ -208,4 +138,4 @@ PARTS = st.sampled_from(
 @given(st.lists(PARTS, max_size=30).map(" ".join) | st.text(max_size=30))
 def test_any_text_is_rendered_or_refused(source: str) -> None:
     with suppress(CheckpointError, DataError):
-        ChatTemplate(source, DAY).render([USER], True, TOKENS)
+        ChatTemplate(source, DAY).render(MESSAGES, True, {})
