@@ -15,7 +15,7 @@ from txtgen.config.commands import CheckpointConfig
 from txtgen.config.data import TemplateChatFormat, TextChatFormat, TokensChatFormat
 from txtgen.config.decoding import GreedyConfig, SampleConfig, SequenceBias
 from txtgen.config.loader import config_from_tree
-from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
+from txtgen.config.model import AlibiPosition, DecoderConfig, EncoderDecoderConfig, T5RelativePosition
 from txtgen.errors import DivergedError, ResourceError, UsageError
 from txtgen.generator import Generator
 from txtgen.model import build_model, init_weights
@@ -344,6 +344,17 @@ def test_the_start_token_counts_for_an_encoder_decoder(tokenizer):
     generator = Generator(load(tokenizer, "encoder_decoder"))
     assert len(generator.generate("a dog", max_length=5, min_new_tokens=9)[0].token_ids) == 4
     assert len(generator.generate("a dog", min_new_tokens=100)[0].token_ids) == 59
+
+
+@pytest.mark.parametrize("position", [AlibiPosition(), T5RelativePosition()])
+def test_positions_without_a_table_set_no_limit(tokenizer, position):
+    """max_length and max_source_length are then only what the model was trained with."""
+    decoder = Generator(load(tokenizer, position=position))
+    assert len(decoder.generate("the " * 90, max_new_tokens=70, min_new_tokens=70)[0].token_ids) == 70
+    assert len(decoder.generate("a", min_new_tokens=256)[0].token_ids) == 256
+    assert len(decoder.generate("a", max_length=90, min_new_tokens=90)[0].token_ids) > 80
+    translator = Generator(load(tokenizer, "encoder_decoder", position=position))
+    assert len(translator.generate("the " * 90, max_new_tokens=70, min_new_tokens=70)[0].token_ids) == 70
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,9 @@ def evaluate(
         Literal["13a", "zh", "none", "char", "intl"] | None,
         typer.Option(help="How sacreBLEU splits words. [default: as the model's run says, or 13a]"),
     ] = None,
+    sequence_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a row of text. [default: as in the model's run]")
+    ] = None,
     beam_size: Annotated[int | None, typer.Option(min=1, help="Translate by beam search of this width.")] = None,
     translate: Annotated[bool, typer.Option(help="Translate pairs and score them.")] = True,
     output: Annotated[str | None, typer.Option(metavar="FILE", help="Where to write the translations.")] = None,
@@ -238,6 +241,7 @@ def evaluate(
         "paths": data or [],
         "target": target,
         "bleu_tokenizer": bleu_tokenizer,
+        "sequence_length": sequence_length,
         "decoding": {} if beam_size is None else {"strategy": "beam", "beam_size": beam_size},
         "translate": translate,
         "output": output,

@@ -15,7 +15,7 @@ from txtgen.config.decoding import DecodingConfig, SampleConfig, SequenceBias, r
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.decode import FinishReason, Hypothesis, PromptBatch, Steps, run_steps, search_steps
 from txtgen.errors import DataError, ResourceError, UsageError
-from txtgen.model import Transformer
+from txtgen.model import Transformer, is_bounded
 from txtgen.tokenizer import IncrementalDecoder, Tokenizer, never_written, own_framing
 
 logger = logging.getLogger(__name__)
@@ -89,6 +89,7 @@ class Generator:
         model, tokenizer = loaded.model.config, loaded.tokenizer
         # Of an encoder-decoder; 0 for a decoder, which has no source.
         self._max_source_length = model.max_source_length if isinstance(model, EncoderDecoderConfig) else 0
+        self._bounded = is_bounded(model.position)
         self._reader = loaded.source_tokenizer or tokenizer
         source = self._reader.special if self._max_source_length else None
         self._framing = loaded.config.framing or own_framing(tokenizer.special, source)
@@ -165,7 +166,7 @@ class Generator:
         if not ids:
             raise UsageError("an empty prompt", where, "an encoder-decoder needs a source")
         ids = [*prefix, *ids, *self._framing.suffix]
-        if len(ids) > self._max_source_length:
+        if self._bounded and len(ids) > self._max_source_length:
             raise UsageError(
                 f"the prompt has {len(ids)} tokens, and max_source_length is {self._max_source_length}",
                 where,
@@ -189,9 +190,15 @@ class Generator:
 
     def _limit(self, length: int, where: str, decoding: DecodingConfig) -> int:
         """How many tokens may follow the first tokens of the decoder, which are so many."""
-        longest, key = self.loaded.model.config.max_length, "the model's max_length"
-        if decoding.max_length is not None and decoding.max_length < longest:
-            longest, key = decoding.max_length, "max_length"
+        limits = [(self.loaded.model.config.max_length, "the model's max_length")] if self._bounded else []
+        if decoding.max_length is not None:
+            limits.append((decoding.max_length, "max_length"))
+        wanted = decoding.max_new_tokens
+        if wanted is None:
+            wanted = decoding.max_length or DEFAULT_NEW_TOKENS
+        if not limits:
+            return wanted
+        longest, key = min(limits, key=lambda limit: limit[0])
         room = longest - length
         if room < 1:
             raise UsageError(
@@ -199,8 +206,7 @@ class Generator:
                 where,
                 f"shorten the prompt by {1 - room} tokens" if key != "max_length" else "raise max_length",
             )
-        wanted = room if decoding.max_length is not None else DEFAULT_NEW_TOKENS
-        return min(room, wanted if decoding.max_new_tokens is None else decoding.max_new_tokens)
+        return min(room, wanted)
 
     def _batch(self, prompts: Sequence[_EncodedPrompt]) -> PromptBatch:
         """The prompts as tensors on the model's device, padded on the right."""

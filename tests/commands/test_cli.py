@@ -245,6 +245,18 @@ def test_evaluate_measures_text(decoder, trained, capfd) -> None:
     assert 0 < held_out["loss"]["tokens"] < found["loss"]["tokens"]
 
 
+def test_evaluate_looks_back_as_far_as_asked(decoder, trained, capfd) -> None:
+    text = ["evaluate", decoder, "--data", str(trained / "text" / "a.txt"), "--json"]
+    losses = {}
+    for length in (None, 4, 16):
+        assert run([*text, *([] if length is None else ["--sequence-length", str(length)])]) == 0
+        losses[length] = json.loads(capfd.readouterr().out)["loss"]
+    assert len({loss["tokens"] for loss in losses.values()}) == 1
+    assert losses[4]["loss"] != losses[16]["loss"]
+    assert run([*text, "--sequence-length", "1000"]) == 3
+    assert "more than the model's max_length" in capfd.readouterr().err
+
+
 def test_evaluate_translates_pairs(translator, trained, workshop, capfd) -> None:
     pytest.importorskip("sacrebleu")
     assert run(["evaluate", translator, "--data", str(trained / "pairs.tsv"), "--output", "out.txt", "--json"]) == 0

@@ -83,3 +83,18 @@ def test_a_template_teaches_the_assistants_turns_only(tmp_path, data, run_txtgen
     wrong = ("--set", "data.objective.roles=[user]")
     output = run_txtgen("finetune", data / "chats.jsonl", "--base", "base.pth", *TRAIN, *wrong, code=3)
     assert "data.objective.roles" in output
+
+
+def test_rows_of_a_model_with_a_long_memory_fit_a_machine(tmp_path, data, run_txtgen, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = whole_folder("llama", tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 131_072}))
+    run_txtgen("convert", "from-hf", folder, "base.pth")
+    found = json.loads(run_txtgen("evaluate", "base.pth", "--data", data / "text.txt", "--json"))
+    assert found["loss"]["tokens"] > 100
+    train = ("--steps", "1", "--set", "train.batch_tokens=1024")
+    run_txtgen("finetune", data / "text.txt", "--base", "base.pth", "--name", "tuned", *train)
+    tuned = load_checkpoint(tmp_path / "runs/tuned/last.pth")
+    assert tuned.config.model.max_length == 131_072
+    run_txtgen("finetune", data / "text.txt", "--base", "runs/tuned", "--name", "again", *train)

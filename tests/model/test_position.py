@@ -13,6 +13,7 @@ from txtgen.model.position import (
     rotary_table,
     rotate,
     sinusoidal_table,
+    table_length,
 )
 
 CPU = torch.device("cpu")
@@ -147,3 +148,10 @@ def test_yarn_lengthens_queries_and_keys():
     scaling = YarnScaling(factor=2.0, original_length=64, attention_factor=1.25)
     cosines, sines = rotary_table(3, *rotary(8, RotaryPosition(scaling=scaling)), CPU, torch.float64)
     torch.testing.assert_close(cosines**2 + sines**2, torch.full_like(cosines, 1.25**2))
+
+
+def test_tables_of_very_many_positions_grow_as_needed():
+    assert table_length(5, 60) == 60
+    assert table_length(5, 100_000) == table_length(8192, 100_000) == 8192
+    assert table_length(8193, 100_000) == 16_384
+    assert table_length(70_000, 100_000) == 100_000

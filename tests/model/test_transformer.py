@@ -359,6 +359,16 @@ def test_training_goes_on_after_generating_in_inference_mode(position):
     assert model.token_embedding.weight.grad is not None
 
 
+def test_a_huge_length_costs_nothing_and_changes_nothing():
+    short, long = (tiny_model("decoder", "rotary", max_length=length) for length in (24, 10**9))
+    ids = random_ids(2, 9)
+    torch.testing.assert_close(logits_of(long, ids), logits_of(short, ids), rtol=0, atol=0)
+    steps = [model.prefill(PromptBatch(ids, torch.tensor([9, 7])), 12) for model in (short, long)]
+    (one, state), (other, far) = steps
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+    torch.testing.assert_close(short.extend(ids[:, :1], state), long.extend(ids[:, :1], far), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("position", ["sinusoidal", "learned", "rotary"])
 def test_too_long_a_sequence_is_refused(position):
     model = tiny_model("decoder", position)

@@ -7,12 +7,13 @@ from typing import Any
 from txtgen.checkpoint import load_model, replace_file
 from txtgen.commands.models import inference_dtype, resolve_model, select_device
 from txtgen.commands.sources import guess_source
-from txtgen.config.commands import EvaluateConfig
+from txtgen.config.commands import CheckpointConfig, EvaluateConfig, row_length
 from txtgen.config.data import DataConfig, Seq2SeqObjective
 from txtgen.config.loader import config_from_tree
 from txtgen.config.model import EncoderDecoderConfig
+from txtgen.config.train import TrainConfig
 from txtgen.data import build_objective, validation_batches, validation_pairs
-from txtgen.errors import DataError
+from txtgen.errors import ConfigError, DataError
 from txtgen.evaluate import LossMetrics, TranslationMetrics, evaluate_loss, translate_pairs
 from txtgen.generator import Generator
 
@@ -31,13 +32,14 @@ def run(config: EvaluateConfig) -> Evaluation:
 
     Raises:
         CheckpointError: the model cannot be read.
+        ConfigError: rows are to be longer than the model allows.
         DataError: the data cannot be read, or the model's own run held nothing out and no data is given.
     """
     path = resolve_model(config.model, config.runs_path)
     loaded = load_model(path, select_device(config.device), inference_dtype(config.dtype))
     trained_on = loaded.config.run
     data = _data(config, trained_on, isinstance(loaded.config.model, EncoderDecoderConfig), str(path))
-    length = (trained_on.get("train") or {}).get("sequence_length") or loaded.config.model.max_length
+    length = _row_length(config, loaded.config)
     objective = build_objective(
         data.objective,
         loaded.tokenizer,
@@ -55,6 +57,17 @@ def run(config: EvaluateConfig) -> Evaluation:
     if config.translate and isinstance(data.objective, Seq2SeqObjective):
         translation = _translate(Generator(loaded, batch_size=64), data, seed, config)
     return Evaluation(str(path), loss, translation)
+
+
+def _row_length(config: EvaluateConfig, model: CheckpointConfig) -> int:
+    """Positions of a row of text: what the user says, or else what the model was trained with."""
+    trained = (model.run.get("train") or {}).get("sequence_length")
+    length = config.sequence_length or row_length(TrainConfig(sequence_length=trained), model.model, model.framing)
+    if length > model.model.max_length:
+        raise ConfigError(
+            f"is {length}, more than the model's max_length {model.model.max_length}", "sequence_length", "lower it"
+        )
+    return length
 
 
 def _translate(generator: Generator, data: DataConfig, seed: int, config: EvaluateConfig) -> TranslationMetrics | None:

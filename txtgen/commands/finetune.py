@@ -71,7 +71,7 @@ def prepare(base: Checkpoint, config: FinetuneConfig, where: str) -> Transformer
     Raises:
         ConfigError: the data does not suit the base model, or a pattern freezes nothing or everything.
     """
-    problems = list(architecture_problems(base.config.model, config.data, config.train))
+    problems = list(architecture_problems(base.config.model, config.data, config.train, base.config.framing))
     if problems:
         raise ConfigError(
             "; ".join(f"{key}: {complaint}" for key, complaint in problems), f"base {where}", "change the config"

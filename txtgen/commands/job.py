@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 import torch
 
 from txtgen.commands.run_folder import RunFolder
-from txtgen.config.commands import CheckpointConfig, RunConfig, inherited
+from txtgen.config.commands import CheckpointConfig, RunConfig, inherited, row_length
 from txtgen.config.tokenizer import Framing
 from txtgen.distributed import World
 from txtgen.model import Transformer
@@ -57,7 +57,7 @@ class Job:
     @property
     def row_length(self) -> int:
         """Positions of a packed row, or of the longest target."""
-        return self.config.train.sequence_length or self.model.config.max_length
+        return row_length(self.config.train, self.model.config, self.framing)
 
     @property
     def stream_options(self) -> StreamOptions:

@@ -54,7 +54,20 @@ class RunConfig(Config):
     """Defaults of `txtgen generate` for this model; where nothing is said, those of the base model."""
 
 
-def architecture_problems(model: TransformerConfig, data: DataConfig, train: TrainConfig) -> Iterator[tuple[str, str]]:
+ROW_LENGTH_FROM_ELSEWHERE = 1024
+"""A model from elsewhere may allow 100,000 positions, which few machines could train on or measure in one row."""
+
+
+def row_length(train: TrainConfig, model: TransformerConfig, framing: Framing | None = None) -> int:
+    """Positions of a packed row, or of the longest target: as the config says, or else all that the model allows, but
+    no more than ROW_LENGTH_FROM_ELSEWHERE of one from elsewhere, which its framing tells."""
+    allowed = model.max_length if framing is None else min(model.max_length, ROW_LENGTH_FROM_ELSEWHERE)
+    return train.sequence_length or allowed
+
+
+def architecture_problems(
+    model: TransformerConfig, data: DataConfig, train: TrainConfig, framing: Framing | None = None
+) -> Iterator[tuple[str, str]]:
     """What does not fit between a model and what it is to learn, as (dotted key, complaint)."""
     seq2seq = isinstance(data.objective, Seq2SeqObjective)
     if isinstance(model, EncoderDecoderConfig) and not seq2seq:
@@ -69,7 +82,7 @@ def architecture_problems(model: TransformerConfig, data: DataConfig, train: Tra
                     f"{group}.{number}.kind",
                     f"a {source.kind} source cannot serve the objective {data.objective.kind}",
                 )
-    length = train.sequence_length or model.max_length
+    length = row_length(train, model, framing)
     if length > model.max_length:
         yield "train.sequence_length", f"is {length}, more than the model's max_length {model.max_length}"
     if not seq2seq and train.batch_tokens % length:
@@ -143,6 +156,8 @@ class EvaluateConfig(Config):
     decoding: dict[str, Any] = Field(default_factory=dict)
     translate: bool = True
     """Generate a target for every source and score it by BLEU and chrF; only for pairs."""
+    sequence_length: Count | None = None
+    """Positions of a row of text, which its tokens may look back to; None: as in the model's own run."""
     batch_tokens: Count = 8192
     output: str | None = None
     """A file for the generated targets, one a line."""

@@ -60,7 +60,7 @@ class TrainConfig(Config):
     """Tokens of one optimizer step, over all ranks and micro-batches. Packed rows: rows * sequence_length.
     Sequence to sequence: the padded target and source tokens of a batch do not exceed it."""
     sequence_length: Count | None = None
-    """Length of a packed row; None: the model's max_length."""
+    """Length of a packed row; None: the model's max_length, of a model from elsewhere at most 1024."""
     micro_batch_tokens: Count | None = None
     """At most this many tokens go through the model at once; None: all of them."""
     optimizer: OptimizerConfig = AdamWConfig()

@@ -1,14 +1,17 @@
 """The Transformer: tensors in, tensors out."""
 
 from txtgen.model.init import init_weights, initial_weight
+from txtgen.model.position import is_bounded
 from txtgen.model.state import TransformerState
-from txtgen.model.transformer import Transformer, build_model, count_parameters
+from txtgen.model.transformer import Transformer, at_least_float32, build_model, count_parameters
 
 __all__ = [
     "Transformer",
     "TransformerState",
+    "at_least_float32",
     "build_model",
     "count_parameters",
     "init_weights",
     "initial_weight",
+    "is_bounded",
 ]

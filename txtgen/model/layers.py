@@ -16,7 +16,7 @@ from txtgen.config.model import (
     TransformerConfig,
 )
 from txtgen.model.attention import CrossAttention, Pattern, SelfAttention, additive
-from txtgen.model.position import Rotation, alibi_bias, relative_buckets, rotary, rotary_table
+from txtgen.model.position import Rotation, alibi_bias, relative_buckets, rotary, rotary_table, table_length
 from txtgen.model.state import LayerCache, Window
 
 
@@ -147,11 +147,12 @@ class Stack(nn.Module):
             return cast(Tensor, self.relative_bias(buckets)).permute(0, 3, 1, 2).to(dtype)
         return None
 
-    def _rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation | None:
-        """What turns queries and keys at these positions [1|B,N]."""
+    def _rotation(self, positions: Tensor, count: int, dtype: torch.dtype) -> Rotation | None:
+        """What turns queries and keys at these positions [1|B,N], all below `count`."""
         if self.rotary is None:
             return None
-        cosines, sines = rotary_table(self.max_length, *self.rotary, positions.device, dtype)
+        length = table_length(count, self.max_length)
+        cosines, sines = rotary_table(length, *self.rotary, positions.device, dtype)
         return cosines[positions][:, None], sines[positions][:, None]
 
     def pattern(
@@ -178,7 +179,7 @@ class Stack(nn.Module):
             length = positions.shape[1]
             allowed = torch.ones(1, 1, length, length, dtype=torch.bool, device=positions.device).tril()
         mask = None if triangle else _scores(bias, allowed, dtype)
-        pattern = Pattern(mask, triangle, self._rotation(positions, dtype), window, source_mask)
+        pattern = Pattern(mask, triangle, self._rotation(positions, keys.shape[1], dtype), window, source_mask)
         if near is None:
             return pattern
         narrowed = near if allowed is None else allowed & near

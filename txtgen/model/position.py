@@ -29,6 +29,9 @@ from txtgen.config.model import (
 Rotation = tuple[Tensor, Tensor]
 """Cosines and signed sines, each [1|B,1,N,K], for `rotate`."""
 
+LONG = 8192
+"""A table of so many positions costs next to nothing; of a hundred thousand, seconds and gigabytes."""
+
 Key = TypeVarTuple("Key")
 Table = TypeVar("Table")
 
@@ -44,6 +47,11 @@ def kept(make: Callable[[*Key], Table]) -> Callable[[*Key], Table]:
         return tables[key]
 
     return table
+
+
+def table_length(needed: int, most: int) -> int:
+    """How many positions a table is made for: all that can be, or of very many those in use, doubled as needed."""
+    return most if most <= LONG else min(most, max(LONG, 1 << (needed - 1).bit_length()))
 
 
 def is_bounded(position: PositionConfig) -> bool:

@@ -148,12 +148,17 @@ class Transformer(nn.Module):
         pattern = self.decoder.pattern(positions, allowed, self.compute_dtype, causal, source_mask=mask)
         return cast(Tensor, self.decoder(self._embed(input_ids, positions), pattern, source))
 
+    @property
+    def head_parameters(self) -> list[Tensor]:
+        """What `head` computes with: a weight [V,D], and a bias [V] if there is one."""
+        weight = self.token_embedding.weight if self.lm_head is None else self.lm_head.weight
+        return [weight] if self.output_bias is None else [weight, self.output_bias]
+
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [...,V] of hidden [...,D], in the compute dtype, or in float32 where they are capped."""
-        weight = self.token_embedding.weight if self.lm_head is None else self.lm_head.weight
         if self.config.scale_output:
             hidden = hidden * self.config.d_model**-0.5
-        logits = F.linear(hidden, weight, self.output_bias)
+        logits = F.linear(hidden, *self.head_parameters)
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(at_least_float32(logits) / cap)
 
@@ -169,8 +174,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Logits [B,T,V] of the token after each position.
 
-        input_ids: [B,T] int64. positions: [B,T] int64, or [1,T] if all rows agree. segment_ids: [B,T], 0 is
-        padding (at the end of a row), 1, 2, ... are documents, hidden from one another if `separate`.
+        input_ids: [B,T] int64. positions: [B,T] int64, each below T, or [1,T] if all rows agree. segment_ids:
+        [B,T], 0 is padding (at the end of a row), 1, 2, ... are documents, hidden from one another if `separate`.
         bidirectional: [B,T] bool, positions that see one another in both directions within their document.
         source_ids: [B,S] int64 and source_mask: [B,S] bool (True is a token; None: all are), for an
         encoder-decoder.

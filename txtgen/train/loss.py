@@ -1,16 +1,24 @@
-"""Losses as sums plus a count of scored tokens: dividing is left to whoever knows all ranks and micro-batches."""
+"""Losses as sums plus a count of scored tokens: dividing is left to whoever knows all ranks and micro-batches.
+
+The logits of a batch would be its largest tensor by far, and passing over them several times its slowest part after the
+matrix products. So they are made in chunks that a processor's cache can hold, and turned into their own gradient there.
+"""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from txtgen.data.types import IGNORE, Batch
-from txtgen.model import Transformer
+from txtgen.model import Transformer, at_least_float32
 
-CHUNK_ELEMENTS = 1 << 24
-"""Logits are made float32 in pieces of about this many elements (64 MiB)."""
+CACHED_ELEMENTS, LARGE_ELEMENTS = 1 << 19, 1 << 26
+"""Logits in a chunk: as many as a processor's cache holds; on a GPU, which wants large matrix products, many more."""
+
+MIN_ROWS = 256
+"""Rows in a chunk at least: fewer would read the weights more often than they compute with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,24 +29,8 @@ class LossSums:
     nll: Tensor
 
 
-def cross_entropy_sums(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> LossSums:
-    """Summed cross-entropy of logits [N,V] against labels [N] int64; IGNORE is not scored.
-
-    Label smoothing spreads a share of the target evenly over the vocabulary. Source: Szegedy et al. 2015.
-    """
-    if not label_smoothing:
-        total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-        return LossSums(total, total.detach())
-    log_probs = F.log_softmax(logits.float(), dim=-1)
-    scored = labels != IGNORE
-    gold = log_probs.gather(-1, labels.clamp_min(0)[:, None]).squeeze(-1)
-    nll = -(gold * scored).sum()
-    uniform = -(log_probs.mean(dim=-1) * scored).sum()
-    return LossSums((1 - label_smoothing) * nll + label_smoothing * uniform, nll.detach())
-
-
 def batch_loss(model: Transformer, batch: Batch, label_smoothing: float = 0.0) -> LossSums:
-    """Run the model over a batch [B,T] and sum the loss over its scored positions, logits made in chunks."""
+    """Run the model over a batch [B,T] and sum the loss over its scored positions."""
     hidden = model.hidden(
         batch.input_ids,
         batch.positions,
@@ -49,14 +41,74 @@ def batch_loss(model: Transformer, batch: Batch, label_smoothing: float = 0.0) -
         source_mask=batch.source_mask,
     )
     scored = batch.labels != IGNORE
-    labels = batch.labels[scored]
-    hidden = hidden[scored]
-    vocabulary = model.config.vocab_size or 1
-    chunk = max(1, CHUNK_ELEMENTS // vocabulary)
-    sums = [
-        cross_entropy_sums(model.head(hidden[start : start + chunk]), labels[start : start + chunk], label_smoothing)
-        for start in range(0, max(1, len(labels)), chunk)
-    ]
-    if len(sums) == 1:
-        return sums[0]
-    return LossSums(torch.stack([s.objective for s in sums]).sum(), torch.stack([s.nll for s in sums]).sum())
+    weights = [weight for weight in model.head_parameters if weight.requires_grad]
+    objective, nll = _HeadLoss.apply(  # type: ignore[no-untyped-call]
+        model, label_smoothing, torch.is_grad_enabled(), batch.labels[scored], hidden[scored], *weights
+    )
+    return LossSums(objective, nll)
+
+
+class _HeadLoss(torch.autograd.Function):
+    """From hidden [N,D] through the model's head to the summed loss, and all gradients at once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        model: Transformer,
+        label_smoothing: float,
+        wanted: bool,
+        labels: Tensor,
+        hidden: Tensor,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        gradients = [torch.zeros_like(tensor) for tensor in (hidden, *weights)] if wanted else []
+        objective = at_least_float32(hidden.new_zeros(()))
+        nll = objective.clone()
+        size = chunk_rows(hidden.device, model.config.vocab_size or 1)
+        for start in range(0, len(labels), size):
+            part = hidden[start : start + size].detach().requires_grad_(wanted)
+            with torch.set_grad_enabled(wanted):
+                logits = model.head(part)
+            one, plain, gradient = cross_entropy_sums(
+                at_least_float32(logits.detach()), labels[start : start + size], label_smoothing
+            )
+            objective, nll = objective + one, nll + plain
+            if wanted:
+                found = torch.autograd.grad(logits, (part, *weights), gradient.to(logits.dtype))
+                gradients[0][start : start + size] = found[0]
+                for total, more in zip(gradients[1:], found[1:], strict=True):
+                    total += more
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(nll)
+        return objective, nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, objective: Tensor, _nll: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, None, None, *(gradient * objective for gradient in ctx.saved_tensors))
+
+
+def chunk_rows(device: torch.device, vocab_size: int) -> int:
+    """How many rows of logits are made at a time."""
+    elements = CACHED_ELEMENTS if device.type == "cpu" else LARGE_ELEMENTS
+    return max(MIN_ROWS, elements // vocab_size)
+
+
+def cross_entropy_sums(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Summed cross-entropy of logits [N,V], float32 or float64, against labels [N] int64.
+
+    Label smoothing spreads a share of the target evenly over the vocabulary. Source: Szegedy et al. 2015.
+
+    Returns the objective, its part without smoothing, both scalars, and the gradient [N,V] of the objective.
+    """
+    gradient = logits.softmax(-1)
+    top, place = logits.max(-1, keepdim=True)
+    log_total = top - gradient.gather(-1, place).log()
+    gold = labels[:, None]
+    nll = (log_total - logits.gather(-1, gold)).sum()
+    if not label_smoothing:
+        return nll, nll, gradient.scatter_add_(-1, gold, gradient.new_full((1, 1), -1.0).expand_as(gold))
+    uniform = (log_total - logits.mean(-1, keepdim=True)).sum()
+    gradient.scatter_add_(-1, gold, gradient.new_full((1, 1), label_smoothing - 1.0).expand_as(gold))
+    gradient.sub_(label_smoothing / logits.shape[-1])
+    return (1 - label_smoothing) * nll + label_smoothing * uniform, nll, gradient
