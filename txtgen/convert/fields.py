@@ -1,6 +1,7 @@
 """Reading a config.json that somebody else wrote."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Fields:
         """
         value = self.values.get(key)
         if value is not None and not isinstance(value, dict):
-            raise self._wrong(key, value, "a mapping")
+            raise self.wrong(key, "a mapping")
         return Fields(value or {}, f"{self.where}: {key}")
 
     def count(self, key: str, default: int | None = None, most: int = 2**31 - 1) -> int:
@@ -64,7 +65,7 @@ class Fields:
         """
         value = self._value(key, default)
         if type(value) is not int or not 0 < value <= most:
-            raise self._wrong(key, value, f"a whole number from 1 to {most:,}")
+            raise self.wrong(key, f"a whole number from 1 to {most:,}")
         return value
 
     def layers(self, key: str, default: int | None = None) -> int:
@@ -76,14 +77,14 @@ class Fields:
         return self.count(key, default, most=10_000)
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number.
+        """A finite number.
 
         Raises:
             CheckpointError: it is none, or it is missing and has no default.
         """
         value = self._value(key, default)
-        if type(value) not in (int, float):
-            raise self._wrong(key, value, "a number")
+        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+            raise self.wrong(key, "a finite number")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -94,7 +95,7 @@ class Fields:
         """
         value = self._value(key, default)
         if type(value) is not bool:
-            raise self._wrong(key, value, "true or false")
+            raise self.wrong(key, "true or false")
         return value
 
     def word(self, key: str, default: str) -> str:
@@ -105,7 +106,7 @@ class Fields:
         """
         value = self._value(key, default)
         if not isinstance(value, str):
-            raise self._wrong(key, value, "a text")
+            raise self.wrong(key, "a text")
         return value
 
     def words(self, key: str) -> list[str]:
@@ -116,19 +117,19 @@ class Fields:
         """
         value = self._value(key, [])
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise self._wrong(key, value, "a list of texts")
+            raise self.wrong(key, "a list of texts")
         return value
 
     def ids(self, key: str) -> list[int]:
-        """Token ids: one, or a list; empty if it is missing.
+        """Token ids: one, or a list; empty if it is missing. Whether there are such tokens is not asked.
 
         Raises:
             CheckpointError: it is something else.
         """
         value = self._value(key, [])
         found = value if isinstance(value, list) else [value]
-        if not all(type(item) is int and 0 <= item < 2**31 for item in found):
-            raise self._wrong(key, value, "a token id, or a list of them")
+        if not all(type(item) is int for item in found):
+            raise self.wrong(key, "a token id, or a list of them")
         return found
 
     def only(self, key: str, allowed: Any) -> None:
@@ -149,8 +150,9 @@ class Fields:
             raise CheckpointError(f"{key} is missing", self.where, "use the config.json of the model")
         return default if value is None else value
 
-    def _wrong(self, key: str, value: Any, expected: str) -> CheckpointError:
-        return CheckpointError(f"{key} is {_shown(value)}", self.where, f"it must be {expected}")
+    def wrong(self, key: str, expected: str) -> CheckpointError:
+        """The error for a value that is not what is expected."""
+        return CheckpointError(f"{key} is {_shown(self.values.get(key))}", self.where, f"it must be {expected}")
 
 
 def _shown(value: Any) -> str:

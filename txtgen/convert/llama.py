@@ -26,6 +26,8 @@ from txtgen.errors import CheckpointError
 Name = Literal["llama", "mistral", "qwen2", "qwen3"]
 
 SLIDING, FULL = "sliding_attention", "full_attention"
+ORIGINAL = "original_max_position_embeddings"
+"""The length that a model was stretched from."""
 
 
 def read(name: Name, fields: Fields, _weights: Mapping[str, Tensor]) -> DecoderConfig:
@@ -84,8 +86,8 @@ def _window(name: Name, fields: Fields, num_layers: int) -> tuple[int | None, tu
 
 
 def _rope(fields: Fields) -> Fields:
-    """What is said of rotation: in one section today, in two places before."""
-    return fields.section("rope_parameters" if "rope_parameters" in fields else "rope_scaling")
+    """What is said of rotation: in one section today, in two places before. Of two sections the old one counts."""
+    return fields.section("rope_scaling" if fields.values.get("rope_scaling") else "rope_parameters")
 
 
 def _base(fields: Fields) -> float:
@@ -95,7 +97,8 @@ def _base(fields: Fields) -> float:
 def _scaling(fields: Fields, max_length: int) -> RotaryScaling | None:
     rope = _rope(fields)
     rope.only("partial_rotary_factor", 1.0)
-    original = rope.count("original_max_position_embeddings", max_length)
+    # Beside the section it counts more than in it, as Phi-3 and transformers have it.
+    written = fields if ORIGINAL in fields else rope
     match rope.word("rope_type", rope.word("type", "default")):
         case "default":
             return None
@@ -106,9 +109,10 @@ def _scaling(fields: Fields, max_length: int) -> RotaryScaling | None:
                 factor=rope.number("factor"),
                 low_frequency=rope.number("low_freq_factor"),
                 high_frequency=rope.number("high_freq_factor"),
-                original_length=original,
+                original_length=written.count(ORIGINAL, max_length),
             )
         case "yarn":
+            original = written.count(ORIGINAL, max_length)
             factor = rope.number("factor", max_length / original)
             return YarnScaling(
                 factor=factor,
@@ -133,7 +137,11 @@ def _yarn_attention(rope: Fields, factor: float) -> float:
         return 0.1 * scale * math.log(factor) + 1.0 if factor > 1.0 else 1.0
 
     over, under = rope.number("mscale", 0.0), rope.number("mscale_all_dim", 0.0)
-    return stretch(over) / stretch(under) if over and under else stretch(1.0)
+    if not (over and under):
+        return stretch(1.0)
+    if not stretch(under):
+        raise rope.wrong("mscale_all_dim", "a number that does not make the queries vanish")
+    return stretch(over) / stretch(under)
 
 
 def write(name: Name, config: DecoderConfig) -> dict[str, Any]:
