@@ -1,5 +1,7 @@
 """Every family against transformers: the same logits, and nothing lost on the way in and out."""
 
+import json
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from txtgen.checkpoint import load_weights
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig, LearnedPosition
 from txtgen.convert.families import Written, family_of, read_model, writable_family
 from txtgen.convert.fields import Fields, read_json
-from txtgen.convert.weights import Weights, open_weights
+from txtgen.convert.weights import Weights, open_file, open_weights
 from txtgen.decode import PromptBatch
 from txtgen.errors import CheckpointError
 from txtgen.model import build_model, init_weights
@@ -102,8 +104,6 @@ def test_weights_of_the_bare_model_are_recognised(saved, tmp_path):
         bare[old] = torch.ones(1, 1, 4, 4)
     bare["lm_head.weight"] = bare["wte.weight"].clone()
     torch.save({"model_state_dict": {f"module.{name}": tensor for name, tensor in bare.items()}}, tmp_path / "w.pth")
-    from txtgen.convert.weights import open_file
-
     fields = Fields(read_json(saved("gpt2") / "config.json"), "config.json")
     found, ours = read_model(family_of(fields), fields, open_file(tmp_path / "w.pth"))
     assert found == config
@@ -176,6 +176,90 @@ def test_a_family_can_be_asked_for(saved):
         writable_family(config, state, "t5")
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 50}
+LLAMA3 = {**YARN, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ROTATIONS = {
+    "yarn, the length beside it": {"rope_parameters": YARN, "original_max_position_embeddings": 8},
+    "llama3, the length beside it": {"rope_parameters": LLAMA3, "original_max_position_embeddings": 8},
+    "linear needs no length": {
+        "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0},
+        "original_max_position_embeddings": 8,
+    },
+    "the old section first": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+        "rope_theta": 300.0,
+    },
+}
+
+
+def changed_model(folder, name, tmp_path, **values):
+    """What transformers and txtgen make of a folder with another config.json."""
+    import shutil
+    import warnings
+
+    import transformers
+
+    copy = shutil.copytree(folder, tmp_path / name)
+    (copy / "config.json").write_text(json.dumps(read_json(copy / "config.json") | values))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(copy).eval()
+    return theirs, read(copy)
+
+
+@pytest.mark.parametrize("name", ROTATIONS)
+def test_rotations_as_transformers_reads_them(saved, tmp_path, name):
+    theirs, (_, config, state) = changed_model(saved("llama-wide-heads"), "llama", tmp_path, **ROTATIONS[name])
+    given = inputs(False)
+    expected = their_logits(theirs, *given)
+    torch.testing.assert_close(our_logits(built(config, state), *given), expected, rtol=0, atol=2e-5)
+    assert not torch.allclose(expected, their_logits(tiny_model("llama-wide-heads"), *given), atol=1e-3)
+
+
+def test_scores_that_shrink_with_depth(saved, tmp_path):
+    flags = {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}
+    theirs, (family, config, state) = changed_model(saved("gpt2"), "gpt2", tmp_path, **flags)
+    given = inputs(False)
+    expected = their_logits(theirs, *given)
+    torch.testing.assert_close(our_logits(built(config, state), *given), expected, rtol=0, atol=2e-5)
+    assert not torch.allclose(expected, their_logits(tiny_model("gpt2"), *given), atol=1e-3)
+    again, twice = read_written(family, config, state, tmp_path)
+    assert again == config
+    assert all(torch.equal(twice[name], tensor) for name, tensor in state.items())
+
+
+def read_written(family, config, state, tmp_path):
+    """A model written and read again."""
+    torch.save(dict(Written(family, config, state)), tmp_path / "w.bin")
+    return read_model(family, Fields(family.write(config), "written"), open_file(tmp_path / "w.bin"))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "llama-tied-biased", "bart", "t5"])
+@pytest.mark.parametrize("worn", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "model._orig_mod.module."])
+@pytest.mark.parametrize("bare", [False, True])
+def test_names_that_training_wrapped(saved, tmp_path, name, worn, bare):
+    family, config, state = read(saved(name))
+    theirs = open_weights(saved(name))
+    prefix = family.prefix if bare else ""
+    torch.save({worn + part.removeprefix(prefix): theirs[part] for part in theirs}, tmp_path / "w.pth")
+    fields = Fields(read_json(saved(name) / "config.json"), "config.json")
+    found, ours = read_model(family, fields, open_file(tmp_path / "w.pth"))
+    assert found == config
+    assert all(torch.equal(ours[part], tensor) for part, tensor in state.items())
+
+
+def test_sizes_beyond_any_machine(saved):
+    sizes = {"hidden_size": 2**31 - 1, "vocab_size": 2**31 - 1}
+    fields = Fields(read_json(saved("llama") / "config.json") | sizes, "config.json")
+    with pytest.raises(CheckpointError, match=r"sizes are beyond any machine; config\.json"):
+        read_model(family_of(fields), fields, open_weights(saved("llama")))
+
+
+ZERO_STRETCH = -7.213475204444817
+"""With it, YaRN at factor 4 multiplies by 0."""
+
+
 class TestBadFiles:
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -194,6 +278,12 @@ class TestBadFiles:
             ({"rope_parameters": [1]}, "rope_parameters is .*a mapping"),
             ({"num_key_value_heads": 3}, "num_kv_heads.*does not divide"),
             ({"rms_norm_eps": -1.0}, "norm_eps"),
+            ({"rms_norm_eps": 10**400}, "rms_norm_eps is 1000.*a finite number"),
+            ({"rms_norm_eps": float("nan")}, "rms_norm_eps is NaN.*a finite number"),
+            (
+                {"rope_parameters": {"rope_type": "yarn", "factor": 4, "mscale": 1, "mscale_all_dim": ZERO_STRETCH}},
+                "mscale_all_dim is -7.21",
+            ),
         ],
     )
     def test_a_config_that_cannot_be_used(self, saved, change, message):
@@ -207,11 +297,22 @@ class TestBadFiles:
             read_model(family_of(fields), fields, open_weights(saved("llama")))
 
     def test_options_of_gpt2_that_we_lack(self, saved):
-        fields = Fields(
-            read_json(saved("gpt2") / "config.json") | {"scale_attn_by_inverse_layer_idx": True}, "config.json"
-        )
-        with pytest.raises(CheckpointError, match="scale_attn_by_inverse_layer_idx is true"):
+        fields = Fields(read_json(saved("gpt2") / "config.json") | {"scale_attn_weights": False}, "config.json")
+        with pytest.raises(CheckpointError, match="scale_attn_weights is false"):
             read_model(family_of(fields), fields, open_weights(saved("gpt2")))
+
+    def test_values_too_large_for_a_dtype(self, saved, tmp_path):
+        tensors = dict(open_weights(saved("gpt2")))
+        tensors["transformer.h.1.ln_1.bias"] = torch.full((16,), 1e6)
+        torch.save(tensors, tmp_path / "w.bin")
+        fields = Fields(read_json(saved("gpt2") / "config.json"), "config.json")
+        with pytest.raises(CheckpointError, match=r"too large for float16; .*h\.1\.ln_1\.bias"):
+            read_model(family_of(fields), fields, open_file(tmp_path / "w.bin"), torch.float16)
+
+    def test_missing_weights_are_missing_somewhere(self, saved):
+        fields = Fields(read_json(saved("llama") / "config.json") | {"num_hidden_layers": 3}, "config.json")
+        with pytest.raises(CheckpointError, match=r"missing model\.layers\.2.*; .*model\.safetensors"):
+            read_model(family_of(fields), fields, open_weights(saved("llama")))
 
     def test_stacks_of_unequal_width(self, saved):
         fields = Fields(read_json(saved("bart") / "config.json") | {"decoder_ffn_dim": 8}, "config.json")

@@ -3,7 +3,9 @@
 import json
 import os
 import pickle
+import random
 import zipfile
+from contextlib import suppress
 
 import pytest
 import torch
@@ -155,6 +157,57 @@ def test_what_is_no_float_tensor(tmp_path):
     for name in ("w", "s"):
         with pytest.raises(CheckpointError, match=f"{name} is no dense tensor"):
             weights[name]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_weights_that_are_not_finite(tmp_path, dtype, value, suffix):
+    tensors = {name: torch.zeros(33, 3, dtype=dtype) for name in ("good", "bad")} | {"none": torch.zeros(0, 3)}
+    tensors["bad"][-1, -1] = value
+    path = tmp_path / f"w.{suffix}"
+    (save_file if suffix == "safetensors" else torch.save)(tensors, path)
+    weights = open_file(path)
+    assert weights["good"].dtype == dtype
+    assert weights["none"].numel() == 0
+    with pytest.raises(CheckpointError, match=rf"tensor bad holds values that are not finite; .*w\.{suffix}"):
+        weights["bad"]
+
+
+def test_numbers_that_no_model_computes_with(tmp_path):
+    save_file({"w": torch.ones(2).to(torch.float8_e4m3fn)}, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match=r"tensor w is of float8_e4m3fn.*w\.safetensors.*one of float64, float32"):
+        open_file(tmp_path / "w.safetensors")["w"]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_tensor_without_data(tmp_path, zipped):
+    torch.save({"w": torch.empty(2, device="meta")}, tmp_path / "w.bin", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"tensor w of shape \[2\] is larger than its data"):
+        open_file(tmp_path / "w.bin")["w"]
+
+
+def test_the_old_format_cut_anywhere(tmp_path):
+    path = tmp_path / "old.bin"
+    torch.save(TENSORS, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    for length in range(0, len(content), 13):
+        path.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match=r"old\.bin"):
+            open_file(path)
+
+
+def test_the_old_format_damaged_anywhere(tmp_path):
+    path = tmp_path / "old.bin"
+    torch.save(TENSORS, path, _use_new_zipfile_serialization=False)
+    content, draw = path.read_bytes(), random.Random(0)
+    for _ in range(200):
+        damaged = bytearray(content)
+        for _ in range(3):
+            damaged[draw.randrange(len(content))] = draw.randrange(256)
+        path.write_bytes(damaged)
+        with suppress(CheckpointError):
+            dict(open_file(path))
 
 
 @pytest.mark.parametrize("content", [{"a": 1}, [torch.ones(2)], {"model": {}}, torch.ones(3)])

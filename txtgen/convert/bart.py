@@ -130,7 +130,7 @@ def _family(name: Name, architecture: str) -> Family:
     # A bias of zeros is none; Marian's tables of sines and cosines are computed.
     ignored = (BIAS,) if name == "bart" else (BIAS, "model.*.embed_positions.weight")
     own = partial(read, name), partial(write, name), partial(rules, name)
-    return Family(name, architecture, EncoderDecoderConfig, *own, copies, "model.", ignored=ignored)
+    return Family(name, architecture, EncoderDecoderConfig, *own, copies, prefix="model.", ignored=ignored)
 
 
 BART = _family("bart", "BartForConditionalGeneration")

@@ -14,7 +14,7 @@ from txtgen.convert.gpt2 import GPT2
 from txtgen.convert.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from txtgen.convert.rules import Family, ModelConfig
 from txtgen.convert.t5 import T5
-from txtgen.convert.weights import Weights
+from txtgen.convert.weights import Weights, narrowed
 from txtgen.errors import CheckpointError
 from txtgen.model import build_model
 
@@ -61,11 +61,24 @@ def read_model(
             f"the model cannot be built: {'; '.join(complaints)}", fields.where, "use the config.json of the model"
         ) from error
     _refuse_strangers(family, config, weights)
-    return config, dict(_ours(family, config, weights, dtype))
+    factors = family.factors(fields, config)
+    return config, dict(_ours(family, config, weights, dtype, factors, _shapes(config, fields.where)))
+
+
+WORN = ("module.", "_orig_mod.", "model.")
+"""What stands before every name of what was trained in parallel, compiled, or as a part of a Lightning module."""
 
 
 def _canonical(family: Family, weights: Weights) -> Weights:
-    """The weights under the names of the whole model, also if the file is one of the bare model, without its head."""
+    """The weights under the names of the whole model, also if the file is one of the bare model, without its head.
+
+    Where all names of the model begin like one that is worn, that goes too, and comes back as the family's prefix.
+    """
+    worn = ""
+    while weights and (part := next((p for p in WORN if all(name.startswith(worn + p) for name in weights)), "")):
+        worn += part
+    if worn:
+        weights = weights.renamed({name.removeprefix(worn): name for name in weights})
     if not family.prefix or any(name.startswith(family.prefix) for name in weights):
         return weights
     return weights.renamed({name if name in family.heads else family.prefix + name: name for name in weights})
@@ -95,7 +108,7 @@ def _refuse_strangers(family: Family, config: ModelConfig, weights: Weights) -> 
         more = f" and {len(told) - 5} more" if len(told) > 5 else ""
         raise CheckpointError(
             f"the weights are not those of the config: {', '.join(told[:5])}{more}",
-            weights.where(strangers[0]) if strangers else "",
+            weights.where(strangers[0]) if strangers else str(weights.place),
             f"use the weights and the config.json of one {family.name} model",
         )
 
@@ -105,11 +118,23 @@ def _originals(copies: Mapping[str, str], weights: Mapping[str, Tensor]) -> dict
     return {original: copy for copy, original in copies.items() if copy in weights and original not in weights}
 
 
+def _shapes(config: ModelConfig, where: str) -> dict[str, torch.Size]:
+    """The shapes of our state dict."""
+    try:
+        return {name: tensor.shape for name, tensor in build_model(config, "meta").state_dict().items()}
+    except RuntimeError as error:  # more bytes than a tensor can count
+        raise CheckpointError("its sizes are beyond any machine", where, "use the config.json of the model") from error
+
+
 def _ours(
-    family: Family, config: ModelConfig, weights: Weights, dtype: torch.dtype | None
+    family: Family,
+    config: ModelConfig,
+    weights: Weights,
+    dtype: torch.dtype | None,
+    factors: Mapping[str, float],
+    shapes: Mapping[str, torch.Size],
 ) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of our state dict; views of theirs where nothing but the name changes."""
-    shapes = {name: tensor.shape for name, tensor in build_model(config, "meta").state_dict().items()}
     names = _originals(family.copies(config), weights)
     for rule in family.rules(config):
         tensor = weights[names.get(rule.theirs, rule.theirs)]
@@ -123,7 +148,8 @@ def _ours(
             )
         parts = rule.to_ours(tensor, [shapes[name][0] for name in rule.names])
         for name, part in zip(rule.names, parts, strict=True):
-            yield name, part.to(dtype).contiguous()
+            made = narrowed(part, dtype, rule.theirs).contiguous()
+            yield name, made * factors[name] if name in factors else made
 
 
 class Written(Mapping[str, Tensor]):

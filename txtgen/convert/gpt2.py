@@ -13,7 +13,6 @@ from txtgen.convert.rules import Family, Rule, activation, activation_name, line
 def read(fields: Fields, _weights: Mapping[str, Tensor]) -> DecoderConfig:
     """Our config of a GPT-2."""
     fields.only("scale_attn_weights", True)
-    fields.only("scale_attn_by_inverse_layer_idx", False)
     fields.only("add_cross_attention", False)
     width = fields.count("n_embd")
     return DecoderConfig(
@@ -70,6 +69,18 @@ def rules(config: DecoderConfig) -> Iterator[Rule]:
         yield Rule("lm_head.weight", "lm_head.weight")
 
 
+def factors(fields: Fields, config: DecoderConfig) -> dict[str, float]:
+    """Scores that shrink with the depth of their layer are those of queries that do."""
+    if not fields.flag("scale_attn_by_inverse_layer_idx", False):
+        return {}
+    layers = range(config.num_layers)
+    return {
+        f"decoder.layers.{number}.self_attention.q_proj.{part}": 1.0 / (number + 1)
+        for number in layers
+        for part in ("weight", "bias")
+    }
+
+
 def copies(config: DecoderConfig) -> dict[str, str]:
     """The output layer of a tied model."""
     return {"lm_head.weight": "transformer.wte.weight"} if config.tie_embeddings else {}
@@ -83,6 +94,7 @@ GPT2 = Family(
     write,
     rules,
     copies,
+    factors,
     prefix="transformer.",
     ignored=("*.attn.bias", "*.attn.masked_bias"),  # buffers of old versions
 )

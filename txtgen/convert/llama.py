@@ -236,8 +236,8 @@ def copies(config: DecoderConfig) -> dict[str, str]:
 
 def _family(name: Name, architecture: str) -> Family:
     return Family(
-        name, architecture, DecoderConfig, partial(read, name), partial(write, name), rules, copies, "model.",
-        ignored=("*.rotary_emb.inv_freq",),
+        name, architecture, DecoderConfig, partial(read, name), partial(write, name), rules, copies,
+        prefix="model.", ignored=("*.rotary_emb.inv_freq",),
     )  # fmt: skip
 
 

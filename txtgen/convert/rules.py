@@ -65,7 +65,8 @@ class Family:
     weights tell what the file leaves open. write: the config.json of a config of ours, as far as the family can say
     it: what `read` then gives back differs in what it cannot. rules: how parameters correspond. prefix: of the names
     of all parameters but `heads`; files of the bare model leave it out. ignored: glob patterns of what files hold
-    besides parameters. copies: names of parameters that merely repeat another one.
+    besides parameters. copies: names of parameters that merely repeat another one. factors: numbers that parameters of
+    ours are multiplied by when they are read, as a config.json asks for.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Family:
     write: Callable[[Any], dict[str, Any]]
     rules: Callable[[Any], Iterator[Rule]]
     copies: Callable[[Any], dict[str, str]]
+    factors: Callable[[Fields, Any], Mapping[str, float]] = lambda _fields, _config: {}
     prefix: str = ""
     heads: tuple[str, ...] = ("lm_head.weight", "final_logits_bias")
     ignored: tuple[str, ...] = ()

@@ -1,10 +1,10 @@
 """Weights in the files of others: safetensors and what `torch.save` writes, whole or in shards."""
 
-import pickle
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -13,13 +13,16 @@ from torch import Tensor
 
 from txtgen.checkpoint import check_records
 from txtgen.convert.fields import read_json
-from txtgen.errors import CheckpointError, ResourceError
+from txtgen.errors import CheckpointError, ResourceError, TxtgenError
 
 NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """What the weights in a folder are called, the better ones first."""
 
 WRAPPERS = ("model_state_dict", "state_dict", "model")
 """Where training scripts put the weights in a dict with other things."""
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What weights may be of: models compute in these."""
 
 
 class Weights(Mapping[str, Tensor]):
@@ -28,11 +31,13 @@ class Weights(Mapping[str, Tensor]):
     Those of safetensors stay on the disk until they are used, and take no memory that the system could not have back.
 
     Args:
+        place: what to call all of them in an error: their file, or the folder of several.
         files: which file holds which names.
         rename: from a name here to the name in the file.
     """
 
-    def __init__(self, files: Mapping[str, Path], rename: Mapping[str, str] | None = None) -> None:
+    def __init__(self, place: Path, files: Mapping[str, Path], rename: Mapping[str, str] | None = None) -> None:
+        self.place = place
         self._files = dict(files)
         self._rename = rename or {name: name for name in files}
         self._open: dict[Path, Any] = {}
@@ -41,7 +46,7 @@ class Weights(Mapping[str, Tensor]):
         """The tensor of this name.
 
         Raises:
-            CheckpointError: its file is damaged, or the tensor is no plain dense one.
+            CheckpointError: its file is damaged, or the tensor is no plain dense one of finite numbers.
         """
         inner = self._rename[name]
         path = self._files[inner]
@@ -50,11 +55,7 @@ class Weights(Mapping[str, Tensor]):
             tensor = source[inner] if isinstance(source, dict) else source.get_tensor(inner)
         except (SafetensorError, KeyError) as error:
             raise _damaged(path, f"it holds no readable tensor {inner}") from error
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
-            raise _damaged(path, f"{inner} is no dense tensor of floating-point numbers")
-        if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
-            raise _damaged(path, f"tensor {inner} of shape {list(tensor.shape)} is larger than its data")
-        return tensor.detach()
+        return _checked(tensor, inner, path).detach()
 
     def __contains__(self, name: object) -> bool:
         """Whether there is such a tensor; reads none."""
@@ -74,12 +75,51 @@ class Weights(Mapping[str, Tensor]):
 
     def renamed(self, names: Mapping[str, str]) -> "Weights":
         """The same tensors under other names: from each new name to the one here."""
-        return Weights(self._files, {new: self._rename[old] for new, old in names.items()})
+        return Weights(self.place, self._files, {new: self._rename[old] for new, old in names.items()})
 
     def _source(self, path: Path) -> Any:
         if path not in self._open:
             self._open[path] = safe_open(path, "pt") if path.suffix == ".safetensors" else load_pickled(path)
         return self._open[path]
+
+
+def _checked(tensor: Any, name: str, path: Path) -> Tensor:
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
+        raise _damaged(path, f"{name} is no dense tensor of floating-point numbers")
+    if tensor.dtype not in DTYPES:
+        known = ", ".join(_dtype_name(dtype) for dtype in DTYPES)
+        raise CheckpointError(
+            f"tensor {name} is of {_dtype_name(tensor.dtype)}, in which txtgen does not compute",
+            str(path),
+            f"use the weights in one of {known}",
+        )
+    if tensor.is_meta or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        raise _damaged(path, f"tensor {name} of shape {list(tensor.shape)} is larger than its data")
+    if not all_finite(tensor):
+        raise _damaged(path, f"tensor {name} holds values that are not finite")
+    return tensor
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    """As config.json calls it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither infinities nor NaN; found without a copy of it."""
+    return not tensor.numel() or all(bool(extreme.isfinite()) for extreme in torch.aminmax(tensor.detach()))
+
+
+def narrowed(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """A finite tensor in a dtype.
+
+    Raises:
+        CheckpointError: its values are too large for that.
+    """
+    made = tensor.to(dtype)
+    if made.dtype != tensor.dtype and not all_finite(made):
+        raise CheckpointError(f"its values are too large for {_dtype_name(dtype)}", name, "choose another dtype")
+    return made
 
 
 def open_weights(folder: Path) -> Weights:
@@ -103,7 +143,7 @@ def open_file(path: Path) -> Weights:
         CheckpointError: it is damaged or unsafe.
         ResourceError: it may not be read.
     """
-    return Weights(dict.fromkeys(_names_in(path), path))
+    return Weights(path, dict.fromkeys(_names_in(path), path))
 
 
 def _open_shards(index: Path) -> Weights:
@@ -121,7 +161,7 @@ def _open_shards(index: Path) -> Weights:
         missing = [name for name, file in files.items() if file == path and name not in held]
         if missing:
             raise _damaged(path, f"it lacks {missing[0]}, which {index.name} puts there")
-    return Weights(files)
+    return Weights(index.parent, files)
 
 
 def _names_in(path: Path) -> list[str]:
@@ -146,31 +186,38 @@ def load_pickled(path: Path) -> dict[str, Any]:
         ResourceError: it may not be read.
     """
     try:
-        zipped = zipfile.is_zipfile(path)
-        if zipped:
-            with zipfile.ZipFile(path) as archive:
-                check_records(archive, path.stat().st_size, path)
-                broken = archive.testzip()
-            if broken is not None:
-                raise _damaged(path, f"its record {broken} has a wrong checksum")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # whatever it is, it is read or refused
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        content = _unpickled(path)
+    except TxtgenError:
+        raise
     except FileNotFoundError as error:
         raise _missing(path) from error
     except OSError as error:
         raise _unreadable(path, error) from error
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise _damaged(path, "it holds more than tensors and plain data, or is damaged, and is refused") from error
-    except (zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:
+        # The readers of zip archives and pickles stumble over damage in every way that Python knows.
         raise _damaged(path, "its records cannot be read") from error
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise _damaged(path, "it holds no weights by name")
-    # What was trained in parallel wears this in front of every name.
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+    return {str(name): value for name, value in content.items()}
+
+
+def _unpickled(path: Path) -> Any:
+    """Whatever plain data `torch.save` wrote; a zip archive only once its checksums hold."""
+    zipped = zipfile.is_zipfile(path)
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            check_records(archive, path.stat().st_size, path)
+            broken = archive.testzip()
+        if broken is not None:
+            raise _damaged(path, f"its record {broken} has a wrong checksum")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # whatever it is, it is read or refused
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:
