@@ -1,6 +1,7 @@
 """Settings of generation: from a generation_config.json, and to one."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,12 +14,13 @@ from txtgen.config.decoding import (
     SampleConfig,
 )
 from txtgen.convert.fields import Fields
-from txtgen.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 OTHER_NAMES = {"num_beams": "beam_size", "num_return_sequences": "num_return"}
 """Hugging Face's names of settings that are called otherwise here; all others have the same name."""
+
+THEIR_NAMES = {ours: theirs for theirs, ours in OTHER_NAMES.items()}
 
 NOT_TAKEN = (
     "num_beam_groups", "diversity_penalty", "penalty_alpha", "guidance_scale", "force_words_ids", "constraints",
@@ -30,23 +32,22 @@ THEIR_TOP_K = 50
 """What Hugging Face samples from where a file does not say it: written out, so that nothing is hidden."""
 
 
-def read_generation(fields: Fields) -> DecodingConfig:
+def read_generation(fields: Fields, vocab_size: int) -> DecodingConfig:
     """The settings of a generation_config.json, or of an old config.json that holds them.
 
-    Raises:
-        CheckpointError: one of them has a value that it cannot have.
+    What txtgen does not have, and values that it does not take, are left out and logged: transformers, too, loads
+    such a file, and complains of most of these values only when it generates.
     """
     found = {OTHER_NAMES.get(key, key): value for key, value in fields.values.items() if value is not None}
-    sampled = fields.flag("do_sample", False)
-    beams = fields.count("num_beams", 1)
-    strategy = "beam" if beams > 1 else "sample" if sampled else "greedy"
-    if strategy == "sample":
-        found.setdefault("top_k", THEIR_TOP_K)
+    sampled, beams = found.get("do_sample", False), found.get("beam_size", 1)
+    strategy = "beam" if type(beams) is int and beams > 1 else "sample" if sampled is True else "greedy"
     for longer, shorter in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         if found.get(shorter) is not None:
             found.pop(longer, None)
-    if isinstance(found.get("early_stopping"), bool):
-        found["early_stopping"] = str(found["early_stopping"]).lower()
+    for key in ("suppress_tokens", "begin_suppress_tokens"):
+        if isinstance(tokens := found.get(key), list):
+            # A number that is no token, such as -1 for none at all, suppresses nothing there.
+            found[key] = [token for token in tokens if type(token) is not int or 0 <= token < vocab_size]
     if isinstance(decay := found.get("exponential_decay_length_penalty"), list) and len(decay) == 2:
         found["exponential_decay_length_penalty"] = {"start": decay[0], "factor": decay[1]}
     if isinstance(bias := found.get("sequence_bias"), list):
@@ -54,19 +55,32 @@ def read_generation(fields: Fields) -> DecodingConfig:
             {"token_ids": pair[0], "bias": pair[1]} for pair in bias if isinstance(pair, list) and len(pair) == 2
         ]
     left = [name for name in NOT_TAKEN if found.get(name) not in (None, 1, 0, 1.0, 0.0, [], {})]
-    if left or (sampled and strategy == "beam"):
-        told = ", ".join([*left, *(["do_sample with beams"] if sampled and strategy == "beam" else [])])
-        logger.warning("%s: not taken over: %s", fields.where, told)
-    kind = STRATEGIES[strategy]
-    known = {name: value for name, value in found.items() if name in kind.model_fields}
-    try:
-        config: DecodingConfig = kind.model_validate(known | {"strategy": strategy})
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
-        raise CheckpointError(
-            f"settings of generation that cannot be used: {wrong}", fields.where, "correct or remove them in the file"
-        ) from error
+    if type(sampled) is not bool or (sampled and strategy == "beam"):
+        left.append(f"do_sample {sampled!r:.80} with num_beams {beams!r:.80}")
+    if type(beams) is not int or beams < 1:
+        left.append(f"num_beams {beams!r:.80}")
+    config = _valid(strategy, found, left)
+    if left:
+        logger.warning("%s: not taken over: %s", fields.where, "; ".join(left))
     return config
+
+
+def _valid(strategy: str, found: Mapping[str, Any], left: list[str]) -> DecodingConfig:
+    """The settings that a strategy has, without the values that cannot be, which `left` tells."""
+    kind = STRATEGIES[strategy]
+    known = {name: value for name, value in found.items() if name in kind.model_fields and name != "strategy"}
+    unsaid: dict[str, Any] = {"top_k": THEIR_TOP_K} if strategy == "sample" else {}
+    while True:
+        try:
+            return kind.model_validate({**unsaid, **known, "strategy": strategy})
+        except ValidationError as error:
+            problems = error.errors(include_url=False)
+        wrong = {str(problem["loc"][0]): problem["msg"] for problem in problems if problem["loc"]}
+        for problem in problems:
+            if not problem["loc"]:
+                wrong |= dict(problem["ctx"]["problems"])
+        for key, complaint in wrong.items():
+            left.append(f"{THEIR_NAMES.get(key, key)} {known.pop(key)!r:.80} ({complaint})")
 
 
 def write_generation(config: DecodingConfig) -> dict[str, Any]:
@@ -75,8 +89,7 @@ def write_generation(config: DecodingConfig) -> dict[str, Any]:
     changed = {key: value for key, value in config.plain().items() if value != default.plain()[key]}
     for key in ("strategy", "seed", "stop", "bad_words"):
         changed.pop(key, None)
-    names = {ours: theirs for theirs, ours in OTHER_NAMES.items()}
-    found = {names.get(key, key): value for key, value in changed.items()}
+    found = {THEIR_NAMES.get(key, key): value for key, value in changed.items()}
     if "exponential_decay_length_penalty" in found:
         decay = found["exponential_decay_length_penalty"]
         found["exponential_decay_length_penalty"] = [decay["start"], decay["factor"]]

@@ -1,12 +1,16 @@
 """From a Hugging Face folder to a checkpoint of ours."""
 
+import logging
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 import txtgen
+from txtgen.chat import render
 from txtgen.checkpoint import Checkpoint, check_tokenizer
 from txtgen.config.commands import CheckpointConfig
 from txtgen.config.data import ChatFormat, TemplateChatFormat
@@ -17,8 +21,10 @@ from txtgen.convert.fields import Fields, read_json
 from txtgen.convert.generation import read_generation
 from txtgen.convert.rules import ModelConfig
 from txtgen.convert.weights import open_file, open_weights
-from txtgen.errors import CheckpointError
+from txtgen.errors import CheckpointError, DataError
 from txtgen.tokenizer import ImportedTokenizer, Tokenizer, tokenizer_from_hf_folder
+
+logger = logging.getLogger(__name__)
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
@@ -49,8 +55,8 @@ def import_folder(folder: Path, *, weights: Path | None = None, dtype: torch.dty
     config = CheckpointConfig(
         model=model,
         framing=_framing(settings, read, written.tokenizer, model),
-        chat=_chat(read),
-        generation=read_generation(settings),
+        chat=_chat(read, str(folder)),
+        generation=read_generation(settings, model.vocab_size or 0),
     )
     same = read.tokenizer.fingerprint() == written.tokenizer.fingerprint()
     checkpoint = Checkpoint(
@@ -73,15 +79,20 @@ def _settings(folder: Path, fields: Fields) -> Fields:
 def _framing(settings: Fields, read: ImportedTokenizer, target: Tokenizer, model: ModelConfig) -> Framing:
     """The tokens around texts. Of several end tokens, training is to write the tokenizer's own."""
     special = target.special
-    ends = settings.ids("eos_token_id") or [special.eos_id]
-    ends.sort(key=lambda token: token != special.eos_id)
+    tokens = range(model.vocab_size or 0)
+    said = settings.ids("eos_token_id")
+    ends = [token for token in said if token in tokens]
+    if ends != said:
+        # Such as the 50256 of a GPT-2 whose config.json never said otherwise: it cannot be written, so it ends nothing.
+        lost = sorted(set(said) - set(ends))
+        logger.warning("%s: left out: end tokens beyond the embedding's %d rows: %s", settings.where, len(tokens), lost)
+    ends = sorted(ends or [special.eos_id], key=lambda token: token != special.eos_id)
     start: list[int] = []
     if isinstance(model, EncoderDecoderConfig):
         start = settings.ids("decoder_start_token_id") or settings.ids("bos_token_id") or [special.bos_id]
-    for token in (*ends, *start):
-        if token >= (model.vocab_size or 0):
+        if start[0] not in tokens:
             raise CheckpointError(
-                f"token {token} has a special meaning, but the embedding has {model.vocab_size} rows",
+                f"decoding starts with token {start[0]}, but the embedding has {len(tokens)} rows",
                 settings.where,
                 "use the files of one model",
             )
@@ -89,13 +100,25 @@ def _framing(settings: Fields, read: ImportedTokenizer, target: Tokenizer, model
     return Framing(prefix=read.prefix, suffix=suffix, decoder_start=tuple(start[:1]), end=tuple(ends))
 
 
-def _chat(read: ImportedTokenizer) -> ChatFormat | None:
-    """The chat template, with the spellings that templates ask for."""
-    if read.chat_template is None:
+def _chat(read: ImportedTokenizer, where: str) -> ChatFormat | None:
+    """The chat template, with the spellings that templates ask for, once it has rendered a conversation."""
+    if not read.chat_template:
         return None
-    tokenizer = read.tokenizer
-    bos, eos = tokenizer.pieces([tokenizer.special.bos_id, tokenizer.special.eos_id])
-    return TemplateChatFormat(template=read.chat_template, bos_token=bos, eos_token=eos)
+    names = read.tokenizer.names
+    try:
+        chat = TemplateChatFormat(
+            template=read.chat_template,
+            bos_token=names.bos,
+            eos_token=names.eos,
+            pad_token=names.pad,
+            unk_token=names.unk,
+        )
+        with suppress(DataError):  # it may want another conversation
+            render([("user", "Hello")], chat, reply=True)
+    except (ValidationError, CheckpointError) as error:
+        what = error.what if isinstance(error, CheckpointError) else "the chat template or a special token is too long"
+        raise CheckpointError(what, where, "mend the template in the folder, or remove it") from error
+    return chat
 
 
 def _lineage(family: str, folder: Path, weights: Path | None) -> dict[str, Any]:
