@@ -129,7 +129,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
         "training": checkpoint.training,
     }
     _require_plain(content, "checkpoint")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _resource_error(path, error) from error
     with replace_file(path) as handle:
         torch.save(content, handle)
         handle.seek(0)

@@ -270,6 +270,7 @@ def convert_from_hf(
     dtype: WeightsDtype = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace MODEL.pth if it exists.")] = False,
     json_output: Json = False,
+    settings: SetOptions = None,
 ) -> None:
     """Make a checkpoint of a model in Hugging Face's format."""
     from txtgen.commands import convert as command
@@ -278,12 +279,12 @@ def convert_from_hf(
     from txtgen.config.flags import from_flags
 
     tree = {"folder": folder, "output": output, "weights": weights, "dtype": dtype, "overwrite": overwrite}
-    report_conversion(command.from_hf(from_flags(ImportConfig, tree)), json_output)
+    report_conversion(command.from_hf(from_flags(ImportConfig, tree, settings)), json_output)
 
 
 @convert_app.command("to-hf")
 def convert_to_hf(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A .pth or run folder.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A .pth, run folder or Hugging Face folder.")],
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="To write; new or empty.")],
     family: Annotated[
         str | None, typer.Option(help="To write it as. [default: the first that has such models]")
@@ -291,6 +292,7 @@ def convert_to_hf(
     dtype: WeightsDtype = "auto",
     max_shard_bytes: Annotated[int, typer.Option(help="As large as a file of weights gets.")] = 5_000_000_000,
     json_output: Json = False,
+    settings: SetOptions = None,
 ) -> None:
     """Write a model as a folder that transformers loads."""
     from txtgen.commands import convert as command
@@ -299,7 +301,7 @@ def convert_to_hf(
     from txtgen.config.flags import from_flags
 
     tree = {"model": model, "folder": folder, "family": family, "dtype": dtype, "max_shard_bytes": max_shard_bytes}
-    report_conversion(command.to_hf(from_flags(ExportConfig, tree)), json_output)
+    report_conversion(command.to_hf(from_flags(ExportConfig, tree, settings)), json_output)
 
 
 @tokenizer_app.command("train")

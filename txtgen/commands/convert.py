@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from txtgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from txtgen.commands.models import resolve_model
+from txtgen.checkpoint import Checkpoint, save_checkpoint
+from txtgen.commands.models import read_checkpoint
 from txtgen.config.commands import ExportConfig, ImportConfig
 from txtgen.convert import export_folder, import_folder
 from txtgen.errors import BusyError, CheckpointError
@@ -46,14 +46,14 @@ def from_hf(config: ImportConfig) -> Conversion:
 
 
 def to_hf(config: ExportConfig) -> Conversion:
-    """Write a model as a Hugging Face folder.
+    """Write a model as a Hugging Face folder; one that is such a folder already in another family, dtype or shards.
 
     Raises:
         BusyError: there is something in the folder.
         CheckpointError: the model cannot be read, or no family has such models.
         ResourceError: there is no room, or no permission.
     """
-    checkpoint = load_checkpoint(resolve_model(config.model, config.runs_path))
+    _, checkpoint = read_checkpoint(config.model, config.runs_path)
     dtype = weights_dtype(config.dtype)
     family = export_folder(
         checkpoint, Path(config.folder), family=config.family, dtype=dtype, max_shard_bytes=config.max_shard_bytes

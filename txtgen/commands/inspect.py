@@ -1,16 +1,16 @@
-"""`txtgen inspect`: what a checkpoint says of itself, without building its model."""
+"""`txtgen inspect`: what a checkpoint says of itself, or would if it were made of a Hugging Face folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from txtgen.checkpoint import load_checkpoint
-from txtgen.commands.models import resolve_model
+from txtgen.commands.models import read_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """path: the file. file_bytes: its size. fingerprint: SHA-256 of its manifest. parameters: their number.
+    """path: the file, or the Hugging Face folder. file_bytes: its size. fingerprint: SHA-256 of the file's manifest,
+    "" for a folder. parameters: their number.
     tensors: name, shape and dtype of each. tokenizer: kind, vocabulary and fingerprint. config, lineage: as saved.
     training: step and so on of the state to resume, or None.
     """
@@ -27,17 +27,17 @@ class Inspection:
 
 
 def run(model: str | None, runs_path: str = "runs") -> Inspection:
-    """Read and verify a checkpoint.
+    """Read and verify a checkpoint, or a Hugging Face folder; nothing is written.
 
     Raises:
         CheckpointError: it is damaged, or there is none.
+        ResourceError: it may not be read.
     """
-    path: Path = resolve_model(model, runs_path)
-    checkpoint = load_checkpoint(path, training=True)
+    path, checkpoint = read_checkpoint(model, runs_path, training=True)
     training = checkpoint.training
     return Inspection(
         path=str(path),
-        file_bytes=path.stat().st_size,
+        file_bytes=_size(path),
         fingerprint=checkpoint.fingerprint,
         parameters=sum(tensor.numel() for tensor in checkpoint.model.values()),
         tensors=[
@@ -55,3 +55,9 @@ def run(model: str | None, runs_path: str = "runs") -> Inspection:
         if training is None
         else {name: training[name] for name in ("step", "tokens", "seconds", "best") if name in training},
     )
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of the files of a folder."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

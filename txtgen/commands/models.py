@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import txtgen
-from txtgen.checkpoint import FORMAT, load_checkpoint, load_model, save_checkpoint
+from txtgen.checkpoint import FORMAT, Checkpoint, load_checkpoint, load_model, save_checkpoint
 from txtgen.convert import import_folder
 from txtgen.errors import CheckpointError, ConfigError
 from txtgen.generator import Generator
@@ -25,7 +25,29 @@ def resolve_model(model: str | Path | None, runs_path: str = "runs") -> Path:
 
     Raises:
         CheckpointError: there is none, or it is a Hugging Face folder that cannot be converted.
+        ResourceError: the cache cannot be written.
     """
+    path = _found(model, runs_path)
+    return _converted(path) if path.is_dir() else path
+
+
+def read_checkpoint(
+    model: str | Path | None, runs_path: str = "runs", *, training: bool = False
+) -> tuple[Path, Checkpoint]:
+    """The checkpoint that is meant, and its .pth file, or the Hugging Face folder that it is made of, unconverted.
+
+    Nothing is written. `training` keeps the training state.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+        ResourceError: it may not be read.
+    """
+    path = _found(model, runs_path)
+    return path, import_folder(path) if path.is_dir() else load_checkpoint(path, training=training)
+
+
+def _found(model: str | Path | None, runs_path: str) -> Path:
+    """The .pth file or the Hugging Face folder that is meant."""
     if model is None:
         return _newest_run(Path(runs_path))
     path = Path(model)
@@ -34,7 +56,7 @@ def resolve_model(model: str | Path | None, runs_path: str = "runs") -> Path:
             if (path / name).is_file():
                 return path / name
         if (path / "config.json").is_file():
-            return _converted(path)
+            return path
         raise CheckpointError(
             "no model in this folder",
             str(path),
@@ -66,7 +88,7 @@ def _newest_run(runs_path: Path) -> Path:
     found = [path for path in runs_path.glob("*/last.pth") if ".old-" not in path.parent.name]
     if not found:
         raise CheckpointError("no run found", str(runs_path), "name a model, or train one: txtgen pretrain FILES")
-    return resolve_model(max(found, key=lambda path: path.stat().st_mtime).parent)
+    return _found(max(found, key=lambda path: path.stat().st_mtime).parent, str(runs_path))
 
 
 def resolve_tokenizer(name: str) -> Tokenizer:

@@ -69,7 +69,7 @@ def report_inspection(inspection: Inspection, as_json: bool) -> None:
     rows: dict[str, object] = {
         "file": inspection.path,
         "size": f"{inspection.file_bytes / 1e6:,.1f} MB",
-        "sha256": inspection.fingerprint,
+        **({"sha256": inspection.fingerprint} if inspection.fingerprint else {}),
         "parameters": f"{inspection.parameters:,} in {len(inspection.tensors)} tensors",
         "architecture": ", ".join(f"{key} {_shown(value)}" for key, value in _changed(ModelConfig, model).items()),
         "tokenizer": f"{inspection.tokenizer['kind']}, {inspection.tokenizer['vocabulary']:,} tokens, "

@@ -20,6 +20,7 @@ from txtgen.config.tokenizer import Framing
 from txtgen.convert.families import Written, writable_family
 from txtgen.convert.generation import write_generation
 from txtgen.convert.importing import CONFIG, GENERATION
+from txtgen.convert.weights import narrowed
 from txtgen.errors import BusyError, CheckpointError, ResourceError
 from txtgen.tokenizer import export_tokenizer, never_written, own_framing
 
@@ -85,17 +86,28 @@ def export_folder(
 
 @contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
-    """A new folder beside, which takes the place of an empty or missing one when all went well."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BusyError("there is something already", str(folder), "choose a folder that is empty or does not exist")
-    place = folder.with_name(f"{folder.name}.tmp.{os.getpid()}")
+    """A new folder: beside a missing one, whose name it gets when all went well; in an empty one, which it then fills.
+
+    An empty folder stays itself: it may be the current one, a link, or the root of a disk.
+    """
+    exists = os.path.lexists(folder)
+    name = f"{folder.resolve().name}.tmp.{os.getpid()}"
+    place = folder / name if exists else folder.with_name(name)
     try:
+        if exists and (not folder.is_dir() or any(folder.iterdir())):
+            raise BusyError(
+                "there is something already", str(folder), "choose a folder that is empty or does not exist"
+            )
         place.mkdir(parents=True)
         yield place
         for path in place.iterdir():
             flush(path)
-        os.replace(place, folder)
-        flush(folder.parent)
+        if exists:
+            for path in sorted(place.iterdir(), key=lambda path: path.name == CONFIG):  # without it, it is no model
+                os.replace(path, folder / path.name)
+        else:
+            os.replace(place, folder)
+        flush(folder if exists else folder.parent)
     except OSError as error:
         raise ResourceError(
             f"cannot write: {error.strerror or error}", str(folder), "free space, or choose another place"
@@ -169,7 +181,9 @@ def _write_weights(place: Path, weights: Mapping[str, Tensor], dtype: torch.dtyp
     if len(shards) == 1:
         files = ["model.safetensors"]
     for file, names in zip(files, shards, strict=True):
-        save_file({name: weights[name].to(dtype) for name in names}, place / file, metadata={"format": "pt"})
+        save_file(
+            {name: narrowed(weights[name], dtype, name) for name in names}, place / file, metadata={"format": "pt"}
+        )
         (place / file).chmod((place / CONFIG).stat().st_mode)  # it comes readable by its owner alone
     if len(files) > 1:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
