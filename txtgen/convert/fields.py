@@ -6,34 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from txtgen.errors import CheckpointError, ResourceError
+from txtgen.errors import CheckpointError
+from txtgen.tokenizer.huggingface_files import FolderFiles
+from txtgen.tokenizer.names import parse_object
 
-MAX_JSON_BYTES = 64 << 20
 
-
-def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """The JSON object in a file.
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a Hugging Face folder.
 
     Raises:
-        CheckpointError: there is no such file, it is larger than `limit` bytes, or it holds no JSON object.
+        CheckpointError: there is no such file, it is too large, or it holds no JSON object.
         ResourceError: it may not be read.
     """
-    try:
-        with open(path, "rb") as handle:
-            content = handle.read(limit + 1)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise CheckpointError("there is no such file", str(path), "give a complete Hugging Face folder") from error
-    except OSError as error:
-        raise ResourceError(f"cannot read: {error.strerror or error}", str(path), "check its permissions") from error
-    if len(content) > limit:
-        raise CheckpointError(f"it has more than {limit:,} bytes", str(path), "use the original file")
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError("it is no JSON", str(path), "use an undamaged copy") from error
-    if not isinstance(found, dict):
-        raise CheckpointError("it holds no JSON object", str(path), "use an undamaged copy")
-    return found
+    return parse_object(FolderFiles(path.parent).read(path.name), str(path))
 
 
 class Fields:

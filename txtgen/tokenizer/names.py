@@ -131,5 +131,5 @@ def check_ids(vocabulary: Mapping[Any, Any], where: str) -> None:
 
 def _unusable(reason: str, where: str) -> CheckpointError:
     return CheckpointError(
-        f"not a usable tokenizer file: {reason}", where, "use the files of an undamaged model, all of the same one"
+        f"not a usable file: {reason}", where, "use the files of an undamaged model, all of the same one"
     )
