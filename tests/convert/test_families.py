@@ -224,15 +224,10 @@ def test_scores_that_shrink_with_depth(saved, tmp_path):
     expected = their_logits(theirs, *given)
     torch.testing.assert_close(our_logits(built(config, state), *given), expected, rtol=0, atol=2e-5)
     assert not torch.allclose(expected, their_logits(tiny_model("gpt2"), *given), atol=1e-3)
-    again, twice = read_written(family, config, state, tmp_path)
+    torch.save(dict(Written(family, config, state)), tmp_path / "w.bin")
+    again, twice = read_model(family, Fields(family.write(config), "written"), open_file(tmp_path / "w.bin"))
     assert again == config
     assert all(torch.equal(twice[name], tensor) for name, tensor in state.items())
-
-
-def read_written(family, config, state, tmp_path):
-    """A model written and read again."""
-    torch.save(dict(Written(family, config, state)), tmp_path / "w.bin")
-    return read_model(family, Fields(family.write(config), "written"), open_file(tmp_path / "w.bin"))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "llama-tied-biased", "bart", "t5"])
