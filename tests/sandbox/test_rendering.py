@@ -61,6 +61,12 @@ def test_undefined_names_are_nothing() -> None:
         ChatTemplate("{{ a.b }}", DAY).render([USER], True, {})
 
 
+def test_formats_of_percent_are_those_of_python() -> None:
+    source = "{{ '%s|%-5d|%+.2f|%(a b)s|%%' | string }}{{ '%(a b)5.1f%% %(c)#x' % {'a b': 2, 'c': 255} }}"
+    assert ChatTemplate(source, DAY).render([USER], True, {}) == "%s|%-5d|%+.2f|%(a b)s|%%" + "  2.0% 0xff"
+    assert ChatTemplate("{{ '%-100s|%03d' % ('a', 7) }}", DAY).render([USER], True, {}) == "a" + " " * 99 + "|007"
+
+
 def test_the_date_stands_still() -> None:
     template = ChatTemplate("{{ strftime_now('%d %b %Y, %-d. 100%%') }}", DAY)
     assert template.render([USER], True, {}) == "26 Jul 2024, 26. 100%"

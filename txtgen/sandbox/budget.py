@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, TypeVar
 
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import SecurityError, TemplateError
 
 Value = TypeVar("Value")
 
@@ -60,6 +62,7 @@ def pay_for(value: Value) -> Value:
 
     Raises:
         TooMuch: it costs more than is left, or holds a number of more than 64 bits.
+        SecurityError: it is or holds a function, whose text would tell an address.
     """
     budget = _budget.get()
     stack: list[Any] = [value]
@@ -78,6 +81,8 @@ def pay_for(value: Value) -> Value:
                 budget.pay(1 + len(item))
             case int() if item.bit_length() > 64:
                 raise TooMuch("it makes numbers of more than 64 bits")
+            case FunctionType() | MethodType() | BuiltinFunctionType() | partial():
+                raise SecurityError("a function is used as a value, not called")
             case _:
                 budget.pay(1)
     return value

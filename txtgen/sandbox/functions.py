@@ -12,7 +12,7 @@ from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.utils import Namespace
 
 from txtgen.sandbox.allowed import FREE_FILTERS, FREE_TESTS, PAID_FILTERS, PAID_TESTS
-from txtgen.sandbox.budget import CHARACTERS, MAX_OUTPUT, TooMuch, pay, pay_for, pay_times
+from txtgen.sandbox.budget import CHARACTERS, TooMuch, pay, pay_for, pay_times
 
 
 class Refused(TemplateError):
@@ -61,7 +61,9 @@ def replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
 
 
 def _indent(text: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    margin = width if isinstance(width, str) else " " * min(width, MAX_OUTPUT)
+    if isinstance(width, int):
+        pay(width // CHARACTERS)
+    margin = width if isinstance(width, str) else " " * width
     lines = str(pay_for(text)).splitlines() or [""]
     pay_times(margin, len(lines))
     if str(text).endswith("\n"):
@@ -90,15 +92,19 @@ FILTERS |= {"indent": _indent, "join": join, "replace": replace, "safe": _text, 
 TESTS = _listed(tests.TESTS, FREE_TESTS, PAID_TESTS)
 
 
+_COLUMNS = r"(?:100|\d{0,2}+)"
+_FORMAT = re.compile(rf"(?:[^%]++|%(?:\([^()]*+\))?[-+ #0]*+{_COLUMNS}(?:\.{_COLUMNS})?[hlL]?[diouxXeEfFgGcrsa%])*+")
+"""What stands left of %: texts, and fields whose keys hold no parentheses, which Python would nest."""
+
+
 def check_format(text: str) -> None:
-    """Refuses formats that make long texts of short ones.
+    """Refuses formats that make long texts of short ones, and whatever else is not understood.
 
     Raises:
         TooMuch: it is one.
     """
-    for width in re.findall(r"%(?:\([^)]*\))?([^a-zA-Z%]*)", text):
-        if "*" in width or any(int(number[-9:]) > 100 or len(number) > 3 for number in re.findall(r"\d+", width)):
-            raise TooMuch("it formats with more than 100 columns")
+    if not _FORMAT.fullmatch(text):
+        raise TooMuch("it formats with more than 100 columns, or in a way that is not known")
 
 
 def formatted_date(today: date, format: str) -> str:
