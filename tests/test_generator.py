@@ -480,6 +480,24 @@ def test_refuses_bad_conversations(tokenizer, conversation, words):
         generator.generate([[{"role": "user", "content": "a"}]], raw=True)
 
 
+def test_special_tokens_of_a_prompt_for_who_asks(tokenizer):
+    generator = Generator(load(tokenizer))
+    special, control = tokenizer.special, tokenizer.control_ids
+    prompt, text = "<|user|>the dog</s><|assistant|>", tokenizer.encode("the dog")
+    result = generator.generate(prompt, special=True, max_new_tokens=3)[0]
+    expected = [special.bos_id, control["<|user|>"], *text, special.eos_id, control["<|assistant|>"]]
+    assert list(result.prompt_token_ids) == expected
+    assert result.prompt == prompt
+    assert "".join(generator.stream(prompt, special=True, max_new_tokens=3)) == result.text
+    plain = generator.generate(prompt, max_new_tokens=3)[0]
+    assert list(plain.prompt_token_ids) == [special.bos_id, *tokenizer.encode(prompt)]
+    chat = Generator(load(tokenizer, chat=TokensChatFormat()))
+    for call in (chat.generate, chat.iterate, chat.stream):
+        with pytest.raises(UsageError, match="--raw"):
+            call(prompt, special=True)
+    assert chat.generate(prompt, raw=True, special=True, max_new_tokens=3)[0] == result
+
+
 # -- streaming and stop strings
 
 

@@ -148,6 +148,9 @@ def generate(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 16,
     independent: Annotated[bool, typer.Option("--independent", help="Each prompt by itself, exactly.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Do not wrap the prompt of a chat model as a user turn.")] = False,
+    special: Annotated[
+        bool, typer.Option("--special", help="Spellings of special tokens in the prompt become those tokens.")
+    ] = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
     runs_path: RunsPath = "runs",
@@ -197,6 +200,7 @@ def generate(
         "batch_size": batch_size,
         "independent": independent,
         "raw": raw,
+        "special": special,
         "json_output": json_output,
         "device": device,
         "dtype": dtype,

@@ -95,12 +95,15 @@ class Generator:
         self._framing = loaded.config.framing or own_framing(tokenizer.special, source)
         self._suppress = never_written(tokenizer, loaded.config.framing, model.vocab_size or 0)
 
-    def generate(self, prompts: Prompt | Sequence[Prompt], *, raw: bool = False, **options: Any) -> list[Generation]:
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], *, raw: bool = False, special: bool = False, **options: Any
+    ) -> list[Generation]:
         """The results of every prompt, in the order of the prompts; those of one prompt are consecutive.
 
         Args:
             prompts: texts, or conversations for a chat model, which takes a text as the user's first turn.
             raw: go on from the text itself, even with a chat model.
+            special: spellings of special tokens in a text are those tokens, such as "<extra_id_0>" for T5.
             options: settings of `txtgen.config.decoding`, such as strategy="beam", beam_size=4.
 
         Raises:
@@ -108,14 +111,16 @@ class Generator:
             DivergedError: the model's scores are not finite.
             ResourceError: the memory does not suffice.
         """
-        return list(self.iterate(prompts, raw=raw, **options))
+        return list(self.iterate(prompts, raw=raw, special=special, **options))
 
-    def iterate(self, prompts: Prompt | Sequence[Prompt], *, raw: bool = False, **options: Any) -> Iterator[Generation]:
+    def iterate(
+        self, prompts: Prompt | Sequence[Prompt], *, raw: bool = False, special: bool = False, **options: Any
+    ) -> Iterator[Generation]:
         """As `generate`, but each result comes as soon as it and all before it are finished."""
         decoding = self._resolve(options)
-        return self._finish_in_order(self._encode_all(_listed(prompts), raw, decoding), decoding)
+        return self._finish_in_order(self._encode_all(_listed(prompts), raw, special, decoding), decoding)
 
-    def stream(self, prompt: Prompt, *, raw: bool = False, **options: Any) -> Iterator[str]:
+    def stream(self, prompt: Prompt, *, raw: bool = False, special: bool = False, **options: Any) -> Iterator[str]:
         """The text of one result in pieces, as it is decided: no half characters, no parts of stop strings.
 
         The pieces make up the text that `generate` gives. Beam search decides at the end, all at once.
@@ -126,7 +131,7 @@ class Generator:
         decoding = self._resolve({"num_return": 1, **options})
         if decoding.num_return > 1:
             raise UsageError(f"num_return is {decoding.num_return}", "stream", "a stream shows one result")
-        return self._stream(self._encode_all([prompt], raw, decoding)[0], decoding)
+        return self._stream(self._encode_all([prompt], raw, special, decoding)[0], decoding)
 
     # -- text to tokens
 
@@ -140,8 +145,13 @@ class Generator:
                 raise UsageError(told, name, f"leave out {name}")
         return _with_token_ids(decoding, self.loaded.tokenizer)
 
-    def _encode_all(self, prompts: Sequence[Prompt], raw: bool, decoding: DecodingConfig) -> list[_EncodedPrompt]:
-        encoded = [self._encode(number, prompt, raw, decoding) for number, prompt in enumerate(prompts)]
+    def _encode_all(
+        self, prompts: Sequence[Prompt], raw: bool, special: bool, decoding: DecodingConfig
+    ) -> list[_EncodedPrompt]:
+        if special and not raw and self.loaded.config.chat is not None:
+            told = "a chat template places the special tokens, and no prompt of a chat model may spell them"
+            raise UsageError(told, "special", "add --raw (raw=True) to go on from the text itself, or leave it out")
+        encoded = [self._encode(number, prompt, raw, special, decoding) for number, prompt in enumerate(prompts)]
         wanted = decoding.max_new_tokens or 0
         cut = sum(prompt.limit < wanted for prompt in encoded)
         if cut:
@@ -150,10 +160,12 @@ class Generator:
             logger.warning(note, wanted, cut, len(encoded), longest)
         return encoded
 
-    def _encode(self, number: int, prompt: Prompt, raw: bool, decoding: DecodingConfig) -> _EncodedPrompt:
+    def _encode(
+        self, number: int, prompt: Prompt, raw: bool, special: bool, decoding: DecodingConfig
+    ) -> _EncodedPrompt:
         where = f"prompt {number + 1}"
         try:
-            ids = self._prompt_ids(prompt, raw, where)
+            ids = self._prompt_ids(prompt, raw, special, where)
         except DataError as error:
             # It is a corpus that brings such a text elsewhere; here the user does.
             raise UsageError(error.what, f"{where}, {error.where}", error.fix) from error
@@ -174,12 +186,12 @@ class Generator:
             )
         return _EncodedPrompt(number, text, tuple(ids), self._limit(len(self._framing.decoder_start), where, decoding))
 
-    def _prompt_ids(self, prompt: Prompt, raw: bool, where: str) -> list[int]:
+    def _prompt_ids(self, prompt: Prompt, raw: bool, special: bool, where: str) -> list[int]:
         """The tokens of a prompt, without beginning and end."""
         chat = None if raw else self.loaded.config.chat
         if isinstance(prompt, str):
             if chat is None:
-                return self._reader.encode(prompt)
+                return self._reader.encode_with_special(prompt) if special else self._reader.encode(prompt)
             turns = [("user", prompt)]
         elif chat is None:
             told = "raw takes a text" if raw else "the model is no chat model"

@@ -56,7 +56,8 @@ def answers(generator: Generator, prompts: list[Prompt], config: GenerateConfig,
     """The results in the order of the prompts; a blank line has nothing to translate and gives an empty result."""
     blank = lines and isinstance(generator.loaded.config.model, EncoderDecoderConfig)
     asked = [number for number, prompt in enumerate(prompts) if not (blank and not str(prompt).strip())]
-    found = generator.iterate([prompts[number] for number in asked], raw=config.raw, **config.decoding)
+    texts = [prompts[number] for number in asked]
+    found = generator.iterate(texts, raw=config.raw, special=config.special, **config.decoding)
     results = (replace(generation, prompt_index=asked[generation.prompt_index]) for generation in found)
     pending = next(results, None)
     for number, prompt in enumerate(prompts):
@@ -69,7 +70,8 @@ def answers(generator: Generator, prompts: list[Prompt], config: GenerateConfig,
 
 def _stream(generator: Generator, prompt: Prompt, config: GenerateConfig) -> None:
     """Write the text of one prompt piece by piece, and end the line whatever happens."""
-    pieces = generator.stream(prompt, raw=config.raw, **config.decoding)  # refuses bad options at once
+    # Refuses bad options at once.
+    pieces = generator.stream(prompt, raw=config.raw, special=config.special, **config.decoding)
     first = next(pieces, "")  # what is wrong with model or options shows before anything is written
     try:
         write_result(first, end="")

@@ -137,6 +137,8 @@ class GenerateConfig(Config):
     """Each row on its own: exactly the same text whatever else is generated."""
     raw: bool = False
     """Do not put the prompt of a chat model into a user turn."""
+    special: bool = False
+    """Spellings of special tokens in a prompt are those tokens."""
     json_output: bool = False
     device: Device = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
