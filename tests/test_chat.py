@@ -10,7 +10,7 @@ from txtgen.chat import Piece, encode_pieces, render
 from txtgen.config.data import ChatFormat, TextChatFormat, TokensChatFormat
 from txtgen.config.tokenizer import SentencePieceConfig
 from txtgen.errors import ConfigError, DataError
-from txtgen.tokenizer import SentencePieceTokenizer, SpecialNames, train_sentencepiece
+from txtgen.tokenizer import SentencePieceTokenizer, train_sentencepiece
 
 TOKENS, TEXT = TokensChatFormat(), TextChatFormat()
 TAGS = TextChatFormat(system="[{content}]", user="<q>{content}</q>", assistant="<a>{content}</a>", separator="\n--\n")
@@ -36,7 +36,6 @@ class Letters:
 
     special: Ends = field(default_factory=Ends)
     control_ids: dict[str, int] = field(default_factory=dict)
-    names: SpecialNames = field(default_factory=SpecialNames)
     leading_space: bool = False
 
     def encode(self, text: str) -> list[int]:
@@ -44,6 +43,9 @@ class Letters:
 
     def encode_with_special(self, text: str) -> list[int]:
         return self.encode(text)
+
+    def special_places(self, text: str) -> list[int]:
+        return []
 
 
 def test_tokens_format() -> None:

@@ -6,10 +6,11 @@ model is asked is what it was taught.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol, assert_never
 
 from txtgen.config.data import ChatFormat, TemplateChatFormat, TextChatFormat, TokensChatFormat
@@ -50,13 +51,6 @@ class SpecialIds(Protocol):
         """End."""
 
 
-class SpecialSpellings(Protocol):
-    """The spellings of special and control tokens."""
-
-    def all(self) -> Collection[str]:
-        """Every one."""
-
-
 class ChatTokenizer(Protocol):
     """As much of a tokenizer as conversations need."""
 
@@ -72,15 +66,18 @@ class ChatTokenizer(Protocol):
     def leading_space(self) -> bool:
         """Whether `encode` puts a space before every text."""
 
-    @property
-    def names(self) -> SpecialSpellings:
-        """How the tokens are spelled that `encode_with_special` knows and `encode` does not."""
-
     def encode(self, text: str) -> list[int]:
         """The ids of a text, never a special or control id."""
 
     def encode_with_special(self, text: str) -> list[int]:
         """The ids of a text in which special and control tokens count as such."""
+
+    def special_places(self, text: str) -> Sequence[int]:
+        """Where the spellings begin that `encode_with_special` takes for tokens, overlapping ones too."""
+
+
+def _no_places(_text: str) -> Sequence[int]:
+    return ()
 
 
 def render(
@@ -88,7 +85,7 @@ def render(
     format: ChatFormat,
     scored_roles: Collection[str] = ("assistant",),
     reply: bool = False,
-    spellings: Collection[str] = (),
+    special_places: Callable[[str], Sequence[int]] = _no_places,
 ) -> list[Piece]:
     """The pieces of a conversation of (role, content) turns, in order and without "bos".
 
@@ -97,9 +94,9 @@ def render(
 
     tokens format: every turn is its role's token, the content, "eos". text format: every turn is its
     template, the content put in as it is; "eos" ends the assistant's turns, and the separator stands between
-    one of them and the next turn. template format: as the template writes it, "bos" too; what `spellings` names,
-    the special tokens of the tokenizer, stays text where a content spells it. What is scored is what the template
-    adds for a turn of the assistant to the turns before it, open for a reply; with `reply` nothing is.
+    one of them and the next turn. template format: as the template writes it, "bos" too; special tokens that a
+    content spells, at its `special_places`, stay text. What is scored is what the template adds for a turn of the
+    assistant to the turns before it, open for a reply; with `reply` nothing is.
 
     Raises:
         DataError: there is no message, or one of an unknown role; the template refuses the conversation.
@@ -117,7 +114,7 @@ def render(
         case TextChatFormat():
             pieces = _text_pieces(messages, format, scored_roles, reply)
         case TemplateChatFormat():
-            pieces = _template_pieces(messages, format, () if reply else scored_roles, reply, spellings)
+            pieces = _template_pieces(messages, format, () if reply else scored_roles, reply, special_places)
         case _:
             assert_never(format)
     return [piece for piece in pieces if piece.text or piece.token]
@@ -159,18 +156,19 @@ def _template_pieces(
     format: TemplateChatFormat,
     scored_roles: Collection[str],
     reply: bool,
-    spellings: Collection[str],
+    special_places: Callable[[str], Sequence[int]],
 ) -> Iterator[Piece]:
-    used = {*format.template, *"".join(content for _, content in messages), *"".join(spellings)}
-    cut, single = _unused_characters(used)
-    turns = [(role, _cut_spellings(content, spellings, cut, single)) for role, content in messages]
+    """The first character of whatever a content spells is a piece of its own, in which no special token counts."""
+    written = [format.template, *_spellings(format).values(), *(content for _, content in messages)]
+    mark = _unused_character({*"".join(written)})
+    turns = [(role, _marked(content, special_places(content), mark)) for role, content in messages]
     begun = False
     for text, scored in _spans(turns, format, scored_roles, reply):
         role = "assistant" if scored else ""
-        for part in re.split(f"{cut}|({single}.)", text, flags=re.DOTALL):
+        for part in re.split(f"({mark}.)", text, flags=re.DOTALL):
             if part:
-                alone = part.startswith(single)
-                yield Piece(part.removeprefix(single), "", role, scored, special=not alone, begun=begun)
+                alone = part.startswith(mark)
+                yield Piece(part.removeprefix(mark), "", role, scored, special=not alone, begun=begun)
                 begun = True
 
 
@@ -205,11 +203,15 @@ def _spans(
 
 
 def _rendered(turns: Sequence[tuple[str, str]], format: TemplateChatFormat, reply: bool) -> str:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return _compiled(format.template, format.today).render(messages, reply, _spellings(format))
+
+
+def _spellings(format: TemplateChatFormat) -> dict[str, str]:
+    """The special tokens that templates ask for by name."""
     names = {"bos_token": format.bos_token, "eos_token": format.eos_token}
     names |= {"pad_token": format.pad_token, "unk_token": format.unk_token}
-    known = {name: spelling for name, spelling in names.items() if spelling is not None}
-    messages = [{"role": role, "content": content} for role, content in turns]
-    return _compiled(format.template, format.today).render(messages, reply, known)
+    return {name: spelling for name, spelling in names.items() if spelling is not None}
 
 
 @lru_cache(maxsize=8)
@@ -219,28 +221,17 @@ def _compiled(template: str, today: str) -> "ChatTemplate":
     return ChatTemplate(template, date.fromisoformat(today))
 
 
-def _unused_characters(used: Collection[str]) -> tuple[str, str]:
-    """Two private characters that stand for nothing in a conversation."""
-    free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in used)
-    found = next(free, ""), next(free, "")
-    if not all(found):
+def _unused_character(used: Collection[str]) -> str:
+    """A private character that stands for nothing in a conversation."""
+    found = next((chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in used), "")
+    if not found:
         raise DataError("the conversation holds every private character of Unicode", "messages", "remove them")
     return found
 
 
-def _cut_spellings(content: str, spellings: Collection[str], cut: str, single: str) -> str:
-    """The content, every spelling of a special token in it cut behind its first character.
-
-    One that is a single character is marked by `single` instead.
-    """
-    long = [re.escape(name) for name in spellings if len(name) > 1]
-    short = [re.escape(name) for name in spellings if len(name) == 1]
-    places = {match.start() + 1 for match in re.finditer(f"(?={'|'.join(long)})", content)} if long else set()
-    marks = {match.start() for match in re.finditer("|".join(short), content)} if short else set()
-    parts = []
-    for place, character in enumerate(content):
-        parts += [cut] * (place in places) + [single] * (place in marks) + [character]
-    return "".join(parts) if places or marks else content
+def _marked(content: str, places: Sequence[int], mark: str) -> str:
+    """The content with a mark at each of the places."""
+    return mark.join(content[start:end] for start, end in pairwise([0, *places, len(content)]))
 
 
 def encode_chat(
@@ -257,8 +248,7 @@ def encode_chat(
     Raises:
         ConfigError, DataError, CheckpointError: as for those two.
     """
-    spellings = sorted(tokenizer.names.all()) if isinstance(format, TemplateChatFormat) else ()
-    return encode_pieces(render(messages, format, scored_roles, reply, spellings), tokenizer)
+    return encode_pieces(render(messages, format, scored_roles, reply, tokenizer.special_places), tokenizer)
 
 
 def encode_pieces(pieces: Sequence[Piece], tokenizer: ChatTokenizer) -> tuple[list[int], list[bool]]:

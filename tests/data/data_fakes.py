@@ -39,6 +39,9 @@ class ByteTokenizer:
         parts = re.split(f"({'|'.join(map(re.escape, known))})", text)
         return [token for part in parts for token in ([known[part]] if part in known else self.encode(part))]
 
+    def special_places(self, text: str) -> list[int]:
+        return [place for place in range(len(text)) if text.startswith(("<s>", "</s>", *CONTROL), place)]
+
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(token for token in ids if token < 256).decode(errors="replace")
 

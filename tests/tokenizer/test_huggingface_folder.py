@@ -27,7 +27,14 @@ from hf_folders import (
 )
 
 from txtgen.errors import CheckpointError, ResourceError
-from txtgen.tokenizer import HuggingFaceTokenizer, ImportedTokenizer, SentencePieceTokenizer, tokenizer_from_hf_folder
+from txtgen.tokenizer import (
+    HuggingFaceTokenizer,
+    ImportedTokenizer,
+    SentencePieceTokenizer,
+    huggingface,
+    huggingface_files,
+    tokenizer_from_hf_folder,
+)
 from txtgen.tokenizer.sentencepiece_proto import read_model
 
 ORDINARY = TEXTS[:-1]
@@ -300,3 +307,24 @@ def test_without_the_tokenizers_package_it_says_what_to_install(
     monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
     with pytest.raises(ResourceError, match=r"pip install 'txtgen\[hf\]'"):
         tokenizer_from_hf_folder(tmp_path)
+
+
+def test_a_folder_is_parsed_and_its_tokenizer_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(auto(qwen_folder(tmp_path / "old")), tmp_path / "new")
+    parsed, built = [], []
+    read, build = huggingface_files.parse_object, huggingface._load
+
+    def counting_read(content: bytes, where: str) -> dict[str, Any]:
+        parsed.append(Path(where).name)
+        return read(content, where)
+
+    def counting_build(description: dict[str, Any], where: str) -> Any:
+        built.append(where)
+        return build(description, where)
+
+    for module in (huggingface_files, huggingface):
+        monkeypatch.setattr(module, "parse_object", counting_read)
+    monkeypatch.setattr(huggingface, "_load", counting_build)
+    tokenizer = tokenizer_from_hf_folder(folder).tokenizer
+    assert tokenizer.encode_with_special("a<|im_end|>")[-1] == 422
+    assert parsed.count("tokenizer.json") == len(built) == 1

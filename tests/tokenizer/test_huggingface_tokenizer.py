@@ -227,8 +227,8 @@ BAD = {
     "one id twice": changed("model", vocab={**described()["model"]["vocab"], "zz": 5}),
     "prefixes": changed("model", continuing_subword_prefix="##"),
     "suffixes": changed("model", end_of_word_suffix="</w>"),
-    "no decoder": replaced(decoder=None),
-    "decoder of BERT": replaced(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True}),
+    "no decoder": replaced(decoder=None, pre_tokenizer={"type": "Whitespace"}),
+    "decoder of words": replaced(decoder={"type": "BPEDecoder", "suffix": "</w>"}),
     "decoder of CTC": replaced(decoder={"type": "CTC", "pad_token": "", "word_delimiter_token": "|", "cleanup": True}),
     "decoder is text": replaced(decoder="x"),
     "empty decoder": replaced(decoder={"type": "Sequence", "decoders": []}),
@@ -264,7 +264,7 @@ def test_a_huge_file_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("nesting", [50, 300, 900])
 def test_deep_nesting_is_refused(nesting: int) -> None:
-    decoder = '{"type":"Sequence","decoders":[' * nesting + '{"type":"WordPiece","prefix":"","cleanup":true}'
+    decoder = '{"type":"Sequence","decoders":[' * nesting + '{"type":"BPEDecoder","suffix":"</w>"}'
     content = json.dumps(described() | {"decoder": "HERE"}).replace('"HERE"', decoder + "]}" * nesting)
     with pytest.raises(CheckpointError):
         HuggingFaceTokenizer(content.encode(), SpecialNames(eos=ENDOFTEXT))

@@ -1,26 +1,31 @@
-"""A tokenizer.json as a tokenizer: byte-level BPE, BPE with byte pieces, and Unigram, from elsewhere.
+"""A tokenizer.json as a tokenizer: byte-level BPE, BPE with byte pieces, Unigram, and words, from elsewhere.
 
 The `tokenizers` package cuts a text into tokens; special tokens and decoding are dealt with here. A special token
 gets a name that nobody can spell before the package sees it, because models often hold it as a piece like any other.
+Where spellings of special tokens count, these names take their place: no normalisation makes one of another text.
 """
 
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from txtgen.errors import CheckpointError, ResourceError
-from txtgen.tokenizer.decoders import Decoder
+from txtgen.tokenizer.decoders import Decoder, described_decoder
 from txtgen.tokenizer.joining import ByteJoiner, files_fingerprint, pieces_by_id, refuse_surrogates, special_ids
 from txtgen.tokenizer.names import NAMES_FILE, SpecialNames, check_ids, parse_object
 from txtgen.tokenizer.post_processor import read_framing, write_framing
+from txtgen.tokenizer.spellings import Spellings
 from txtgen.tokenizer.types import TokenizerFiles
 
 JSON_FILE = "tokenizer.json"
 """The name of the file that describes such a tokenizer."""
+
+_MODELS = ("BPE", "Unigram", "WordLevel", "WordPiece")
+"""How a text, normalised and parted, becomes tokens."""
 
 
 class HuggingFaceTokenizer(ByteJoiner):
@@ -33,11 +38,14 @@ class HuggingFaceTokenizer(ByteJoiner):
 
     Tokens that were added without being special, such as <think>, are text: they are found in it and decoded.
 
+    A special token is found by its spelling as it is, whatever the file says of normalisation and words.
+
     Args:
         content: the content of a tokenizer.json.
         names: its special tokens; what the file itself marks as special need not be named. One that the
             vocabulary lacks counts as missing.
         where: what to call it in an error.
+        parsed: the content as JSON, where it has been parsed before; it is not changed.
 
     Raises:
         CheckpointError: the content is not a usable tokenizer, or of a kind that is not known.
@@ -46,25 +54,33 @@ class HuggingFaceTokenizer(ByteJoiner):
 
     kind = "huggingface"
 
-    def __init__(self, content: bytes, names: SpecialNames, where: str = JSON_FILE) -> None:
-        description = _described(content, where)
+    def __init__(
+        self, content: bytes, names: SpecialNames, where: str = JSON_FILE, parsed: Mapping[str, Any] | None = None
+    ) -> None:
+        description = _described(parse_object(content, where) if parsed is None else parsed, where)
         names = replace(names, unk=names.unk or _unknown_piece(description["model"]))
         self._content, self._where = content, where
+        pieces = description["model"].get("vocab")
         hidden = _hide(description, names, where)
         self._tokenizer = _load(description, where)
-        decoder = Decoder(description.get("decoder"), where)
-        ids = {hidden.get(name, name): i for name, i in self._tokenizer.get_vocab(with_added_tokens=True).items()}
+        decoder = Decoder(described_decoder(description), where)
+        ids = dict(pieces) if isinstance(pieces, dict) else {piece: i for i, (piece, _) in enumerate(pieces)}
+        names_of_hidden = {name: spelling for spelling, name in hidden.items()}
+        for token_id, token in self._tokenizer.get_added_tokens_decoder().items():
+            ids[names_of_hidden.get(token.content, token.content)] = token_id
         check_ids(ids, where)
         self._names = names.within(ids)
         self.special = special_ids(names, ids, where)
         four = {self.special.pad_id, self.special.unk_id, self.special.bos_id, self.special.eos_id}
-        special = {name: ids[name] for name in hidden.values() if name in ids}
+        special = {name: ids[name] for name in hidden if name in ids}
+        self._hidden = {name: hidden[name] for name in special}
+        self._tokenizer.add_special_tokens([*self._hidden.values()])
         self.control_ids = {name: token_id for name, token_id in special.items() if token_id not in four}
         self.leading_space = decoder.leading_space
         self._pieces = pieces_by_id(ids)
         self._bytes = [decoder.piece_bytes(piece) for piece in self._pieces]
         for token_id, token in self._tokenizer.get_added_tokens_decoder().items():
-            self._bytes[token_id] = token.content.encode()
+            self._bytes[token_id] = decoder.piece_bytes(token.content) if decoder.words else token.content.encode()
         for token_id in special.values():
             self._bytes[token_id] = b""
         self.byte_ids = frozenset(
@@ -72,7 +88,7 @@ class HuggingFaceTokenizer(ByteJoiner):
         )
         others = {self.special.pad_id, self.special.bos_id, self.special.eos_id}
         if not decoder.byte_level and not self.byte_ids and self.special.unk_id not in others:
-            self._bytes[self.special.unk_id] = "\ufffd".encode()
+            self._bytes[self.special.unk_id] = decoder.piece_bytes("\ufffd")
 
     def __reduce__(self) -> tuple[type["HuggingFaceTokenizer"], tuple[bytes, SpecialNames]]:
         """Pickled as its files alone, so that it can be sent to another process."""
@@ -107,23 +123,21 @@ class HuggingFaceTokenizer(ByteJoiner):
     def encode_with_special(self, text: str) -> list[int]:
         """The ids of a text in which the special and control tokens that it spells count as such.
 
-        For the output of a chat template, never for what a user wrote.
+        For the output of a chat template, and for a user who asks for it; never for what others wrote.
 
         Raises:
             DataError, CheckpointError: as for `encode`.
         """
-        refuse_surrogates([text])
-        with _faults("it cannot encode this text", self._where):
-            return list(self._with_special.encode(text, add_special_tokens=False).ids)
+        parts = self._spellings.split(text)
+        return self.encode("".join(self._hidden[part] if spelled else part for part, spelled in parts))
+
+    def special_places(self, text: str) -> list[int]:
+        """Where the spellings begin that `encode_with_special` takes for tokens, overlapping ones too."""
+        return [start for start, _ in self._spellings.places(text)]
 
     @cached_property
-    def _with_special(self) -> Any:
-        """The tokenizer of the `tokenizers` package as the file describes it, special tokens and all."""
-        tokenizer = _load(_described(self._content, self._where), self._where)
-        with _faults("its special tokens cannot be used", self._where):
-            known = tokenizer.get_vocab(with_added_tokens=True)
-            tokenizer.add_special_tokens(sorted(name for name in self._names.all() if name in known))
-        return tokenizer
+    def _spellings(self) -> Spellings:
+        return Spellings(self._hidden)
 
     def with_framing(self, prefix: tuple[int, ...], suffix: tuple[int, ...]) -> bytes:
         """The tokenizer.json, in which these ids stand around a text.
@@ -147,20 +161,17 @@ class HuggingFaceTokenizer(ByteJoiner):
         return files_fingerprint(self.files())
 
 
-def _described(content: bytes, where: str) -> dict[str, Any]:
-    """The parsed file without what txtgen leaves out. Shapes that the package refuses anyway may pass."""
-    description = parse_object(content, where)
-    model = description.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") not in ("BPE", "Unigram"):
+def _described(parsed: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A copy of the parsed file without what txtgen leaves out. Shapes that the package refuses anyway may pass."""
+    model = parsed.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") not in _MODELS:
         found = model.get("type") if isinstance(model, dict) else model
-        raise _unusable(f"its model is {str(found)[:60]!r}, not BPE or Unigram", where)
+        raise _unusable(f"its model is {str(found)[:60]!r}, not one of {', '.join(_MODELS)}", where)
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(key):
+        if model.get(key) and model.get("type") != "WordPiece":
             raise _unusable(f"its model marks parts of words with a {key}, which no known decoder joins", where)
-    description["truncation"] = description["padding"] = None
-    if "dropout" in model:
-        model["dropout"] = None
-    return description
+    model = {**model, "dropout": None} if "dropout" in model else {**model}
+    return {**parsed, "model": model, "truncation": None, "padding": None, "post_processor": None}
 
 
 def _unknown_piece(model: dict[str, Any]) -> str | None:
@@ -176,27 +187,27 @@ def _unknown_piece(model: dict[str, Any]) -> str | None:
 
 
 def _hide(description: dict[str, Any], names: SpecialNames, where: str) -> dict[str, str]:
-    """Give the special tokens names that no text can spell. Returns hidden name -> name.
+    """Give the special tokens names that no text can spell. Returns name -> hidden name.
 
-    No merge of a BPE model may make or use one any longer.
+    No merge of a BPE model may make or use one any longer. A hidden name is found wherever it stands.
     """
     model = description["model"]
     try:
-        added = [token for token in description.get("added_tokens") or [] if token["special"]]
+        added = description.get("added_tokens") or []
         pieces = model["vocab"] if isinstance(model["vocab"], dict) else {piece for piece, _ in model["vocab"]}
-        special = {*names.all(), *(token["content"] for token in added)}
+        special = {*names.all(), *(token["content"] for token in added if token["special"])}
         key = secrets.token_hex(16)
-        new = {name: f"{key}{number}" for number, name in enumerate(sorted(special))}
-        for token in description.get("added_tokens") or []:
-            token["content"] = new.get(token["content"], token["content"])
+        new = {name: f"{key}{number:08}" for number, name in enumerate(sorted(special))}
+        found = {"special": True, "normalized": False, "single_word": False}
+        renamed = {name: {**found, "content": hidden} for name, hidden in new.items()}
+        description["added_tokens"] = [token | renamed.get(token["content"], {}) for token in added]
         if not special.isdisjoint(pieces):
             _rename_pieces(model, new)
         if model.get("unk_token"):
             model["unk_token"] = new.get(model["unk_token"], model["unk_token"])
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise _unusable("its parts are not what they should be", where) from error
-    description["post_processor"] = None
-    return {hidden: name for name, hidden in new.items()}
+    return new
 
 
 def _rename_pieces(model: dict[str, Any], new: dict[str, str]) -> None:

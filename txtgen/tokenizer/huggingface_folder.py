@@ -7,6 +7,7 @@ from typing import Any
 
 from txtgen.errors import CheckpointError
 from txtgen.tokenizer.bpe_files import from_bpe_files
+from txtgen.tokenizer.decoders import is_byte_level
 from txtgen.tokenizer.families import MARIAN, Family, family_of
 from txtgen.tokenizer.huggingface import JSON_FILE, HuggingFaceTokenizer
 from txtgen.tokenizer.huggingface_files import CONFIG_FILE, FolderFiles, added_tokens, chat_template, special_names
@@ -52,24 +53,29 @@ def tokenizer_from_hf_folder(folder: Path, *, target: bool = False) -> ImportedT
     files = FolderFiles(folder)
     config = files.object(CONFIG_FILE) or {}
     family = family_of(config, files.object("config.json") or {})
+    description = files.object(JSON_FILE)
     tokenizer: Tokenizer
     if family is MARIAN or files.exists("source.spm"):
         family, tokenizer = MARIAN, _marian(files, config, target)
     else:
-        tokenizer = _tokenizer(files, config, family)
-    prefix, suffix = _framing(files, config, family, tokenizer)
+        tokenizer = _tokenizer(files, config, family, description)
+    prefix, suffix = _framing(files, config, family, tokenizer, description)
     return ImportedTokenizer(tokenizer, prefix, suffix, chat_template(files, config))
 
 
-def _tokenizer(files: FolderFiles, config: Mapping[str, Any], family: Family) -> Tokenizer:
-    """The tokenizer of any folder but Marian's."""
-    description = files.object(JSON_FILE)
-    if not _is_byte_level(description):
+def _tokenizer(
+    files: FolderFiles, config: Mapping[str, Any], family: Family, description: Mapping[str, Any] | None
+) -> Tokenizer:
+    """The tokenizer of any folder but Marian's; of its tokenizer.json, if it has one, the description."""
+    if description is None or not is_byte_level(description):
         for name in filter(files.exists, family.model_files):
             return _sentencepiece(files, config, family, name, description)
     names = special_names(files, config, family.names)
     if description is not None:
-        return HuggingFaceTokenizer(files.read(JSON_FILE), names, files.path(JSON_FILE))
+        own = _marked_special(added_tokens(files, {}, description))
+        control = [*names.control, *(_marked_special(added_tokens(files, config)) - own - names.all())]
+        names = replace(names, control=tuple(control))
+        return HuggingFaceTokenizer(files.read(JSON_FILE), names, files.path(JSON_FILE), description)
     if family.bpe and files.exists(VOCABULARY_FILE) and files.exists(MERGES_FILE):
         return from_bpe_files(
             files.read(VOCABULARY_FILE),
@@ -84,15 +90,9 @@ def _tokenizer(files: FolderFiles, config: Mapping[str, Any], family: Family) ->
     raise CheckpointError(f"the folder has no tokenizer: none of {wanted}", str(files.folder), "use a complete folder")
 
 
-def _is_byte_level(description: Mapping[str, Any] | None) -> bool:
-    """Whether a tokenizer.json is byte-level BPE."""
-    match description:
-        case {"decoder": {"type": "ByteLevel"}}:
-            return True
-        case {"decoder": {"type": "Sequence", "decoders": list(decoders)}}:
-            return any(isinstance(part, dict) and part.get("type") == "ByteLevel" for part in decoders)
-        case _:
-            return False
+def _marked_special(added: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """The added tokens of which the files say that they are special."""
+    return {name for name, entry in added.items() if entry.get("special")}
 
 
 def _sentencepiece(
@@ -102,7 +102,8 @@ def _sentencepiece(
     model = files.read(name, MAX_MODEL_BYTES)
     plain = SentencePieceTokenizer(model, files.path(name))
     pieces = plain.pieces(range(len(plain)))
-    added = {token: entry["id"] for token, entry in added_tokens(files, config, description).items()}
+    entries = added_tokens(files, config, description)
+    added = {token: entry["id"] for token, entry in entries.items()}
     for number, sentinel in enumerate(_sentinels(files, config, family)):
         added.setdefault(sentinel, len(pieces) + number)
     names = special_names(files, config, family.names)
@@ -110,12 +111,14 @@ def _sentencepiece(
     special = plain.special
     stated = {"unk_token": special.unk_id, "bos_token": special.bos_id, "eos_token": special.eos_id}
     same = all(pieces[stated[key]] == token for key, token in names.roles().items() if key in stated)
-    if not new and same:
+    # Pieces that are text to SentencePiece, such as user-defined symbols, and special by the folder's other files.
+    marked = ({*_marked_special(entries), *names.all()} & {*pieces}) - plain.special_pieces.keys()
+    if not new and same and not marked:
         return plain
     taken = {*new.values()}
     vocabulary = {piece: i for i, piece in enumerate(pieces) if i not in taken and piece not in new} | new
     names = replace(names, unk=names.unk or pieces[special.unk_id])
-    return _with_vocabulary(model, files.path(name), vocabulary, names, new)
+    return _with_vocabulary(model, files.path(name), vocabulary, names, [*new, *sorted(marked)])
 
 
 def _with_vocabulary(
@@ -153,10 +156,13 @@ def _marian(files: FolderFiles, config: Mapping[str, Any], target: bool) -> Sent
 
 
 def _framing(
-    files: FolderFiles, config: Mapping[str, Any], family: Family, tokenizer: Tokenizer
+    files: FolderFiles,
+    config: Mapping[str, Any],
+    family: Family,
+    tokenizer: Tokenizer,
+    description: Mapping[str, Any] | None,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids before and after a text: by the family's class, by tokenizer.json, or by tokenizer_config.json."""
-    description = files.object(JSON_FILE)
     if description is not None and not family.fixed:
         return read_framing(description.get("post_processor"), files.path(JSON_FILE))
     add_bos, add_eos = family.add_bos, family.add_eos

@@ -6,10 +6,9 @@ Such a text is cut at that character, which goes through its byte pieces instead
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import compress
+from itertools import chain, compress, pairwise
 from typing import Any, overload
 
 import sentencepiece
@@ -18,6 +17,7 @@ from txtgen.config.tokenizer import SPECIAL_PIECES
 from txtgen.errors import CheckpointError
 from txtgen.tokenizer.joining import ByteJoiner, files_fingerprint, pieces_by_id, refuse_surrogates, special_ids
 from txtgen.tokenizer.names import NAMES_FILE, SpecialNames, check_ids
+from txtgen.tokenizer.spellings import Spellings
 from txtgen.tokenizer.types import Special, TokenizerFiles
 
 SPACE = "\u2581"
@@ -82,7 +82,8 @@ class SentencePieceTokenizer(ByteJoiner):
         self._processor = _open(model, where)
         own_ids = list(range(len(self._processor)))
         own_pieces = _own_pieces(self._processor, own_ids, where)
-        silent = {own_pieces[self._processor.unk_id()], *compress(own_pieces, self._processor.is_control(own_ids))}
+        unspoken = {own_pieces[self._processor.unk_id()], *compress(own_pieces, self._processor.is_control(own_ids))}
+        silent = {*unspoken}
         ids = vocabulary if vocabulary is not None else {piece: i for i, piece in enumerate(own_pieces)}
         if vocabulary is None:
             self.special = _special_ids(self._processor, where)
@@ -93,6 +94,9 @@ class SentencePieceTokenizer(ByteJoiner):
             names = names.within(vocabulary)
             silent |= names.all()
         self._given_names = names
+        # Special by its name alone: the model would take a text that spells it for this piece.
+        spoken = (silent & {*own_pieces}) - unspoken if vocabulary is not None else ()
+        self._spoken = Spellings([piece for piece in spoken if len(piece) > 1])
         self._silent_ids = {piece: token_id for piece, token_id in ids.items() if piece in silent}
         self._text_ids = {piece: token_id for piece, token_id in ids.items() if piece not in silent}
         four = {self.special.pad_id, self.special.unk_id, self.special.bos_id, self.special.eos_id}
@@ -196,7 +200,11 @@ class SentencePieceTokenizer(ByteJoiner):
 
     def _is_plain(self, text: str) -> bool:
         """Whether SentencePiece alone encodes a text rightly."""
-        return not (SPACE in text and self._cuts_at_space_sign) and not self._language(text)
+        return (
+            not (SPACE in text and self._cuts_at_space_sign)
+            and not self._language(text)
+            and not self._spoken.places(text)
+        )
 
     def _language(self, text: str) -> str:
         """The control symbol of the form >>fra<< that a text begins with, or ""."""
@@ -206,10 +214,14 @@ class SentencePieceTokenizer(ByteJoiner):
         return symbol if symbol in self.control_ids else ""
 
     def _encode_special_case(self, text: str) -> list[int]:
-        """The ids of a text that begins with a language, or that U+2581 parts."""
+        """The ids of a text that begins with a language, spells a special piece, or that U+2581 parts."""
         language = self._language(text)
         if language:
             return [self.control_ids[language], *self.encode(text.removeprefix(language))]
+        if places := self._spoken.places(text):
+            cuts = [0, *(start + 1 for start, _ in places), len(text)]
+            first_part, *parts = [text[start:end] for start, end in pairwise(cuts)]
+            return [*self.encode(first_part), *chain.from_iterable(map(self._after_special.encode, parts))]
         first, *others = self._encode_plain(text.split(SPACE))
         for ids in others:
             first += self._space_ids
@@ -219,26 +231,28 @@ class SentencePieceTokenizer(ByteJoiner):
     def encode_with_special(self, text: str) -> list[int]:
         """The ids of a text in which the special and control tokens that it spells count as such.
 
-        For the output of a chat template, never for what a user wrote. As in transformers, a model that puts a
-        space before a text does so at its beginning only, not after each of these tokens; unless the model
-        drops repeated spaces, as T5 does.
+        For the output of a chat template, and for a user who asks for it; never for what others wrote. As in
+        transformers, a model that puts a space before a text does so at its beginning only, not after each of these
+        tokens; unless the model drops repeated spaces, as T5 does.
 
         Raises:
             DataError: as for `encode`.
         """
         ids: list[int] = []
-        for number, part in enumerate(self._spelled.split(text)):
-            if number % 2:
+        for part, spelled in self._spellings.split(text):
+            if spelled:
                 ids.append(self._silent_ids[part])
             elif part:
                 ids += self._after_special.encode(part) if ids else self.encode(part)
         return ids
 
+    def special_places(self, text: str) -> list[int]:
+        """Where the spellings begin that `encode_with_special` takes for tokens, overlapping ones too."""
+        return [start for start, _ in self._spellings.places(text)]
+
     @cached_property
-    def _spelled(self) -> re.Pattern[str]:
-        """Matches a special or control token, the longest where several begin; the only group is the token."""
-        names = sorted(self._silent_ids, key=len, reverse=True)
-        return re.compile(f"({'|'.join(map(re.escape, names))})")
+    def _spellings(self) -> Spellings:
+        return Spellings(self._silent_ids)
 
     @cached_property
     def _after_special(self) -> "SentencePieceTokenizer":

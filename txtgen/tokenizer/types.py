@@ -63,8 +63,11 @@ class Tokenizer(Protocol):
     def encode_with_special(self, text: str) -> list[int]:
         """The ids of a text in which the special and control tokens that it spells count as such.
 
-        For the output of a chat template, never for what a user wrote.
+        For the output of a chat template, and for a user who asks for it; never for what others wrote.
         """
+
+    def special_places(self, text: str) -> list[int]:
+        """Where the spellings begin that `encode_with_special` takes for tokens, overlapping ones too."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids. Special and control ids give nothing; bytes that are not UTF-8 give U+FFFD."""
