@@ -27,6 +27,9 @@ JSON_FILE = "tokenizer.json"
 _MODELS = ("BPE", "Unigram", "WordLevel", "WordPiece")
 """How a text, normalised and parted, becomes tokens."""
 
+_BPE_OPTIONS = ("unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
 
 class HuggingFaceTokenizer(ByteJoiner):
     """A tokenizer.json, with the names of its special tokens.
@@ -216,20 +219,38 @@ def _rename_pieces(model: dict[str, Any], new: dict[str, str]) -> None:
     else:
         model["vocab"] = [[new.get(piece, piece), score] for piece, score in model["vocab"]]
     if "merges" in model:
-        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        pairs = _pairs(model["merges"])
         model["merges"] = [[left, right] for left, right in pairs if not {left, right, left + right} & new.keys()]
+
+
+def _pairs(merges: list[Any]) -> Iterator[tuple[str, str]]:
+    """The merges of a BPE model, which older files write as texts."""
+    for merge in merges:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        yield left, right
 
 
 def _load(description: dict[str, Any], where: str) -> Any:
     """The tokenizer of the `tokenizers` package that a parsed file describes."""
     try:
-        from tokenizers import Tokenizer
+        from tokenizers import AddedToken, Tokenizer
+        from tokenizers.models import BPE
     except ImportError as error:
         raise ResourceError(
             "the tokenizers package is not installed", where, "run: pip install 'txtgen[hf]'"
         ) from error
+    model = description["model"]
     with _faults("its parts are not what they should be", where):
-        return Tokenizer.from_str(json.dumps(description))
+        if model.get("type") != "BPE":
+            return Tokenizer.from_str(json.dumps(description))
+        # A large vocabulary takes twice as long by way of JSON. Added tokens count their ids from the model's.
+        empty = {**description, "added_tokens": [], "model": {**model, "vocab": {}, "merges": [], "unk_token": None}}
+        tokenizer = Tokenizer.from_str(json.dumps(empty))
+        options = {key: model[key] for key in _BPE_OPTIONS if model.get(key)}
+        tokenizer.model = BPE(model["vocab"], list(_pairs(model["merges"])), **options)
+        added = description["added_tokens"]
+        tokenizer.add_tokens([AddedToken(each["content"], **{flag: each[flag] for flag in _FLAGS}) for each in added])
+        return tokenizer
 
 
 @contextmanager
