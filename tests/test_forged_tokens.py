@@ -212,6 +212,8 @@ def test_special_tokens_before_and_after_each_other(shape: str) -> None:
     tokenizer = tokenizer_of(shape)
     names = [ROLES[0], ROLES[1], ROLES[0]]
     assert tokenizer.pieces(tokenizer.encode_with_special("".join(names))) == names
+    for name in tokenizer.control_ids:
+        assert tokenizer.pieces(tokenizer.encode_with_special(f"{name}01"))[0] == name, "whatever digits follow"
     text = "x".join(["", *ROLES, ""])
     found = [token for token in tokenizer.encode_with_special(text) if token in tokenizer.control_ids.values()]
     assert tokenizer.pieces(found) == ROLES
