@@ -79,7 +79,7 @@ def training(shape: dict[str, int], dtype: str) -> dict[str, Candidate]:
     model = own_model(shape).train()
     state = TrainState(model, build_optimizer(model, AdamWConfig(learning_rate=1e-4)))
     config = TrainConfig(steps=10**9, batch_tokens=rows * width, schedule=ConstantSchedule())
-    steps = train(state, iter(lambda: batch, None), config, peak_learning_rate=1e-4, dtype=torch_dtype)
+    steps = train(state, iter(lambda: batch, None), config, dtype=torch_dtype)
 
     peer = peer_model(shape).train()
     optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-4, fused=True)

@@ -52,7 +52,7 @@ def test_wrong_type_for_a_whole_number(value: str, got: str) -> None:
         ("train: {clip_norm: '1'}", "expected a number (above 0) or null, got '1'"),
         ("train: {schedule: cosine}", "write {kind: cosine}"),
         ("train: {schedule: {kind: cosin}}", "did you mean cosine?"),
-        ("train: {schedule: {kind: 3}}", "expected one of cosine, inverse_sqrt, constant, got 3"),
+        ("train: {schedule: {kind: 3}}", "expected one of cosine, trapezoid, inverse_sqrt, constant, got 3"),
         ("train: {schedule: {kind: [cosine]}}", "train.schedule.kind"),
         ("train: {learning_rate: 1}", "it belongs at train.optimizer.learning_rate"),
         ("d_model: 8", "it belongs at model.d_model"),

@@ -20,7 +20,7 @@ def config(**changes) -> TrainConfig:
 
 def run(model, batch, seed=0, **changes):
     state = new_state(model)
-    return state, list(train(state, repeat(batch), config(**changes), peak_learning_rate=1e-2, seed=seed))
+    return state, list(train(state, repeat(batch), config(**changes), seed=seed))
 
 
 def test_learns_and_reports(tiny_model, tiny_batch) -> None:
@@ -69,7 +69,7 @@ def test_dropout_depends_on_seed_and_step_alone(tiny_model, tiny_batch) -> None:
     state, losses = new_state(twin), []
     for _ in range(3):
         torch.manual_seed(torch.seed() % 1000)  # whatever happened in between must not matter
-        steps = train(state, repeat(tiny_batch), config(), peak_learning_rate=1e-2, seed=3)
+        steps = train(state, repeat(tiny_batch), config(), seed=3)
         losses.append(next(steps).loss)
     assert losses == [report.loss for report in straight]
     other = run(copy.deepcopy(twin), tiny_batch, seed=4)[1]
@@ -78,7 +78,7 @@ def test_dropout_depends_on_seed_and_step_alone(tiny_model, tiny_batch) -> None:
 
 def test_weight_decay_is_for_linear_matrices_alone(tiny_model) -> None:
     optimizer = build_optimizer(tiny_model, AdamWConfig(weight_decay=0.3))
-    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    decayed = {id(p) for group in optimizer.groups() if group["weight_decay"] for p in group["params"]}
     for name, parameter in tiny_model.named_parameters():
         assert (id(parameter) in decayed) == name.endswith("_proj.weight"), name
 
@@ -102,7 +102,7 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(tiny_model, tiny_ba
     state = new_state(tiny_model)
     batch = copy.copy(tiny_batch)
     object.__setattr__(batch, "origins", ((Origin(0, "corpus.txt", 7),),) * 4)
-    steps = train(state, repeat(batch), config(), peak_learning_rate=1e-2)
+    steps = train(state, repeat(batch), config())
     next(steps)
     with torch.no_grad():
         saved = tiny_model.decoder.layers[0].feed_forward.up_proj.weight[0, 0].clone()
@@ -117,7 +117,7 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(tiny_model, tiny_ba
 
 def test_bfloat16_learns_too(tiny_model, tiny_batch) -> None:
     state = new_state(tiny_model)
-    steps = train(state, repeat(tiny_batch), config(steps=20), peak_learning_rate=1e-2, dtype=torch.bfloat16)
+    steps = train(state, repeat(tiny_batch), config(steps=20), dtype=torch.bfloat16)
     losses = [report.loss for report in steps]
     assert losses[-1] < 0.7 * losses[0]
     assert all(parameter.dtype == torch.float32 for parameter in tiny_model.parameters())

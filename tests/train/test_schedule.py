@@ -2,13 +2,18 @@ import math
 
 import pytest
 
-from txtgen.config.train import ConstantSchedule, CosineSchedule, InverseSqrtSchedule
+from txtgen.config.train import ConstantSchedule, CosineSchedule, InverseSqrtSchedule, TrapezoidSchedule
 from txtgen.train import learning_rate
 
 
 @pytest.mark.parametrize(
     "schedule",
-    [CosineSchedule(warmup_steps=10), InverseSqrtSchedule(warmup_steps=10), ConstantSchedule(warmup_steps=10)],
+    [
+        CosineSchedule(warmup_steps=10),
+        InverseSqrtSchedule(warmup_steps=10),
+        ConstantSchedule(warmup_steps=10),
+        TrapezoidSchedule(warmup_steps=10),
+    ],
     ids=lambda schedule: schedule.kind,
 )
 def test_warm_up_is_linear_and_ends_at_the_peak(schedule) -> None:
@@ -35,3 +40,10 @@ def test_a_warm_up_that_is_not_given_fits_the_run() -> None:
     assert learning_rate(CosineSchedule(), 1, 10, 1.0) == pytest.approx(1.0, abs=0.05)
     assert learning_rate(CosineSchedule(), 20, 1000, 1.0) == pytest.approx(20 / 50)
     assert learning_rate(CosineSchedule(), 50, 100_000, 1.0) == pytest.approx(0.5)
+
+
+def test_a_trapezoid_rises_stays_and_falls_to_its_end() -> None:
+    schedule = TrapezoidSchedule(warmup_steps=10, cooldown_ratio=0.4, final_ratio=0.1)
+    rates = [learning_rate(schedule, step, 100, 2.0) for step in (5, 10, 60, 80, 100, 120)]
+    assert rates == pytest.approx([1.0, 2.0, 2.0, 1.1, 0.2, 0.2])
+    assert learning_rate(TrapezoidSchedule(cooldown_ratio=0.0), 99, 100, 2.0) == 2.0

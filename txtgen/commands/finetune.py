@@ -6,7 +6,7 @@ from txtgen.checkpoint import Checkpoint, check_tokenizer, load_checkpoint, load
 from txtgen.commands.console import ProgressDisplay
 from txtgen.commands.job import Job
 from txtgen.commands.models import resolve_model
-from txtgen.commands.starting import Launch, corpus, cost, start_run, with_learning_rate
+from txtgen.commands.starting import Launch, corpus, cost, start_run, with_learning_rates
 from txtgen.commands.training import RunResult
 from txtgen.commands.training import run as run_training
 from txtgen.config.commands import FinetuneConfig, architecture_problems
@@ -15,8 +15,8 @@ from txtgen.errors import CheckpointError, ConfigError
 from txtgen.model import Transformer, build_model
 from txtgen.tokenizer import load_tokenizer
 
-LEARNING_RATE = 1e-4
-"""A tenth of what pretraining starts with: finetuning should move the weights far less."""
+SMALLER = 0.1
+"""Of the learning rate that pretraining has: finetuning should move the weights far less."""
 
 
 def run(config: FinetuneConfig, launch: Launch | None = None) -> RunResult:
@@ -25,7 +25,7 @@ def run(config: FinetuneConfig, launch: Launch | None = None) -> RunResult:
     Raises:
         TxtgenError: the config, the base model, the corpus or the machine does not allow it.
     """
-    config = with_learning_rate(config, LEARNING_RATE)
+    config = with_learning_rates(config, SMALLER)
     with start_run(config, launch or Launch()) as start:
         display = ProgressDisplay(config.train.steps, quiet=not start.world.is_main)
         for warning in start.warnings:
@@ -39,7 +39,6 @@ def run(config: FinetuneConfig, launch: Launch | None = None) -> RunResult:
         job = Job(
             command="finetune",
             config=config,
-            peak_learning_rate=config.train.optimizer.learning_rate or LEARNING_RATE,
             model=model,
             tokenizer=base.tokenizer,
             source_tokenizer=base.source_tokenizer,

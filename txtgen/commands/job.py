@@ -33,7 +33,6 @@ class Job:
 
     command: str
     config: RunConfig
-    peak_learning_rate: float
     model: Transformer
     tokenizer: Tokenizer
     source_tokenizer: Tokenizer | None

@@ -5,7 +5,7 @@ import torch
 from txtgen.checkpoint import replace_file
 from txtgen.commands.console import ProgressDisplay
 from txtgen.commands.job import Job
-from txtgen.commands.starting import Launch, Start, corpus, cost, require_memory, start_run, with_learning_rate
+from txtgen.commands.starting import Launch, Start, corpus, cost, require_memory, start_run, with_learning_rates
 from txtgen.commands.training import RunResult
 from txtgen.commands.training import run as run_training
 from txtgen.config.commands import PretrainConfig
@@ -16,8 +16,6 @@ from txtgen.errors import ConfigError
 from txtgen.model import Transformer, build_model, init_weights
 from txtgen.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 
-LEARNING_RATE = 1e-3
-
 
 def run(config: PretrainConfig, launch: Launch | None = None) -> RunResult:
     """Pretrain a model as the config says, or go on with an interrupted run.
@@ -25,7 +23,7 @@ def run(config: PretrainConfig, launch: Launch | None = None) -> RunResult:
     Raises:
         TxtgenError: the config, the corpus or the machine does not allow it.
     """
-    config = with_learning_rate(config, LEARNING_RATE)
+    config = with_learning_rates(config)
     with start_run(config, launch or Launch()) as start:
         display = ProgressDisplay(config.train.steps, quiet=not start.world.is_main)
         for warning in start.warnings:
@@ -43,7 +41,6 @@ def run(config: PretrainConfig, launch: Launch | None = None) -> RunResult:
         job = Job(
             command="pretrain",
             config=config,
-            peak_learning_rate=config.train.optimizer.learning_rate or LEARNING_RATE,
             model=model,
             tokenizer=tokenizer,
             source_tokenizer=source_tokenizer,

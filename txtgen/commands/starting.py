@@ -143,12 +143,11 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 Learner = TypeVar("Learner", bound=RunConfig)
 
 
-def with_learning_rate(config: Learner, default: float) -> Learner:
-    """The config with its learning rate spelt out, so that the saved config hides no default."""
-    if config.train.optimizer.learning_rate is not None:
-        return config
-    optimizer = config.train.optimizer.model_copy(update={"learning_rate": default})
-    return config.model_copy(update={"train": config.train.model_copy(update={"optimizer": optimizer})})
+def with_learning_rates(config: Learner, ratio: float = 1.0) -> Learner:
+    """The config with its learning rates spelt out, so that the saved config hides no default: where the user says
+    nothing, those of pretraining times `ratio`."""
+    train = config.train.model_copy(update={"optimizer": config.train.optimizer.settled(ratio)})
+    return config.model_copy(update={"train": train})
 
 
 def cost(model: Transformer, config: RunConfig) -> dict[str, object]:

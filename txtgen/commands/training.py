@@ -104,9 +104,7 @@ class Session:
         job, train_config = self.job, self.job.config.train
         self.state = TrainState(
             job.model,
-            build_optimizer(
-                job.model, train_config.optimizer.model_copy(update={"learning_rate": job.peak_learning_rate})
-            ),
+            build_optimizer(job.model, train_config.optimizer),
         )
         self.objective: Objective = build_objective(
             job.settled.data.objective,
@@ -216,7 +214,6 @@ class Session:
             self.state,
             self.batches(),
             config,
-            peak_learning_rate=job.peak_learning_rate,
             dtype=job.dtype,
             seed=job.config.seed,
             world=job.world,

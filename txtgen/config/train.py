@@ -1,18 +1,20 @@
 """How weights are learnt."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from txtgen.config.base import Config, Count, NonNegative, Share
+
+LearningRate = Annotated[float, Field(gt=0.0, le=10.0)]
 
 
 class AdamWConfig(Config):
     """Adam with decoupled weight decay. Source: Loshchilov and Hutter 2017, arXiv 1711.05101."""
 
     kind: Literal["adamw"] = "adamw"
-    learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] | None = None
+    learning_rate: LearningRate | None = None
     """Peak learning rate; None: 1e-3 when pretraining, 1e-4 when finetuning."""
     beta1: Share = 0.9
     beta2: Share = 0.95
@@ -20,8 +22,32 @@ class AdamWConfig(Config):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
     """On matrices only: never on biases, norms or embeddings."""
 
+    def settled(self, ratio: float = 1.0) -> "AdamWConfig":
+        """With its learning rate spelt out: what the user said, or the usual one times `ratio`."""
+        return self.model_copy(update={"learning_rate": self.learning_rate or 1e-3 * ratio})
 
-OptimizerConfig = AdamWConfig
+
+class MuonConfig(Config):
+    """Muon for the linear layers inside blocks, AdamW for all else.
+
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
+    """
+
+    kind: Literal["muon"] = "muon"
+    learning_rate: LearningRate | None = None
+    """Peak learning rate of Muon; None: 0.02 when pretraining, 0.002 when finetuning."""
+    momentum: Share = 0.95
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    adamw: AdamWConfig = AdamWConfig()
+    """For embeddings, norms, biases and the output layer; its learning rate follows the same schedule."""
+
+    def settled(self, ratio: float = 1.0) -> "MuonConfig":
+        """With its learning rates spelt out: what the user said, or the usual ones times `ratio`."""
+        rates = {"learning_rate": self.learning_rate or 0.02 * ratio, "adamw": self.adamw.settled(ratio)}
+        return self.model_copy(update=rates)
+
+
+OptimizerConfig = Annotated[AdamWConfig | MuonConfig, Field(discriminator="kind")]
 
 
 class CosineSchedule(Config):
@@ -47,7 +73,23 @@ class ConstantSchedule(Config):
     warmup_steps: NonNegative = 0
 
 
-ScheduleConfig = Annotated[CosineSchedule | InverseSqrtSchedule | ConstantSchedule, Field(discriminator="kind")]
+class TrapezoidSchedule(Config):
+    """Linear warm-up, no change, then linearly down to final_ratio of the peak.
+
+    Source: Hägele et al. 2024, arXiv 2405.18392.
+    """
+
+    kind: Literal["trapezoid"] = "trapezoid"
+    warmup_steps: NonNegative | None = None
+    """None: a twentieth of the run, at most 100 steps."""
+    cooldown_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """The share of the run in which the rate falls."""
+    final_ratio: Share = 0.0
+
+
+ScheduleConfig = Annotated[
+    CosineSchedule | TrapezoidSchedule | InverseSqrtSchedule | ConstantSchedule, Field(discriminator="kind")
+]
 
 
 class TrainConfig(Config):
@@ -81,6 +123,12 @@ class TrainConfig(Config):
     save_every: NonNegative = 500
     """0: only at the end."""
     keep_last: Count = 2
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _usual_optimizer(cls, value: Any) -> Any:
+        """An optimizer of no kind is AdamW."""
+        return {"kind": "adamw", **value} if isinstance(value, dict) else value
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """A warm-up must end before the run does."""

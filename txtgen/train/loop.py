@@ -14,7 +14,7 @@ from txtgen.distributed import World
 from txtgen.errors import DivergedError
 from txtgen.model import Transformer
 from txtgen.train.loss import batch_loss
-from txtgen.train.optimizer import set_learning_rate
+from txtgen.train.optimizer import Optimizers
 from txtgen.train.schedule import learning_rate
 
 
@@ -26,7 +26,7 @@ class TrainState:
     """
 
     model: Transformer
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizers
     step: int = 0
     tokens: int = 0
     bookmark: dict[str, Any] = field(default_factory=dict)
@@ -58,7 +58,6 @@ def train(
     batches: Iterator[Batch],
     config: TrainConfig,
     *,
-    peak_learning_rate: float,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     world: World | None = None,
@@ -85,17 +84,15 @@ def train(
         )
         norm = _scale_and_clip(parameters, scored, config.clip_norm, world)
         _refuse_non_finite(nll, norm, step, batch)
-        rate = learning_rate(config.schedule, step, config.steps, peak_learning_rate)
-        set_learning_rate(state.optimizer, rate)
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
+        share = learning_rate(config.schedule, step, config.steps, 1.0)
+        state.optimizer.step(share)
         state.step, state.tokens, state.bookmark = step, state.tokens + int(scored), batch.bookmark
         yield StepReport(
             step=step,
             loss=nll / max(1.0, scored),
             objective_loss=objective / max(1.0, scored),
             grad_norm=norm,
-            learning_rate=rate,
+            learning_rate=share * state.optimizer.peak,
             tokens=int(scored),
             positions=int(positions),
             seconds=time.perf_counter() - started,

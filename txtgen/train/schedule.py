@@ -3,7 +3,7 @@
 import math
 from typing import assert_never
 
-from txtgen.config.train import ConstantSchedule, CosineSchedule, InverseSqrtSchedule, ScheduleConfig
+from txtgen.config.train import ConstantSchedule, CosineSchedule, InverseSqrtSchedule, ScheduleConfig, TrapezoidSchedule
 
 
 def learning_rate(schedule: ScheduleConfig, step: int, steps: int, peak: float) -> float:
@@ -15,6 +15,9 @@ def learning_rate(schedule: ScheduleConfig, step: int, steps: int, peak: float) 
         case CosineSchedule(final_ratio=final):
             progress = min(1.0, (step - warmup) / max(1, steps - warmup))
             return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+        case TrapezoidSchedule(cooldown_ratio=share, final_ratio=final):
+            left = max(0.0, steps - step) / max(1.0, share * steps)
+            return peak * (final + (1 - final) * min(1.0, left))
         case InverseSqrtSchedule():
             return peak * math.sqrt(warmup / step)
         case ConstantSchedule():

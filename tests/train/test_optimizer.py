@@ -1,0 +1,99 @@
+import copy
+from itertools import repeat
+
+import pytest
+import torch
+
+from txtgen.config.train import AdamWConfig, ConstantSchedule, MuonConfig, TrainConfig
+from txtgen.train import TrainState, build_optimizer, train
+from txtgen.train.muon import Muon, orthogonalised
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4), (3, 5, 8)])
+def test_orthogonalised_keeps_singular_vectors_and_evens_out_singular_values(shape) -> None:
+    matrices = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = orthogonalised(matrices)
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    inner = u.mT @ found @ vh.mT
+    diagonal = inner.diagonal(dim1=-2, dim2=-1)
+    torch.testing.assert_close(inner, torch.diag_embed(diagonal), rtol=0, atol=1e-4)
+    assert diagonal.min() > 0.5
+    assert diagonal.max() < 1.3
+
+
+def test_a_step_is_the_published_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(shape, generator=generator) for shape in ((5, 3), (3, 5), (5, 3))]
+    parameters = [torch.nn.Parameter(weight.clone()) for weight in weights]
+    optimizer = Muon(parameters, lr=0.1, momentum=0.9, weight_decay=0.5)
+    momenta = [torch.zeros_like(weight) for weight in weights]
+    for _ in range(3):
+        for number, parameter in enumerate(parameters):
+            gradient = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = gradient.clone()
+            momenta[number] = 0.9 * momenta[number] + 0.1 * gradient
+            update = orthogonalised(0.1 * gradient + 0.9 * momenta[number])
+            length = 0.1 * max(1.0, parameter.shape[0] / parameter.shape[1]) ** 0.5
+            weights[number] = weights[number] * (1 - 0.1 * 0.5) - length * update
+        optimizer.step()
+    for weight, parameter in zip(weights, parameters, strict=True):
+        torch.testing.assert_close(parameter.detach(), weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_weight_without_a_gradient_stays(tiny_model) -> None:
+    optimizer = build_optimizer(tiny_model, MuonConfig(weight_decay=0.5))
+    before = copy.deepcopy(tiny_model.state_dict())
+    optimizer.step(1.0)
+    assert all(torch.equal(before[name], weight) for name, weight in tiny_model.state_dict().items())
+
+
+def test_muon_takes_the_linear_layers_of_blocks_and_adamw_the_rest(tiny_model) -> None:
+    optimizer = build_optimizer(tiny_model, MuonConfig())
+    taken = {
+        name: {id(p) for group in part.param_groups for p in group["params"]} for name, part in optimizer.parts.items()
+    }
+    for name, parameter in tiny_model.named_parameters():
+        inner = name.endswith("_proj.weight")
+        assert (id(parameter) in taken["muon"]) == inner, name
+        assert (id(parameter) in taken["adamw"]) == (not inner), name
+    tiny_model.requires_grad_(False)
+    tiny_model.token_embedding.requires_grad_(True)
+    assert list(build_optimizer(tiny_model, MuonConfig()).parts) == ["adamw"]
+
+
+def test_an_output_layer_of_its_own_is_not_muons() -> None:
+    from txtgen.config.model import DecoderConfig
+    from txtgen.model import build_model
+
+    model = build_model(DecoderConfig(vocab_size=9, d_model=8, num_layers=1, num_heads=2, tie_embeddings=False))
+    muon = build_optimizer(model, MuonConfig()).parts["muon"]
+    assert id(model.lm_head.weight) not in {id(p) for group in muon.param_groups for p in group["params"]}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [AdamWConfig(learning_rate=0.02), MuonConfig(adamw=AdamWConfig(learning_rate=0.02))],
+    ids=lambda config: config.kind,
+)
+def test_learns_and_goes_on_exactly(tiny_model, tiny_batch, config) -> None:
+    settings = TrainConfig(steps=20, schedule=ConstantSchedule(), optimizer=config)
+    twin = copy.deepcopy(tiny_model)
+    state = TrainState(tiny_model, build_optimizer(tiny_model, config))
+    straight = [report.loss for report in train(state, repeat(tiny_batch), settings)]
+    assert straight[-1] < 0.7 * straight[0]
+    first = TrainState(twin, build_optimizer(twin, config))
+    steps = train(first, repeat(tiny_batch), settings)
+    losses = [next(steps).loss for _ in range(9)]
+    again = TrainState(copy.deepcopy(twin), build_optimizer(twin, config), step=9)
+    again.optimizer = build_optimizer(again.model, config)
+    again.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+    losses += [report.loss for report in train(again, repeat(tiny_batch), settings)]
+    assert losses == straight
+
+
+def test_both_learning_rates_follow_the_schedule(tiny_model) -> None:
+    optimizer = build_optimizer(tiny_model, MuonConfig(learning_rate=0.04, adamw=AdamWConfig(learning_rate=0.002)))
+    optimizer.step(0.5)
+    rates = {name: {group["lr"] for group in part.param_groups} for name, part in optimizer.parts.items()}
+    assert rates == {"muon": {0.02}, "adamw": {0.001}}
+    assert optimizer.peak == 0.04

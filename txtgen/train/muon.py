@@ -1,0 +1,63 @@
+"""Muon: momentum whose update of a matrix is made orthogonal, so that it moves all directions equally far."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of a quintic iteration that takes singular values quickly near 1, not exactly to it."""
+
+
+def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Matrices [...,R,C] with all singular values near 1 (0.7 to 1.2) and the same singular vectors.
+
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    # A GPU has bfloat16 for it, which suffices; on a CPU float32 is as fast or faster.
+    x: Tensor = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised, for matrices.
+
+    Args:
+        parameters: matrices [R,C].
+        lr: how far a step goes; tall matrices go sqrt(R/C) times as far.
+        momentum: how much of it stays in a step.
+        weight_decay: the share of a weight that goes in a step, times lr.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, _closure: None = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient. Matrices of one shape are made orthogonal together."""
+        for group in self.param_groups:
+            alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    alike[parameter.shape].append(parameter)
+            for shape, parameters in alike.items():
+                updates = torch.stack([self._with_momentum(parameter, group["momentum"]) for parameter in parameters])
+                length = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(parameters, list(orthogonalised(updates).unbind()), alpha=-length)
+
+    def _with_momentum(self, parameter: Tensor, momentum: float) -> Tensor:
+        gradient, state = parameter.grad, self.state[parameter]
+        assert gradient is not None
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(gradient)
+        state["momentum"].lerp_(gradient, 1 - momentum)
+        return gradient.lerp(state["momentum"], momentum)
