@@ -69,10 +69,13 @@ def main() -> int:
     print(f"\nwords of the pretrained model's text that occur in the corpus: {known:.1%}")
     print(f"answers to questions on held-out topics that end by themselves and name the topic: {ended} of 10")
     print(f"time: {time.monotonic() - started:.0f} s")
-    if not arguments.small and (known < 0.95 or ended < 8):
-        print("error: expected at least 95 % and 8 of 10", file=sys.stderr)
-        return 1
-    return 0
+    if arguments.small or (known >= 0.95 and ended >= 8):
+        return 0
+    if arguments.files:
+        print("A larger or plainer text, or more steps, give better results.")
+        return 0
+    print("error: expected at least 95 % and 8 of 10", file=sys.stderr)
+    return 1
 
 
 def short(steps: int | None) -> list[str]:
@@ -243,7 +246,8 @@ def measure(documents: list[Document], held_out: list[Any]) -> tuple[float, int]
     corpus = " ".join(document.text for document in documents)
     vocabulary = set(words_of(corpus))
     model = package.load("runs/quickstart")
-    prompts = [first_words(document.text) for document in documents[:10]]
+    tenth = len(documents) // 10
+    prompts = [first_words(document.text) for document in documents[tenth // 2 :: tenth][:10]]
     texts = [str(generation) for generation in model.generate(prompts, max_new_tokens=100, seed=1)]
     words = [word for text in texts for word in whole_words(text)]
     known = sum(word in vocabulary for word in words) / max(1, len(words))
