@@ -85,6 +85,17 @@ def test_a_resumed_run_equals_the_straight_one(workshop, trained, config, monkey
     assert ours.training["tokens"] == theirs.training["tokens"]
 
 
+def test_a_run_that_goes_on_elsewhere_says_what_differs(workshop, capfd, monkeypatch) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "a"]) == 0
+    capfd.readouterr()
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--resume", "--steps", "7"]) == 0
+    assert "not where the run began" not in capfd.readouterr().err
+    here = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: here + 6)
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--resume", "--steps", "8"]) == 0
+    assert f"not where the run began (threads {here} -> {here + 6})" in capfd.readouterr().err
+
+
 def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(workshop, capfd) -> None:
     assert run(["pretrain", "decoder.yaml", "--name", "a"]) == 0
     newest = Path("runs/a/checkpoints/step-00000006.pth")
@@ -113,6 +124,14 @@ def test_a_killed_process_leaves_a_run_that_resumes(workshop) -> None:
     step = checkpoint.training["step"]
     assert run(["pretrain", "--resume", "--name", "killed", "--steps", str(step + 2)]) == 0
     assert load_checkpoint(folder.last, training=True).training["step"] == step + 2
+
+
+def test_a_run_killed_before_last_pth_was_made_resumes_by_name(workshop) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "a"]) == 0
+    Path("runs/a/last.pth").unlink()
+    Path("runs/a/best.pth").unlink(missing_ok=True)
+    assert run(["pretrain", "--resume", "--name", "a", "--steps", "7"]) == 0
+    assert load_checkpoint(Path("runs/a/last.pth"), training=True).training["step"] == 7
 
 
 def test_ctrl_c_in_a_real_process_saves_and_exits_130(workshop) -> None:

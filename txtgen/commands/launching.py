@@ -12,10 +12,11 @@ from txtgen.commands.console import table
 from txtgen.commands.models import resolve_model
 from txtgen.commands.sources import guess_source
 from txtgen.commands.starting import Launch
-from txtgen.config.commands import FinetuneConfig, PretrainConfig
+from txtgen.config.commands import FinetuneConfig, PretrainConfig, row_length
 from txtgen.config.data import DataConfig
 from txtgen.config.loader import config_from_tree, load_config
 from txtgen.config.model import EncoderDecoderConfig
+from txtgen.config.train import TrainConfig
 from txtgen.data import describe
 from txtgen.errors import UsageError
 
@@ -77,8 +78,8 @@ def _config(request: Request) -> tuple[Path, str, list[str]]:
     if not inputs:
         if not request.resume:
             raise UsageError("nothing to train on", "", f"give a config or text files: txtgen {request.command} FILES")
-        newest = resolve_model(None, request.runs_path).parent
-        folder = Path(request.runs_path) / request.name if request.name else newest
+        runs = Path(request.runs_path)
+        folder = runs / request.name if request.name else resolve_model(None, request.runs_path).parent
         return folder / "config.yaml", folder.name, [f"name={json.dumps(folder.name)}"]
     with as_file(files("txtgen.config") / "builtin" / f"{request.command}.yaml") as path:
         return path, Path(inputs[0]).name.partition(".")[0] or "text", _builtin_settings(request)
@@ -94,10 +95,10 @@ def _builtin_settings(request: Request) -> list[str]:
     if request.command == "finetune":
         if request.base is None:
             raise UsageError("finetuning needs a model to start from", "", "add --base MODEL")
-        model = load_checkpoint(resolve_model(request.base, request.runs_path)).config.model
-        length = model.max_length
+        base = load_checkpoint(resolve_model(request.base, request.runs_path)).config
+        length = row_length(TrainConfig(), base.model, base.framing)
         settings.append(f"train.batch_tokens={length * max(1, BUILTIN_BATCH_TOKENS // length)}")
-        if isinstance(model, EncoderDecoderConfig):
+        if isinstance(base.model, EncoderDecoderConfig):
             settings.append("data.objective.kind=seq2seq")
         elif source["kind"] not in ("text", "jsonl"):
             settings.append("data.objective.kind=chat")

@@ -1,6 +1,7 @@
 """How a run begins: which folder it gets, what it goes on from, and what it would cost."""
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,7 +102,26 @@ def _start(
         return Start(folder, world, device, dtype, None)
     path, checkpoint, warnings = folder.newest()
     refuse_changes(checkpoint.config.run, config.plain(), str(path))
+    before = checkpoint.lineage
+    now = environment(device, dtype, world).items()
+    other = ", ".join(f"{name} {before[name]} -> {value}" for name, value in now if before.get(name, value) != value)
+    if other:
+        warnings.append(f"this is not where the run began ({other}): it goes on as it would have, but for rounding")
     return Start(folder, world, device, dtype, checkpoint, tuple(warnings))
+
+
+def environment(device: torch.device, dtype: torch.dtype, world: World) -> dict[str, Any]:
+    """What the rounding of a run depends on, beside its config: only where all of it is the same does a resumed run
+    equal the straight one bit for bit."""
+    return {
+        "torch": str(torch.__version__),
+        "machine": platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "world_size": world.size,
+    }
 
 
 def refuse_changes(before: dict[str, Any], now: dict[str, Any], where: str) -> None:

@@ -17,6 +17,7 @@ from txtgen.checkpoint import Checkpoint, LoadedModel, save_checkpoint
 from txtgen.commands.console import ProgressDisplay, duration
 from txtgen.commands.job import Job
 from txtgen.commands.signals import EXIT_CODES, StopRequest, listen
+from txtgen.commands.starting import environment
 from txtgen.commands.validation import Validation
 from txtgen.config.commands import CheckpointConfig, chat_format
 from txtgen.data import (
@@ -170,12 +171,8 @@ class Session:
             "seed": self.job.config.seed,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "txtgen": txtgen.__version__,
-            "torch": str(torch.__version__),
             "python": platform.python_version(),
-            "device": str(next(self.job.model.parameters()).device),
-            "dtype": str(self.job.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-            "world_size": self.job.world.size,
+            **environment(next(self.job.model.parameters()).device, self.job.dtype, self.job.world),
         }
 
     def restore(self, training: dict[str, Any]) -> None:
