@@ -51,6 +51,8 @@ def main() -> int:
     started = time.monotonic()
     documents = own_documents(arguments.files) if arguments.files else python_documents()
     chats, held_out = prepare(documents)
+    if not chats or not held_out:
+        sys.exit("error: too few different words to ask about; give a longer or more varied text")
     steps = (40, 20) if arguments.small else (None, None)
     txtgen(
         "pretrain", "configs/quickstart.yaml", "--name", "quickstart", "--overwrite",
@@ -95,7 +97,9 @@ def tokenizer_settings(documents: list[Document]) -> list[str]:
 def txtgen(*arguments: str) -> None:
     """Show a command as the user would type it, and run it."""
     print("\n$ txtgen " + " ".join(shlex.quote(argument) for argument in arguments), flush=True)
-    subprocess.run([*TXTGEN, *arguments], check=True)
+    code = subprocess.run([*TXTGEN, *arguments], check=False).returncode
+    if code:
+        sys.exit(code)
 
 
 def python_documents() -> list[Document]:

@@ -257,6 +257,11 @@ def test_evaluate_looks_back_as_far_as_asked(decoder, trained, capfd) -> None:
     assert "more than the model's max_length" in capfd.readouterr().err
 
 
+def test_evaluate_cuts_no_target(translator, trained, capfd) -> None:
+    assert run(["evaluate", translator, "--data", str(trained / "pairs.tsv"), "--sequence-length", "4"]) == 2
+    assert "no rows of text" in capfd.readouterr().err
+
+
 def test_evaluate_translates_pairs(translator, trained, workshop, capfd) -> None:
     pytest.importorskip("sacrebleu")
     assert run(["evaluate", translator, "--data", str(trained / "pairs.tsv"), "--output", "out.txt", "--json"]) == 0

@@ -54,6 +54,10 @@ def test_wrong_type_for_a_whole_number(value: str, got: str) -> None:
         ("train: {schedule: {kind: cosin}}", "did you mean cosine?"),
         ("train: {schedule: {kind: 3}}", "expected one of cosine, trapezoid, inverse_sqrt, constant, got 3"),
         ("train: {schedule: {kind: [cosine]}}", "train.schedule.kind"),
+        (
+            "train: {steps: 100, schedule: {kind: trapezoid, warmup_steps: 60}}",
+            "train.schedule.warmup_steps: is 60, but the cooldown begins at step 50",
+        ),
         ("train: {learning_rate: 1}", "it belongs at train.optimizer.learning_rate"),
         ("d_model: 8", "it belongs at model.d_model"),
         ("generation: {strategy: greedy, temperature: 1}", "it needs strategy: sample"),

@@ -11,6 +11,7 @@ pytest.importorskip("tokenizers")
 from whole_folders import CHATML, whole_folder
 
 from txtgen.checkpoint import load_checkpoint
+from txtgen.cli import run
 
 TRAIN = (
     "--steps", "12", "--set", "train.batch_tokens=96", "--set", "train.validate_every=6", "--dtype", "float32",
@@ -98,3 +99,15 @@ def test_rows_of_a_model_with_a_long_memory_fit_a_machine(tmp_path, data, run_tx
     tuned = load_checkpoint(tmp_path / "runs/tuned/last.pth")
     assert tuned.config.model.max_length == 131_072
     run_txtgen("finetune", data / "text.txt", "--base", "runs/tuned", "--name", "again", *train)
+
+
+def test_what_is_cut_is_told(tmp_path, run_txtgen, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_txtgen("convert", "from-hf", whole_folder("qwen3", tmp_path / "qwen3"), "base.pth")
+    length = load_checkpoint(tmp_path / "base.pth").config.model.max_length
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "the fox " * length}]
+    (tmp_path / "long.jsonl").write_text((json.dumps({"messages": chat}) + "\n") * 4)
+    capsys.readouterr()
+    assert run(["finetune", "long.jsonl", "--base", "base.pth", "--name", "tuned", *TRAIN]) == 0
+    told = capsys.readouterr().err
+    assert f"examples that were too long for {length} tokens (train.sequence_length, at most {length})" in told

@@ -91,6 +91,15 @@ def test_learns_and_goes_on_exactly(tiny_model, tiny_batch, config) -> None:
     assert losses == straight
 
 
+def test_the_state_of_a_run_that_knew_adamw_only_is_read(tiny_model, tiny_batch) -> None:
+    config = AdamWConfig(learning_rate=0.02)
+    state = TrainState(tiny_model, build_optimizer(tiny_model, config))
+    list(train(state, repeat(tiny_batch), TrainConfig(steps=2)))
+    again = build_optimizer(tiny_model, config)
+    again.load_state_dict(state.optimizer.parts["adamw"].state_dict())
+    torch.testing.assert_close(again.state_dict(), state.optimizer.state_dict())
+
+
 def test_both_learning_rates_follow_the_schedule(tiny_model) -> None:
     optimizer = build_optimizer(tiny_model, MuonConfig(learning_rate=0.04, adamw=AdamWConfig(learning_rate=0.002)))
     optimizer.step(0.5)

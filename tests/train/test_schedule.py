@@ -44,6 +44,7 @@ def test_a_warm_up_that_is_not_given_fits_the_run() -> None:
 
 def test_a_trapezoid_rises_stays_and_falls_to_its_end() -> None:
     schedule = TrapezoidSchedule(warmup_steps=10, cooldown_ratio=0.4, final_ratio=0.1)
-    rates = [learning_rate(schedule, step, 100, 2.0) for step in (5, 10, 60, 80, 100, 120)]
-    assert rates == pytest.approx([1.0, 2.0, 2.0, 1.1, 0.2, 0.2])
-    assert learning_rate(TrapezoidSchedule(cooldown_ratio=0.0), 99, 100, 2.0) == 2.0
+    rates = [learning_rate(schedule, step, 100, 2.0) for step in (5, 10, 60, 80, 101, 120)]
+    assert rates == pytest.approx([1.0, 2.0, 2.0, 0.2 + 1.8 * 21 / 41, 0.2, 0.2])
+    assert learning_rate(TrapezoidSchedule(cooldown_ratio=0.0), 100, 100, 2.0) == 2.0
+    assert learning_rate(TrapezoidSchedule(cooldown_ratio=1.0), 1, 1, 2.0) > 0

@@ -13,7 +13,7 @@ from txtgen.config.loader import config_from_tree
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.config.train import TrainConfig
 from txtgen.data import build_objective, validation_batches, validation_pairs
-from txtgen.errors import ConfigError, DataError
+from txtgen.errors import ConfigError, DataError, UsageError
 from txtgen.evaluate import LossMetrics, TranslationMetrics, evaluate_loss, translate_pairs
 from txtgen.generator import Generator
 
@@ -60,7 +60,11 @@ def run(config: EvaluateConfig) -> Evaluation:
 
 
 def _row_length(config: EvaluateConfig, model: CheckpointConfig) -> int:
-    """Positions of a row of text: what the user says, or else what the model was trained with."""
+    """Positions of a row of text: what the user says, or else what the model was trained with. Of a target: all."""
+    if isinstance(model.model, EncoderDecoderConfig):
+        if config.sequence_length is not None:
+            raise UsageError("an encoder-decoder has no rows of text", "sequence_length", "leave it out")
+        return model.model.max_length
     trained = (model.run.get("train") or {}).get("sequence_length")
     length = config.sequence_length or row_length(TrainConfig(sequence_length=trained), model.model, model.framing)
     if length > model.model.max_length:

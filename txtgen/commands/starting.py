@@ -16,6 +16,7 @@ from txtgen.commands.run_folder import RunFolder, latest_name, next_name
 from txtgen.config.commands import RunConfig
 from txtgen.config.data import DataConfig
 from txtgen.config.loader import dump_config
+from txtgen.config.train import TrainConfig
 from txtgen.data import describe
 from txtgen.distributed import World, open_world
 from txtgen.errors import BusyError, CheckpointError, ConfigError, ResourceError
@@ -103,17 +104,20 @@ def _start(
     path, checkpoint, warnings = folder.newest()
     refuse_changes(checkpoint.config.run, config.plain(), str(path))
     before = checkpoint.lineage
-    now = environment(device, dtype, world).items()
+    now = environment(config.train, device, dtype, world).items()
     other = ", ".join(f"{name} {before[name]} -> {value}" for name, value in now if before.get(name, value) != value)
     if other:
-        warnings.append(f"this is not where the run began ({other}): it goes on as it would have, but for rounding")
+        warnings.append(
+            f"not as the run was saved: {other}. Rounding will differ from the straight run, and what dropout draws may"
+        )
     return Start(folder, world, device, dtype, checkpoint, tuple(warnings))
 
 
-def environment(device: torch.device, dtype: torch.dtype, world: World) -> dict[str, Any]:
-    """What the rounding of a run depends on, beside its config: only where all of it is the same does a resumed run
-    equal the straight one bit for bit."""
+def environment(train: TrainConfig, device: torch.device, dtype: torch.dtype, world: World) -> dict[str, Any]:
+    """What may change on resume and yet decides rounding and dropout: only where all of it is the same does a resumed
+    run equal the straight one bit for bit."""
     return {
+        "micro_batch_tokens": train.micro_batch_tokens,
         "torch": str(torch.__version__),
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -66,7 +66,7 @@ def run(job: Job, display: ProgressDisplay) -> RunResult:
             raise ResourceError(
                 "out of memory while training",
                 f"batch_tokens {job.config.train.batch_tokens}",
-                "set train.micro_batch_tokens lower (the result stays the same), or shrink the model",
+                "set train.micro_batch_tokens lower (the batch stays the same), or shrink the model",
             ) from error
         raise
 
@@ -159,6 +159,11 @@ class Session:
             else None,
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.job.model.parameters()).device
+
     def lineage(self) -> dict[str, Any]:
         """Where the weights come from and how they were made."""
         return {
@@ -172,7 +177,7 @@ class Session:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "txtgen": txtgen.__version__,
             "python": platform.python_version(),
-            **environment(next(self.job.model.parameters()).device, self.job.dtype, self.job.world),
+            **environment(self.job.config.train, self.device, self.job.dtype, self.job.world),
         }
 
     def restore(self, training: dict[str, Any]) -> None:
@@ -336,6 +341,10 @@ class Session:
         folder = self.job.folder
         if self.report.bad_records:
             self.display.note(f"skipped {self.report.bad_records} bad records, such as {self.report.bad_examples[0]}")
+        if self.report.cut_examples:
+            length, most = self.job.row_length, self.job.model.config.max_length
+            told = f"cut {self.report.cut_examples:,} examples that were too long for {length:,} tokens"
+            self.display.note(f"{told} (train.sequence_length, at most {most:,}) or for the source")
         result = self.result(self.stop.signal)
         state = "finished" if self.state.step >= self.job.config.train.steps else "interrupted"
         self.status(

@@ -60,9 +60,10 @@ ROW_LENGTH_FROM_ELSEWHERE = 1024
 
 def row_length(train: TrainConfig, model: TransformerConfig, framing: Framing | None = None) -> int:
     """Positions of a packed row, or of the longest target: as the config says, or else all that the model allows, but
-    no more than ROW_LENGTH_FROM_ELSEWHERE of one from elsewhere, which its framing tells."""
-    allowed = model.max_length if framing is None else min(model.max_length, ROW_LENGTH_FROM_ELSEWHERE)
-    return train.sequence_length or allowed
+    no more than ROW_LENGTH_FROM_ELSEWHERE in a row of a decoder from elsewhere, which its framing tells."""
+    packed_from_elsewhere = framing is not None and not isinstance(model, EncoderDecoderConfig)
+    most = ROW_LENGTH_FROM_ELSEWHERE if packed_from_elsewhere else model.max_length
+    return train.sequence_length or min(model.max_length, most)
 
 
 def architecture_problems(

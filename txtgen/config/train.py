@@ -137,5 +137,12 @@ class TrainConfig(Config):
                 "schedule.warmup_steps",
                 f"is {self.schedule.warmup_steps}, more than the {self.steps} steps of the run",
             )
+        elif isinstance(self.schedule, TrapezoidSchedule):
+            flat = round((1 - self.schedule.cooldown_ratio) * self.steps)
+            if (self.schedule.warmup_steps or 0) > flat:
+                yield (
+                    "schedule.warmup_steps",
+                    f"is {self.schedule.warmup_steps}, but the cooldown begins at step {flat}",
+                )
         if self.micro_batch_tokens is not None and self.micro_batch_tokens > self.batch_tokens:
             yield "micro_batch_tokens", f"is {self.micro_batch_tokens}, more than batch_tokens {self.batch_tokens}"

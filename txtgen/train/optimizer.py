@@ -45,6 +45,8 @@ class Optimizers:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the state of optimizers that were built alike."""
+        if "param_groups" in state:
+            state = {"adamw": state}  # of a run that began when there was nothing else
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
 

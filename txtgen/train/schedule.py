@@ -16,8 +16,9 @@ def learning_rate(schedule: ScheduleConfig, step: int, steps: int, peak: float) 
             progress = min(1.0, (step - warmup) / max(1, steps - warmup))
             return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
         case TrapezoidSchedule(cooldown_ratio=share, final_ratio=final):
-            left = max(0.0, steps - step) / max(1.0, share * steps)
-            return peak * (final + (1 - final) * min(1.0, left))
+            # The last step still moves: the end is where the step after it would be.
+            left = max(0.0, steps + 1 - step) / (share * steps + 1)
+            return peak * (final + (1 - final) * min(1.0, left)) if share else peak
         case InverseSqrtSchedule():
             return peak * math.sqrt(warmup / step)
         case ConstantSchedule():
