@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import txtgen
+import txtgen.__main__ as entry
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
 from txtgen.errors import safe_text
@@ -383,3 +384,20 @@ def test_odd_environments(decoder, variables) -> None:
     assert done.returncode == 0, done.stderr
     assert b"\x1b" not in done.stdout + done.stderr
     done.stdout.decode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "200"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_waiting_threads_leave_the_cores_to_others_unless_told(monkeypatch, given, expected) -> None:
+    seen = []
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(entry, "run", lambda _: seen.append(os.environ.get("GOMP_SPINCOUNT")) or 0)
+    with pytest.raises(SystemExit):
+        entry.main()
+    assert seen == [expected]
