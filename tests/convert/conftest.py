@@ -1,4 +1,4 @@
-"""The command line as a test sees it."""
+"""The command line as a test sees it, and whole folders to convert."""
 
 import pytest
 
@@ -17,3 +17,18 @@ def run_txtgen(capsys):
         return written.err if code else written.out
 
     return call
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory):
+    """A whole folder of each family, written once; nobody changes it."""
+    from whole_folders import whole_folder  # needs transformers, which not every test here does
+
+    made = {}
+
+    def find(family):
+        if family not in made:
+            made[family] = whole_folder(family, tmp_path_factory.mktemp(family))
+        return made[family]
+
+    return find

@@ -22,19 +22,6 @@ SEQ2SEQ = ("t5", "bart", "marian")
 
 
 @pytest.fixture(scope="module")
-def folder_of(tmp_path_factory):
-    """A whole folder of each family, written once."""
-    made = {}
-
-    def find(family):
-        if family not in made:
-            made[family] = whole_folder(family, tmp_path_factory.mktemp(family))
-        return made[family]
-
-    return find
-
-
-@pytest.fixture(scope="module")
 def generator_of(folder_of, tmp_path_factory):
     """What txtgen makes of it, through a file."""
     made = {}

@@ -9,7 +9,6 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 
-from whole_folders import whole_folder
 
 from txtgen.chat import encode_chat, render
 from txtgen.convert import import_folder
@@ -23,23 +22,10 @@ def change(path, **values):
     path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | values))
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """A whole folder of a family, written once."""
-    made = {}
-
-    def find(family):
-        if family not in made:
-            made[family] = whole_folder(family, tmp_path_factory.mktemp(family))
-        return made[family]
-
-    return find
-
-
 @pytest.fixture
-def folder_of(tmp_path, original):
+def folder_of(tmp_path, folder_of):
     """A copy to spoil."""
-    return lambda family: shutil.copytree(original(family), tmp_path / family)
+    return lambda family: shutil.copytree(folder_of(family), tmp_path / family)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen2", "llama", "mistral"])

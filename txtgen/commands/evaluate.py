@@ -11,7 +11,6 @@ from txtgen.config.commands import CheckpointConfig, EvaluateConfig, row_length
 from txtgen.config.data import DataConfig, Seq2SeqObjective
 from txtgen.config.loader import config_from_tree
 from txtgen.config.model import EncoderDecoderConfig
-from txtgen.config.train import TrainConfig
 from txtgen.data import build_objective, validation_batches, validation_pairs
 from txtgen.errors import ConfigError, DataError, UsageError
 from txtgen.evaluate import LossMetrics, TranslationMetrics, evaluate_loss, translate_pairs
@@ -66,7 +65,7 @@ def _row_length(config: EvaluateConfig, model: CheckpointConfig) -> int:
             raise UsageError("an encoder-decoder has no rows of text", "sequence_length", "leave it out")
         return model.model.max_length
     trained = (model.run.get("train") or {}).get("sequence_length")
-    length = config.sequence_length or row_length(TrainConfig(sequence_length=trained), model.model, model.framing)
+    length = row_length(config.sequence_length or trained, model.model, model.framing)
     if length > model.model.max_length:
         raise ConfigError(
             f"is {length}, more than the model's max_length {model.model.max_length}", "sequence_length", "lower it"

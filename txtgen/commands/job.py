@@ -56,7 +56,7 @@ class Job:
     @property
     def row_length(self) -> int:
         """Positions of a packed row, or of the longest target."""
-        return row_length(self.config.train, self.model.config, self.framing)
+        return row_length(self.config.train.sequence_length, self.model.config, self.framing)
 
     @property
     def stream_options(self) -> StreamOptions:

@@ -16,7 +16,6 @@ from txtgen.config.commands import FinetuneConfig, PretrainConfig, row_length
 from txtgen.config.data import DataConfig
 from txtgen.config.loader import config_from_tree, load_config
 from txtgen.config.model import EncoderDecoderConfig
-from txtgen.config.train import TrainConfig
 from txtgen.data import describe
 from txtgen.errors import UsageError
 
@@ -96,7 +95,7 @@ def _builtin_settings(request: Request) -> list[str]:
         if request.base is None:
             raise UsageError("finetuning needs a model to start from", "", "add --base MODEL")
         base = load_checkpoint(resolve_model(request.base, request.runs_path)).config
-        length = row_length(TrainConfig(), base.model, base.framing)
+        length = row_length(None, base.model, base.framing)
         settings.append(f"train.batch_tokens={length * max(1, BUILTIN_BATCH_TOKENS // length)}")
         if isinstance(base.model, EncoderDecoderConfig):
             settings.append("data.objective.kind=seq2seq")

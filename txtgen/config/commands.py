@@ -58,12 +58,12 @@ ROW_LENGTH_FROM_ELSEWHERE = 1024
 """A model from elsewhere may allow 100,000 positions, which few machines could train on or measure in one row."""
 
 
-def row_length(train: TrainConfig, model: TransformerConfig, framing: Framing | None = None) -> int:
-    """Positions of a packed row, or of the longest target: as the config says, or else all that the model allows, but
+def row_length(said: int | None, model: TransformerConfig, framing: Framing | None = None) -> int:
+    """Positions of a packed row, or of the longest target: what the user said, or else all that the model allows, but
     no more than ROW_LENGTH_FROM_ELSEWHERE in a row of a decoder from elsewhere, which its framing tells."""
     packed_from_elsewhere = framing is not None and not isinstance(model, EncoderDecoderConfig)
     most = ROW_LENGTH_FROM_ELSEWHERE if packed_from_elsewhere else model.max_length
-    return train.sequence_length or min(model.max_length, most)
+    return said or min(model.max_length, most)
 
 
 def architecture_problems(
@@ -83,7 +83,7 @@ def architecture_problems(
                     f"{group}.{number}.kind",
                     f"a {source.kind} source cannot serve the objective {data.objective.kind}",
                 )
-    length = row_length(train, model, framing)
+    length = row_length(train.sequence_length, model, framing)
     if length > model.max_length:
         yield "train.sequence_length", f"is {length}, more than the model's max_length {model.max_length}"
     if not seq2seq and train.batch_tokens % length:
