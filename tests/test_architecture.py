@@ -14,7 +14,9 @@ PACKAGE = Path(txtgen.__file__).parent
 FLOORS = {
     "errors": 0,
     "config": 1,
+    "files": 1,
     "sandbox": 1,
+    "archive": 2,
     "tokenizer": 2,
     "chat": 2,
     "distributed": 2,

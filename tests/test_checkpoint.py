@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from txtgen import archive as archive_module
 from txtgen import checkpoint as checkpoint_module
-from txtgen.checkpoint import Checkpoint, load_checkpoint, load_model, replace_file, save_checkpoint
+from txtgen.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from txtgen.config.commands import CheckpointConfig
 from txtgen.config.model import DecoderConfig
 from txtgen.errors import CheckpointError, ResourceError
+from txtgen.files import replace_file
 from txtgen.model import build_model, init_weights
 
 
@@ -156,7 +158,7 @@ def with_manifest(buffer: io.BytesIO, path: Path, *, compress: bool = False) -> 
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED) as archive:
         for name in source.namelist():
             archive.writestr(name, source.read(name))
-        hashes = {name: checkpoint_module._hash_entry(source, name) for name in source.namelist()}
+        hashes = {name: archive_module._hash_entry(source, name) for name in source.namelist()}
         archive.writestr("archive/txtgen.json", json.dumps({"format": 1, "sha256": hashes}))
 
 
@@ -227,7 +229,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch)
     def full(*_args: object, **_more: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ResourceError, match="disk is full"):
         save_checkpoint(path, original)
     assert path.read_bytes() == before

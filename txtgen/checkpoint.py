@@ -1,36 +1,27 @@
 """One .pth file that answers every question about a model: weights, config, tokenizer, lineage, training state.
 
-The file is what `torch.save` writes, plus a last zip entry `txtgen.json` (in the archive's one folder, where
-`torch.load` tolerates it) with a SHA-256 of every other entry.
-Reading trusts nothing: sizes and hashes are checked before anything is unpickled, and unpickling is restricted
-to tensors and plain data (`weights_only=True`).
+Reading trusts nothing: sizes and hashes are checked before anything is unpickled (archive.py), and unpickling is
+restricted to tensors and plain data (`weights_only=True`).
 """
 
-import errno
-import hashlib
 import json
-import os
 import pickle
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from txtgen.archive import damaged, seal, verify
 from txtgen.config.commands import CheckpointConfig
 from txtgen.errors import CheckpointError, ResourceError
+from txtgen.files import replace_file, write_error
 from txtgen.model import Transformer, build_model
 from txtgen.tokenizer import Tokenizer, tokenizer_from_files
 
 FORMAT = 1
-MANIFEST = "txtgen.json"
-MAX_ENTRIES = 200_000
-MAX_MANIFEST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -60,59 +51,6 @@ class LoadedModel:
     config: CheckpointConfig
 
 
-@contextmanager
-def replace_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file handle whose content appears under `path` whole, flushed to disk, or not at all.
-
-    Raises:
-        ResourceError: the disk is full, read-only, or the place not writable.
-    """
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
-    try:
-        with open(temporary, "w+b") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-        flush(path.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        cause = _os_error(error)
-        if cause is not None:
-            raise _resource_error(path, cause) from error
-        raise
-
-
-def _os_error(error: BaseException) -> OSError | None:
-    """The operating system's complaint behind an error; torch hides it in the context of a RuntimeError."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    return None
-
-
-def _resource_error(path: Path, cause: OSError) -> ResourceError:
-    if cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ResourceError(
-            f"the disk is full ({cause.strerror})", str(path), "free space, or choose another runs_path"
-        )
-    return ResourceError(f"cannot write: {cause.strerror or cause}", str(path), "check the path and its permissions")
-
-
-def flush(path: Path) -> None:
-    """Make a file's content durable, or what was renamed in a folder; where folders cannot be opened (Windows), the
-    system does so by itself."""
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
     """Write a checkpoint durably and verify it. Returns its fingerprint.
 
@@ -132,16 +70,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _resource_error(path, error) from error
+        raise write_error(path, error) from error
     with replace_file(path) as handle:
         torch.save(content, handle)
-        handle.seek(0)
-        with zipfile.ZipFile(handle, "a", zipfile.ZIP_STORED) as archive:
-            hashes = {name: _hash_entry(archive, name) for name in archive.namelist()}
-            manifest = json.dumps({"format": FORMAT, "sha256": hashes}, indent=0).encode()
-            archive.writestr(_manifest_name(archive), manifest)
-        handle.seek(0)
-        return _verify(handle, path)
+        seal(handle)
+        return verify(handle, path)
 
 
 def _require_plain(value: Any, where: str) -> None:
@@ -171,98 +104,6 @@ def _pack_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _hash_entry(archive: zipfile.ZipFile, name: str) -> str:
-    digest = hashlib.sha256()
-    with archive.open(name) as entry:
-        while block := entry.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _manifest_name(archive: zipfile.ZipFile) -> str:
-    """Where the manifest stands: beside torch's own records, which share one folder."""
-    names = archive.namelist()
-    return f"{names[0].partition('/')[0]}/{MANIFEST}" if names else MANIFEST
-
-
-def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"not a usable checkpoint: {what}", str(path), "use an undamaged copy or an earlier checkpoint"
-    )
-
-
-def _verify(handle: IO[bytes], path: Path) -> str:
-    """Check sizes and hashes of every entry without unpickling anything. Returns the fingerprint."""
-    try:
-        return _verify_archive(handle, path)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError, ValueError, KeyError) as error:
-        raise _damaged(path, _first_look(handle) or f"the archive is damaged ({error})") from error
-
-
-def _verify_archive(handle: IO[bytes], path: Path) -> str:
-    size = handle.seek(0, os.SEEK_END)
-    handle.seek(0)
-    with zipfile.ZipFile(handle) as archive:
-        manifest_name = _manifest_name(archive)
-        names = archive.namelist()
-        check_records(archive, size, path)
-        if manifest_name not in names:
-            raise CheckpointError(
-                "not a txtgen checkpoint: it has no txtgen.json",
-                str(path),
-                "a state dict alone is no model: txtgen convert from-hf FOLDER model.pth --weights FILE makes it one",
-            )
-        if archive.getinfo(manifest_name).file_size > MAX_MANIFEST_BYTES:
-            raise _damaged(path, "its manifest is too large")
-        manifest = archive.read(manifest_name)
-        hashes = json.loads(manifest)["sha256"]
-        if sorted(hashes) != sorted(name for name in names if name != manifest_name):
-            raise _damaged(path, "its entries are not those of its manifest")
-        for name, expected in hashes.items():
-            if _hash_entry(archive, name) != expected:
-                raise _damaged(path, f"checksum mismatch in entry {name!r}")
-    return hashlib.sha256(manifest).hexdigest()
-
-
-def check_records(archive: zipfile.ZipFile, size: int, path: Path) -> None:
-    """Refuse an archive of `size` bytes that `torch.save` did not write: compressed, or with entries that claim more.
-
-    Raises:
-        CheckpointError: it is one.
-    """
-    entries = archive.infolist()
-    if len(entries) > MAX_ENTRIES:
-        raise _damaged(path, f"it has {len(entries)} entries, more than {MAX_ENTRIES}")
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise _damaged(path, "its entries are compressed, which no checkpoint's are")
-    if sum(entry.file_size for entry in entries) > size:
-        raise _damaged(path, "its entries claim more bytes than the file has")
-
-
-def _first_look(handle: IO[bytes]) -> str:
-    """What a file that is no zip archive seems to be, or "" if unknown."""
-    size = handle.seek(0, os.SEEK_END)
-    handle.seek(0)
-    head = handle.read(64)
-    if size == 0:
-        return "the file is empty"
-    if head.startswith(b"PK"):
-        return "the archive is cut short or damaged"
-    looks = {
-        b"\x80": "it is a raw pickle, which may hold code and is refused",
-        b"\x89PNG": "it is a PNG picture",
-        b"<": "it looks like HTML or XML",
-        b"\x1f\x8b": "it is a gzip file",
-        b"\x00" * 16: "it is full of zeros",
-    }
-    for start, look in looks.items():
-        if head.startswith(start):
-            return look
-    if head[8:9] == b"{":
-        return "it looks like a safetensors file"
-    return "it is no zip archive"
-
-
 def load_checkpoint(path: Path, *, training: bool = False) -> Checkpoint:
     """Read and verify a checkpoint; its tensors are on the CPU.
 
@@ -276,7 +117,7 @@ def load_checkpoint(path: Path, *, training: bool = False) -> Checkpoint:
     """
     try:
         with open(path, "rb") as handle:
-            fingerprint = _verify(handle, path)
+            fingerprint = verify(handle, path)
             handle.seek(0)
             content = torch.load(handle, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -286,13 +127,13 @@ def load_checkpoint(path: Path, *, training: bool = False) -> Checkpoint:
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
         refused = isinstance(error, pickle.UnpicklingError)
         what = "it holds more than tensors and plain data, and is refused" if refused else "its records cannot be read"
-        raise _damaged(path, what) from error
+        raise damaged(path, what) from error
     return _unpack(content, path, fingerprint, training)
 
 
 def _unpack(content: Any, path: Path, fingerprint: str, training: bool) -> Checkpoint:
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
-        raise _damaged(path, "it lacks the format number")
+        raise damaged(path, "it lacks the format number")
     if content["format"] > FORMAT:
         raise CheckpointError(
             f"the checkpoint has format {content['format']}, this txtgen reads up to {FORMAT}",
@@ -301,14 +142,14 @@ def _unpack(content: Any, path: Path, fingerprint: str, training: bool) -> Check
         )
     weights = content.get("model")
     if not isinstance(weights, dict) or not isinstance(content.get("tokenizer"), dict):
-        raise _damaged(path, "it lacks weights or tokenizer")
+        raise damaged(path, "it lacks weights or tokenizer")
     for name, tensor in weights.items():
         _check_tensor(name, tensor, path)
     try:
         # JSON is how strict validation accepts a list for a tuple; everything else stays strict.
         config = TypeAdapter(CheckpointConfig).validate_json(json.dumps(content.get("config")))
     except (ValidationError, TypeError, ValueError) as error:
-        raise _damaged(path, f"its config is not valid ({_short(error)})") from error
+        raise damaged(path, f"its config is not valid ({_short(error)})") from error
     source = content.get("source_tokenizer")
     return Checkpoint(
         config=config,
@@ -331,16 +172,16 @@ def _short(error: Exception) -> str:
 def _check_tensor(name: Any, tensor: Any, path: Path) -> None:
     """Refuse views that claim more than their storage holds: a small file must not become a giant tensor."""
     if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-        raise _damaged(path, f"its model entry {name!r} is not a tensor")
+        raise damaged(path, f"its model entry {name!r} is not a tensor")
     if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
-        raise _damaged(path, f"tensor {name} of shape {tuple(tensor.shape)} is larger than its data")
+        raise damaged(path, f"tensor {name} of shape {tuple(tensor.shape)} is larger than its data")
 
 
 def _unpack_tokenizer(packed: Any, path: Path) -> Tokenizer:
     try:
         return tokenizer_from_files(packed["kind"], packed["files"])
     except (KeyError, TypeError) as error:
-        raise _damaged(path, "its tokenizer cannot be read") from error
+        raise damaged(path, "its tokenizer cannot be read") from error
 
 
 def load_weights(model: Transformer, weights: dict[str, Tensor], where: str, *, assign: bool = False) -> None:

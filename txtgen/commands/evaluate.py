@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from txtgen.checkpoint import load_model, replace_file
+from txtgen.checkpoint import load_model
 from txtgen.commands.models import inference_dtype, resolve_model, select_device
 from txtgen.commands.sources import guess_source
 from txtgen.config.commands import CheckpointConfig, EvaluateConfig, row_length
@@ -14,6 +14,7 @@ from txtgen.config.model import EncoderDecoderConfig
 from txtgen.data import build_objective, validation_batches, validation_pairs
 from txtgen.errors import ConfigError, DataError, UsageError
 from txtgen.evaluate import LossMetrics, TranslationMetrics, evaluate_loss, translate_pairs
+from txtgen.files import replace_file
 from txtgen.generator import Generator
 
 

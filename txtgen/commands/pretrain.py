@@ -2,7 +2,6 @@
 
 import torch
 
-from txtgen.checkpoint import replace_file
 from txtgen.commands.console import ProgressDisplay
 from txtgen.commands.job import Job
 from txtgen.commands.starting import Launch, Start, corpus, cost, require_memory, start_run, with_learning_rates
@@ -13,6 +12,7 @@ from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
 from txtgen.config.tokenizer import TokenizerConfig
 from txtgen.data import Side, sample_texts
 from txtgen.errors import ConfigError
+from txtgen.files import replace_file
 from txtgen.model import Transformer, build_model, init_weights
 from txtgen.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 

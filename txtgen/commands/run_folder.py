@@ -14,8 +14,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from txtgen.checkpoint import Checkpoint, load_checkpoint, replace_file, save_checkpoint
+from txtgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from txtgen.errors import BusyError, CheckpointError, ResourceError
+from txtgen.files import replace_file
 
 _STEP = re.compile(r"^step-(\d{8,})\.pth$")
 

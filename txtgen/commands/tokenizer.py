@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from txtgen.checkpoint import replace_file
 from txtgen.config.tokenizer import SentencePieceConfig
 from txtgen.errors import DataError, ResourceError, UsageError
+from txtgen.files import replace_file
 from txtgen.tokenizer import Special, Tokenizer, TrainingSample, load_tokenizer, train_sentencepiece
 
 _CHUNK_BYTES = 1 << 20

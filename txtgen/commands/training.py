@@ -1,31 +1,27 @@
 """What pretrain and finetune share: the stream, the loop, and everything that happens around its steps."""
 
 import logging
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import txtgen
-from txtgen.checkpoint import Checkpoint, LoadedModel, save_checkpoint
+from txtgen.checkpoint import LoadedModel
 from txtgen.commands.console import ProgressDisplay, duration
 from txtgen.commands.job import Job
+from txtgen.commands.saving import Saving, checkpoint_config
 from txtgen.commands.signals import EXIT_CODES, StopRequest, listen
-from txtgen.commands.starting import environment
 from txtgen.commands.validation import Validation
-from txtgen.config.commands import CheckpointConfig, chat_format
+from txtgen.config.commands import chat_format
 from txtgen.data import (
     Batch,
     Objective,
     StreamReport,
     build_objective,
-    merge_bookmarks,
     train_stream,
 )
 from txtgen.errors import ResourceError, TxtgenError
@@ -102,11 +98,9 @@ class Session:
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        job, train_config = self.job, self.job.config.train
-        self.state = TrainState(
-            job.model,
-            build_optimizer(job.model, train_config.optimizer),
-        )
+        job = self.job
+        self.state = TrainState(job.model, build_optimizer(job.model, job.config.train.optimizer))
+        self.saving = Saving(job, self.state)
         self.objective: Objective = build_objective(
             job.settled.data.objective,
             job.tokenizer,
@@ -116,79 +110,23 @@ class Session:
             framing=job.framing,
         )
         self.generator = Generator(
-            LoadedModel(job.model, job.tokenizer, job.source_tokenizer, self.checkpoint_config()), batch_size=64
+            LoadedModel(job.model, job.tokenizer, job.source_tokenizer, checkpoint_config(job)), batch_size=64
         )
         self.validation = Validation(job, self.objective, self.generator)
         self.samples()  # refuses a prompt that is too long, before anything is trained
         if job.resumed is not None:
             self.restore(job.resumed)
 
-    # -- what it is made of
-
-    def checkpoint_config(self) -> CheckpointConfig:
-        """What the checkpoints of this run say of themselves."""
-        config, settled = self.job.config, self.job.settled
-        return CheckpointConfig(
-            model=self.job.model.config,
-            chat=chat_format(settled.data),
-            framing=self.job.framing,
-            generation=settled.generation,
-            run={"command": self.job.command, **config.plain()},
-        )
-
-    def checkpoint(self, *, training: bool) -> Checkpoint:
-        """The model as it is now, with or without what a resumed run needs."""
-        state = self.state
-        bookmark = merge_bookmarks(self.job.world.gather(state.bookmark)) if state.bookmark else {}
-        return Checkpoint(
-            config=self.checkpoint_config(),
-            model=state.model.state_dict(),
-            tokenizer=self.job.tokenizer,
-            source_tokenizer=self.job.source_tokenizer,
-            lineage=self.lineage(),
-            training={
-                "step": state.step,
-                "tokens": state.tokens,
-                "seconds": self.elapsed(),
-                "best": self.best,
-                "validated": self.validated,
-                "bookmark": bookmark,
-                "optimizer": state.optimizer.state_dict(),
-            }
-            if training
-            else None,
-        )
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.job.model.parameters()).device
-
-    def lineage(self) -> dict[str, Any]:
-        """Where the weights come from and how they were made."""
-        return {
-            "command": self.job.command,
-            "run": self.job.folder.path.name,
-            "parent": self.job.parents[-1] if self.job.parents else None,
-            "ancestors": list(self.job.parents),
-            "step": self.state.step,
-            "tokens": self.state.tokens,
-            "seed": self.job.config.seed,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "txtgen": txtgen.__version__,
-            "python": platform.python_version(),
-            **environment(self.job.config.train, self.device, self.job.dtype, self.job.world),
-        }
-
     def restore(self, training: dict[str, Any]) -> None:
         """Go on from the training state of a checkpoint."""
-        self.state.step = training["step"]
-        self.state.tokens = training["tokens"]
-        self.state.bookmark = training["bookmark"]
-        self.state.optimizer.load_state_dict(training["optimizer"])
+        self.saving.restore(training)
         self.best, self.validated = training["best"], training["validated"]
         self.seconds_before = training["seconds"]
         self.job.folder.forget_metrics_after(self.state.step)
+
+    def progress(self) -> dict[str, Any]:
+        """What the training state of a checkpoint holds beside that of the loop: what `restore` takes up."""
+        return {"best": self.best, "validated": self.validated, "seconds": self.elapsed()}
 
     def elapsed(self) -> float:
         """Seconds of this run so far, earlier parts included."""
@@ -211,7 +149,6 @@ class Session:
             self.display.note(f"nothing to do: {self.state.step} of {config.steps} steps are done")
             return self.result(None)
         self.status("running")
-        saved = self.state.step
         steps = train(
             self.state,
             self.batches(),
@@ -229,12 +166,11 @@ class Session:
                 self.sample()
             if due(report.step, config.save_every) and not ended:
                 self.save()
-                saved = report.step
             if ended:
                 break
         if self.validated < self.state.step and not self.must_stop():
             self.validate()
-        if saved < self.state.step:
+        if self.saving.saved < self.state.step:
             self.save()
         return self.finish()
 
@@ -304,9 +240,7 @@ class Session:
             logger.info("validation at step %d: %s", self.state.step, metrics)
         if self.validation.is_better(metrics, self.best):
             self.best = {"step": self.state.step, **metrics}
-            checkpoint = self.checkpoint(training=False)
-            if job.world.is_main:
-                save_checkpoint(job.folder.best, checkpoint)
+            self.saving.save_best()
 
     def samples(self) -> Iterator[Generation]:
         """What the model makes of the sample prompts, once it is asked for."""
@@ -328,11 +262,8 @@ class Session:
 
     def save(self) -> None:
         """Write the checkpoint of this step."""
-        checkpoint = self.checkpoint(training=True)
-        if self.job.world.is_main:
-            path = self.job.folder.save(self.state.step, checkpoint, self.job.config.train.keep_last)
-            self.status("running", last_checkpoint=str(path))
-        self.job.world.barrier()
+        path = self.saving.save(self.progress())
+        self.status("running", last_checkpoint=str(path))
 
     # -- the end
 

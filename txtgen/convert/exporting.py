@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from txtgen.checkpoint import Checkpoint, flush
+from txtgen.checkpoint import Checkpoint
 from txtgen.config.data import ChatFormat, TemplateChatFormat, TextChatFormat, TokensChatFormat
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.config.tokenizer import Framing
@@ -22,6 +22,7 @@ from txtgen.convert.generation import write_generation
 from txtgen.convert.importing import CONFIG, GENERATION
 from txtgen.convert.weights import narrowed
 from txtgen.errors import BusyError, CheckpointError, ResourceError
+from txtgen.files import flush
 from txtgen.tokenizer import export_tokenizer, never_written, own_framing
 
 logger = logging.getLogger(__name__)

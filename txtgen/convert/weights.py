@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from txtgen.checkpoint import check_records
+from txtgen.archive import check_records
 from txtgen.convert.fields import read_json
 from txtgen.errors import CheckpointError, ResourceError, TxtgenError
 

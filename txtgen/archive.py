@@ -1,0 +1,125 @@
+"""The zip archive that a checkpoint is: what `torch.save` writes, plus a last entry `txtgen.json` (in the archive's one
+folder, where `torch.load` tolerates it) with a SHA-256 of every other entry.
+
+Checking trusts nothing, and comes before anything is unpickled: torch.load itself checks neither sizes nor checksums.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import IO
+
+from txtgen.errors import CheckpointError
+
+MANIFEST = "txtgen.json"
+MANIFEST_FORMAT = 1
+MAX_ENTRIES = 200_000
+MAX_MANIFEST_BYTES = 64 << 20
+
+
+def seal(handle: IO[bytes]) -> None:
+    """Add the manifest to an archive that `torch.save` just wrote."""
+    handle.seek(0)
+    with zipfile.ZipFile(handle, "a", zipfile.ZIP_STORED) as archive:
+        hashes = {name: _hash_entry(archive, name) for name in archive.namelist()}
+        manifest = json.dumps({"format": MANIFEST_FORMAT, "sha256": hashes}, indent=0).encode()
+        archive.writestr(_manifest_name(archive), manifest)
+
+
+def verify(handle: IO[bytes], path: Path) -> str:
+    """Check sizes and hashes of every entry without unpickling anything. Returns the hex SHA-256 of the manifest.
+
+    Raises:
+        CheckpointError: it is damaged, or no checkpoint at all.
+    """
+    try:
+        return _verify_archive(handle, path)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError, ValueError, KeyError) as error:
+        raise damaged(path, _first_look(handle) or f"the archive is damaged ({error})") from error
+
+
+def _verify_archive(handle: IO[bytes], path: Path) -> str:
+    size = handle.seek(0, os.SEEK_END)
+    handle.seek(0)
+    with zipfile.ZipFile(handle) as archive:
+        manifest_name = _manifest_name(archive)
+        names = archive.namelist()
+        check_records(archive, size, path)
+        if manifest_name not in names:
+            raise CheckpointError(
+                "not a txtgen checkpoint: it has no txtgen.json",
+                str(path),
+                "a state dict alone is no model: txtgen convert from-hf FOLDER model.pth --weights FILE makes it one",
+            )
+        if archive.getinfo(manifest_name).file_size > MAX_MANIFEST_BYTES:
+            raise damaged(path, "its manifest is too large")
+        manifest = archive.read(manifest_name)
+        hashes = json.loads(manifest)["sha256"]
+        if sorted(hashes) != sorted(name for name in names if name != manifest_name):
+            raise damaged(path, "its entries are not those of its manifest")
+        for name, expected in hashes.items():
+            if _hash_entry(archive, name) != expected:
+                raise damaged(path, f"checksum mismatch in entry {name!r}")
+    return hashlib.sha256(manifest).hexdigest()
+
+
+def check_records(archive: zipfile.ZipFile, size: int, path: Path) -> None:
+    """Refuse an archive of `size` bytes that `torch.save` did not write: compressed, or with entries that claim more.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    entries = archive.infolist()
+    if len(entries) > MAX_ENTRIES:
+        raise damaged(path, f"it has {len(entries)} entries, more than {MAX_ENTRIES}")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise damaged(path, "its entries are compressed, which no checkpoint's are")
+    if sum(entry.file_size for entry in entries) > size:
+        raise damaged(path, "its entries claim more bytes than the file has")
+
+
+def _first_look(handle: IO[bytes]) -> str:
+    """What a file that is no zip archive seems to be, or "" if unknown."""
+    size = handle.seek(0, os.SEEK_END)
+    handle.seek(0)
+    head = handle.read(64)
+    if size == 0:
+        return "the file is empty"
+    if head.startswith(b"PK"):
+        return "the archive is cut short or damaged"
+    looks = {
+        b"\x80": "it is a raw pickle, which may hold code and is refused",
+        b"\x89PNG": "it is a PNG picture",
+        b"<": "it looks like HTML or XML",
+        b"\x1f\x8b": "it is a gzip file",
+        b"\x00" * 16: "it is full of zeros",
+    }
+    for start, look in looks.items():
+        if head.startswith(start):
+            return look
+    if head[8:9] == b"{":
+        return "it looks like a safetensors file"
+    return "it is no zip archive"
+
+
+def _hash_entry(archive: zipfile.ZipFile, name: str) -> str:
+    digest = hashlib.sha256()
+    with archive.open(name) as entry:
+        while block := entry.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _manifest_name(archive: zipfile.ZipFile) -> str:
+    """Where the manifest stands: beside torch's own records, which share one folder."""
+    names = archive.namelist()
+    return f"{names[0].partition('/')[0]}/{MANIFEST}" if names else MANIFEST
+
+
+def damaged(path: Path, what: str) -> CheckpointError:
+    """What the user is told of a checkpoint that cannot be read."""
+    return CheckpointError(
+        f"not a usable checkpoint: {what}", str(path), "use an undamaged copy or an earlier checkpoint"
+    )
