@@ -39,7 +39,9 @@ def test_a_run_leaves_what_the_contract_says(trained) -> None:
     assert (folder / "last.pth").samefile(folder / "checkpoints" / "step-00000006.pth")
     train = [line for line in metrics(folder) if "loss" in line]
     keys = {"step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "seconds"}
-    assert keys <= set(train[0])
+    speed = {"data_wait_share", "flops_per_second", "mfu", "peak_memory_bytes"}
+    assert keys | speed <= set(train[0])
+    assert all(0 < line["mfu"] < 2 and 0 <= line["data_wait_share"] <= 1 for line in train)
     assert [line["step"] for line in train] == [1, 2, 3, 4, 5, 6]
     validation = [line for line in metrics(folder) if "val_loss" in line]
     assert [line["step"] for line in validation] == [3, 6]

@@ -37,6 +37,7 @@ class ProgressDisplay:
         self._task = self._progress.add_task("train", total=steps, figures="")
         self._display = Live(self._progress, console=self.console, transient=True, refresh_per_second=4)
         self._validation = ""
+        self._speed = ""
         self._rate = 0.0
         self._last_line = 0.0
 
@@ -57,7 +58,7 @@ class ProgressDisplay:
         """Show a step: loss, learning rate, tokens per second, time left."""
         rate = report.positions / max(report.seconds, 1e-9)
         self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
-        figures = f"loss {report.loss:.4f}{self._validation}  {self._rate:,.0f} tok/s"
+        figures = f"loss {report.loss:.4f}{self._validation}  {self._rate:,.0f} tok/s{self._speed}"
         if self.live:
             self._progress.update(self._task, completed=report.step, figures=figures)
             return
@@ -69,6 +70,11 @@ class ProgressDisplay:
                 f"step {report.step}/{self.steps}  {figures}  lr {report.learning_rate:.2e}  "
                 f"grad {report.grad_norm:.2f}  left {duration(left)}"
             )
+
+    def speed(self, figures: dict[str, float]) -> None:
+        """Keep in the live line how much of the machine is used, and how much of the time is waited for data."""
+        waiting = f"  waiting {figures['data_wait_share']:.0%}" if figures["data_wait_share"] >= 0.05 else ""
+        self._speed = f"  mfu {figures['mfu']:.0%}{waiting}"
 
     def validation(self, metrics: dict[str, float]) -> None:
         """Show what validation found, and keep its loss in the live line."""

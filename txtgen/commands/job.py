@@ -44,6 +44,11 @@ class Job:
     resumed: dict[str, Any] | None = None
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
     def settled(self) -> RunConfig:
         """The config with what it leaves open taken from the base model."""
         return self.config if self.base is None else inherited(self.config, self.base)

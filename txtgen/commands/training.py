@@ -26,7 +26,7 @@ from txtgen.data import (
 )
 from txtgen.errors import ResourceError, TxtgenError
 from txtgen.generator import Generation, Generator
-from txtgen.train import StepReport, TrainState, build_optimizer, train
+from txtgen.train import Speed, StepReport, TrainState, build_optimizer, train
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +113,7 @@ class Session:
             LoadedModel(job.model, job.tokenizer, job.source_tokenizer, checkpoint_config(job)), batch_size=64
         )
         self.validation = Validation(job, self.objective, self.generator)
+        self.speed = Speed(job.device, job.dtype)
         self.samples()  # refuses a prompt that is too long, before anything is trained
         if job.resumed is not None:
             self.restore(job.resumed)
@@ -204,7 +205,10 @@ class Session:
         if not self.job.world.is_main:
             return
         self.display.step(report)
+        self.speed.add(report)
         if report.step % self.job.config.train.log_every == 0 or report.step in (1, self.job.config.train.steps):
+            speed = self.speed.take()
+            self.display.speed(speed)
             self.job.folder.write_metrics(
                 {
                     "step": report.step,
@@ -213,8 +217,7 @@ class Session:
                     "learning_rate": report.learning_rate,
                     "grad_norm": report.grad_norm,
                     "tokens": self.state.tokens,
-                    "tokens_per_second": report.positions / max(report.seconds, 1e-9),
-                    "data_wait_share": report.data_seconds / max(report.seconds, 1e-9),
+                    **speed,
                     "seconds": self.elapsed(),
                 }
             )

@@ -13,6 +13,7 @@ from txtgen.data.types import Batch
 from txtgen.distributed import World
 from txtgen.errors import DivergedError
 from txtgen.model import Transformer
+from txtgen.train.cost import count_flops
 from txtgen.train.loss import batch_loss
 from txtgen.train.optimizer import Optimizers
 from txtgen.train.schedule import learning_rate
@@ -39,7 +40,7 @@ class StepReport:
     step: counted from 1. loss: plain negative log-likelihood, nats per token. objective_loss: what was minimised,
     per token. grad_norm: before clipping. tokens: scored tokens of this step. positions: tokens that went through
     the model, source included. seconds: wall time of the step, waiting for data included; data_seconds: of that,
-    waiting for data.
+    waiting for data. flops: floating-point operations of this rank's matrix products.
     """
 
     step: int
@@ -51,6 +52,7 @@ class StepReport:
     positions: int
     seconds: float
     data_seconds: float
+    flops: int
 
 
 def train(
@@ -70,6 +72,7 @@ def train(
     world = world or World()
     parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
     device = parameters[0].device
+    flops = count_flops(state.model)
     while state.step < config.steps:
         started = time.perf_counter()
         batch = next(batches)
@@ -97,6 +100,7 @@ def train(
             positions=int(positions),
             seconds=time.perf_counter() - started,
             data_seconds=waited,
+            flops=flops.of(batch),
         )
 
 
