@@ -48,3 +48,11 @@ def test_a_trapezoid_rises_stays_and_falls_to_its_end() -> None:
     assert rates == pytest.approx([1.0, 2.0, 2.0, 0.2 + 1.8 * 21 / 41, 0.2, 0.2])
     assert learning_rate(TrapezoidSchedule(cooldown_ratio=0.0), 100, 100, 2.0) == 2.0
     assert learning_rate(TrapezoidSchedule(cooldown_ratio=1.0), 1, 1, 2.0) > 0
+
+
+def test_a_cooldown_of_so_many_steps_is_the_same_in_every_longer_run() -> None:
+    one = [learning_rate(TrapezoidSchedule(cooldown_ratio=0.4), step, 100, 2.0) for step in range(50, 101)]
+    schedule = TrapezoidSchedule(warmup_steps=5, cooldown_steps=40)
+    assert [learning_rate(schedule, step, 100, 2.0) for step in range(50, 101)] == one
+    assert [learning_rate(schedule, step + 700, 800, 2.0) for step in range(50, 101)] == one
+    assert learning_rate(TrapezoidSchedule(cooldown_steps=0), 100, 100, 2.0) == 2.0

@@ -84,7 +84,13 @@ class TrapezoidSchedule(Config):
     """None: a twentieth of the run, at most 100 steps."""
     cooldown_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """The share of the run in which the rate falls."""
+    cooldown_steps: NonNegative | None = None
+    """The last steps, in which the rate falls; None: the share of the run that cooldown_ratio says."""
     final_ratio: Share = 0.0
+
+    def cooldown(self, steps: int) -> float:
+        """How long the rate falls at the end of a run of so many steps: it stays at its peak up to `steps` less this."""
+        return self.cooldown_ratio * steps if self.cooldown_steps is None else float(self.cooldown_steps)
 
 
 ScheduleConfig = Annotated[
@@ -138,7 +144,7 @@ class TrainConfig(Config):
                 f"is {self.schedule.warmup_steps}, more than the {self.steps} steps of the run",
             )
         elif isinstance(self.schedule, TrapezoidSchedule):
-            flat = round((1 - self.schedule.cooldown_ratio) * self.steps)
+            flat = round(self.steps - self.schedule.cooldown(self.steps))
             if (self.schedule.warmup_steps or 0) > flat:
                 yield (
                     "schedule.warmup_steps",

@@ -15,10 +15,10 @@ def learning_rate(schedule: ScheduleConfig, step: int, steps: int, peak: float) 
         case CosineSchedule(final_ratio=final):
             progress = min(1.0, (step - warmup) / max(1, steps - warmup))
             return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
-        case TrapezoidSchedule(cooldown_ratio=share, final_ratio=final):
+        case TrapezoidSchedule(final_ratio=final):
             # The last step still moves: the end is where the step after it would be.
-            left = max(0.0, steps + 1 - step) / (share * steps + 1)
-            return peak * (final + (1 - final) * min(1.0, left)) if share else peak
+            left = max(0.0, steps + 1 - step) / (cooldown + 1) if (cooldown := schedule.cooldown(steps)) else 1.0
+            return peak * (final + (1 - final) * min(1.0, left))
         case InverseSqrtSchedule():
             return peak * math.sqrt(warmup / step)
         case ConstantSchedule():
