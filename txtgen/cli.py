@@ -46,6 +46,9 @@ Device = Annotated[DeviceName, typer.Option(help="Where to compute.")]
 RunsPath = Annotated[str, typer.Option(help="Where the newest run is looked for.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew; the old run is moved aside.")]
+AcceptChanges = Annotated[
+    bool, typer.Option("--accept-changes", help="Resume although the corpus or how it is learnt was changed.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and train nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[
@@ -73,6 +76,7 @@ def pretrain(
     runs_path: TrainRuns = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    accept_changes: AcceptChanges = False,
     dry_run: DryRun = False,
     settings: SetOptions = None,
 ) -> None:
@@ -81,7 +85,9 @@ def pretrain(
     overrides = sugar({**flags, "train.dtype": dtype, "device": device}, settings)
     from txtgen.commands.launching import Request, launch
 
-    request = Request("pretrain", tuple(inputs or ()), name, runs_path or "runs", None, resume, overwrite, dry_run)
+    request = Request(
+        "pretrain", tuple(inputs or ()), name, runs_path or "runs", None, resume, overwrite, accept_changes, dry_run
+    )
     raise typer.Exit(launch(request, overrides))
 
 
@@ -97,6 +103,7 @@ def finetune(
     runs_path: TrainRuns = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    accept_changes: AcceptChanges = False,
     dry_run: DryRun = False,
     settings: SetOptions = None,
 ) -> None:
@@ -105,7 +112,9 @@ def finetune(
     overrides = sugar({**flags, "train.dtype": dtype, "device": device}, settings)
     from txtgen.commands.launching import Request, launch
 
-    request = Request("finetune", tuple(inputs or ()), name, runs_path or "runs", base, resume, overwrite, dry_run)
+    request = Request(
+        "finetune", tuple(inputs or ()), name, runs_path or "runs", base, resume, overwrite, accept_changes, dry_run
+    )
     raise typer.Exit(launch(request, overrides))
 
 

@@ -173,12 +173,6 @@ def test_an_occupied_folder_is_refused_then_moved_aside(workshop, capfd) -> None
     assert Path("runs/decoder-1/last.pth").exists()
 
 
-def test_what_may_not_change_on_resume_is_named(workshop, capfd) -> None:
-    assert run(["pretrain", "decoder.yaml", "--name", "a"]) == 0
-    assert run(["pretrain", "decoder.yaml", "--name", "a", "--resume", "--set", "train.clip_norm=0.5"]) == 3
-    assert "train.clip_norm: 1.0 -> 0.5" in capfd.readouterr().err
-
-
 def test_resuming_nothing_is_a_checkpoint_error(workshop) -> None:
     assert run(["pretrain", "decoder.yaml", "--resume"]) == 5
     assert run(["pretrain", "--resume"]) == 5

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from txtgen.config.train import AdamWConfig, ConstantSchedule, MuonConfig, TrainConfig
+from txtgen.errors import CheckpointError
 from txtgen.train import TrainState, build_optimizer, train
 from txtgen.train.muon import Muon, orthogonalised
 
@@ -98,6 +99,56 @@ def test_the_state_of_a_run_that_knew_adamw_only_is_read(tiny_model, tiny_batch)
     again = build_optimizer(tiny_model, config)
     again.load_state_dict(state.optimizer.parts["adamw"].state_dict())
     torch.testing.assert_close(again.state_dict(), state.optimizer.state_dict())
+
+
+def test_numbered_states_of_older_checkpoints_are_read(tiny_model, tiny_batch) -> None:
+    config = MuonConfig(learning_rate=0.01, adamw=AdamWConfig(learning_rate=0.02))
+    state = TrainState(tiny_model, build_optimizer(tiny_model, config))
+    list(train(state, repeat(tiny_batch), TrainConfig(steps=2)))
+    numbered = {name: part.state_dict() for name, part in state.optimizer.parts.items()}
+    again = build_optimizer(tiny_model, config)
+    again.load_state_dict(numbered)
+    torch.testing.assert_close(again.state_dict(), state.optimizer.state_dict())
+    tiny_model.token_embedding.requires_grad_(False)
+    with pytest.raises(CheckpointError, match="old freeze"):
+        build_optimizer(tiny_model, config).load_state_dict(numbered)
+
+
+def test_the_config_decides_on_rates_and_the_state_on_moments(tiny_model, tiny_batch) -> None:
+    old, new = (
+        MuonConfig(learning_rate=0.01, momentum=0.9, adamw=AdamWConfig(learning_rate=0.02)),
+        MuonConfig(
+            learning_rate=0.03, momentum=0.8, weight_decay=0.3, adamw=AdamWConfig(beta2=0.5, eps=1e-3, weight_decay=0.7)
+        ),
+    )
+    state = TrainState(tiny_model, build_optimizer(tiny_model, old))
+    list(train(state, repeat(tiny_batch), TrainConfig(steps=2)))
+    saved = copy.deepcopy(state.optimizer.state_dict())
+    again, fresh = (build_optimizer(tiny_model, new) for _ in range(2))
+    again.load_state_dict(saved)
+    torch.testing.assert_close(again.state_dict(), saved)
+    for ours, theirs in zip(again.groups(), fresh.groups(), strict=True):
+        assert {**ours, "params": 0} == {**theirs, "params": 0}
+
+
+def test_parameters_may_be_frozen_and_thawed_on_the_way(tiny_model, tiny_batch) -> None:
+    config = AdamWConfig(learning_rate=0.02)
+    tiny_model.token_embedding.requires_grad_(False)
+    state = TrainState(tiny_model, build_optimizer(tiny_model, config))
+    list(train(state, repeat(tiny_batch), TrainConfig(steps=2)))
+    saved = copy.deepcopy(state.optimizer.state_dict())
+    tiny_model.requires_grad_(False)
+    tiny_model.token_embedding.requires_grad_(True)
+    tiny_model.decoder.layers[0].requires_grad_(True)
+    again = TrainState(tiny_model, build_optimizer(tiny_model, config), step=2)
+    again.optimizer.load_state_dict(saved)
+    found = again.optimizer.state_dict()["adamw"]
+    assert found["token_embedding.weight"] == {}
+    kept = [name for name in found if name.startswith("decoder.layers.0.")]
+    torch.testing.assert_close([found[name] for name in kept], [saved["adamw"][name] for name in kept])
+    before = tiny_model.token_embedding.weight.clone()
+    list(train(again, repeat(tiny_batch), TrainConfig(steps=3)))
+    assert not torch.equal(tiny_model.token_embedding.weight, before)
 
 
 def test_both_learning_rates_follow_the_schedule(tiny_model) -> None:

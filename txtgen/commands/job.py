@@ -28,7 +28,8 @@ class Job:
     """A run that is ready to train: everything built, nothing learnt yet (or as far as `resumed` says).
 
     parents: fingerprints of the checkpoints that it descends from, the nearest last. base: what the checkpoint that
-    it goes on from says of itself, or None. resumed: the training state of that checkpoint, or None.
+    it goes on from says of itself, or None. resumed: the training state of that checkpoint, or None. changes: what
+    resuming users accepted, each with its step.
     """
 
     command: str
@@ -42,6 +43,7 @@ class Job:
     base: CheckpointConfig | None = None
     parents: tuple[str, ...] = ()
     resumed: dict[str, Any] | None = None
+    changes: tuple[dict[str, Any], ...] = ()
 
     @property
     def device(self) -> torch.device:

@@ -35,6 +35,7 @@ class Request:
     base: str | None
     resume: bool
     overwrite: bool
+    accept_changes: bool
     dry_run: bool
 
 
@@ -50,8 +51,10 @@ def launch(request: Request, overrides: list[str]) -> int:
     """
     if request.resume and request.overwrite:
         raise UsageError("--resume and --overwrite contradict each other", "", "keep one of them")
+    if request.accept_changes and not request.resume:
+        raise UsageError("--accept-changes is for a resumed run", "", "add --resume, or leave it out")
     path, stem, settings = _config(request)
-    options = Launch(stem=stem, resume=request.resume, overwrite=request.overwrite)
+    options = Launch(stem, request.resume, request.overwrite, request.accept_changes)
     settings += overrides
     if request.command == "pretrain":
         pretrain_config = load_config(PretrainConfig, path, settings)

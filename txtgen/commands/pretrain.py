@@ -48,6 +48,7 @@ def run(config: PretrainConfig, launch: Launch | None = None) -> RunResult:
             dtype=start.dtype,
             world=start.world,
             resumed=start.resumed.training if start.resumed else None,
+            changes=start.changes,
         )
         return run_training(job, display)
 

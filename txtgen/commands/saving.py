@@ -78,6 +78,7 @@ class Saving:
             "run": job.folder.path.name,
             "parent": job.parents[-1] if job.parents else None,
             "ancestors": list(job.parents),
+            "changes": list(job.changes),
             "step": self.state.step,
             "tokens": self.state.tokens,
             "seed": job.config.seed,

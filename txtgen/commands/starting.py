@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from txtgen.checkpoint import Checkpoint
+from txtgen.commands.changes import compare, require_same_run, told
 from txtgen.commands.models import select_device, training_dtype
 from txtgen.commands.run_folder import RunFolder, latest_name, next_name
 from txtgen.config.commands import RunConfig
@@ -19,29 +20,27 @@ from txtgen.config.loader import dump_config
 from txtgen.config.train import TrainConfig
 from txtgen.data import describe
 from txtgen.distributed import World, open_world
-from txtgen.errors import BusyError, CheckpointError, ConfigError, ResourceError
+from txtgen.errors import BusyError, CheckpointError, ResourceError
 from txtgen.model import Transformer, count_parameters
-
-MAY_CHANGE = (
-    "name", "runs_path", "device", "base", "samples", "generation",
-    "train.steps", "train.minutes", "train.micro_batch_tokens", "train.log_every", "train.validate_every",
-    "train.validation_batches", "train.validation_translations", "train.save_every", "train.keep_last",
-)  # fmt: skip
-"""What a resumed run may be told anew: nothing that changes what the next step computes, but for its length."""
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What the user asked of this start. stem: names the run when the config does not."""
+    """What the user asked of this start. stem: names the run when the config does not. accept_changes: a resumed run
+    may learn otherwise than it did."""
 
     stem: str = "run"
     resume: bool = False
     overwrite: bool = False
+    accept_changes: bool = False
 
 
 @dataclass(frozen=True)
 class Start:
-    """A run that may begin: its folder (locked), where it computes, and the checkpoint that it resumes, if any."""
+    """A run that may begin: its folder (locked), where it computes, and the checkpoint that it resumes, if any.
+
+    changes: those that the user accepted in this and earlier resumes, each with its step.
+    """
 
     folder: RunFolder
     world: World
@@ -49,6 +48,7 @@ class Start:
     dtype: torch.dtype
     resumed: Checkpoint | None
     warnings: tuple[str, ...] = ()
+    changes: tuple[dict[str, Any], ...] = ()
 
 
 @contextmanager
@@ -102,15 +102,21 @@ def _start(
     if not launch.resume:
         return Start(folder, world, device, dtype, None)
     path, checkpoint, warnings = folder.newest()
-    refuse_changes(checkpoint.config.run, config.plain(), str(path))
     before = checkpoint.lineage
+    changes = tuple(before.get("changes", ()))
+    found = compare(checkpoint.config.run, config)
+    require_same_run(found, str(path), launch.accept_changes)
+    if found.risky:
+        step = before["step"]
+        warnings.append(f"changed after step {step}: {told(found.risky)}")
+        changes += ({"step": step, **{key: f"{old!r} -> {new!r}" for key, (old, new) in found.risky.items()}},)
     now = environment(config.train, device, dtype, world).items()
     other = ", ".join(f"{name} {before[name]} -> {value}" for name, value in now if before.get(name, value) != value)
     if other:
         warnings.append(
             f"not as the run was saved: {other}. Rounding will differ from the straight run, and what dropout draws may"
         )
-    return Start(folder, world, device, dtype, checkpoint, tuple(warnings))
+    return Start(folder, world, device, dtype, checkpoint, tuple(warnings), changes)
 
 
 def environment(train: TrainConfig, device: torch.device, dtype: torch.dtype, world: World) -> dict[str, Any]:
@@ -126,42 +132,6 @@ def environment(train: TrainConfig, device: torch.device, dtype: torch.dtype, wo
         "threads": torch.get_num_threads(),
         "world_size": world.size,
     }
-
-
-def refuse_changes(before: dict[str, Any], now: dict[str, Any], where: str) -> None:
-    """Compare the config of a checkpoint with the one to go on with.
-
-    Raises:
-        ConfigError: something differs that would make it another run.
-    """
-    old, new = dict(flatten(before)), dict(flatten(now))
-    changed = [
-        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if key != "command" and old.get(key) != new.get(key) and not _may_change(key)
-    ]
-    if changed:
-        raise ConfigError(
-            "a resumed run must keep its config, but this changed: " + ", ".join(changed),
-            where,
-            "undo the changes, or start a new run (finetune goes on from a model with another config)",
-        )
-
-
-def _may_change(key: str) -> bool:
-    return any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)
-
-
-def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their plain values."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(tree, list | tuple) and tree and isinstance(tree[0], dict):
-        for number, value in enumerate(tree):
-            yield from flatten(value, f"{prefix}.{number}")
-    else:
-        yield prefix, list(tree) if isinstance(tree, tuple) else tree
 
 
 Learner = TypeVar("Learner", bound=RunConfig)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from txtgen.config.train import AdamWConfig, MuonConfig, OptimizerConfig
+from txtgen.errors import CheckpointError
 from txtgen.model import Transformer
 from txtgen.train.muon import Muon
 
@@ -16,10 +17,11 @@ class Optimizers:
 
     Args:
         parts: by name, each with the learning rate at the peak of the schedule.
+        names: of the parameters.
     """
 
-    def __init__(self, parts: dict[str, torch.optim.Optimizer]) -> None:
-        self.parts = parts
+    def __init__(self, parts: dict[str, torch.optim.Optimizer], names: dict[Tensor, str]) -> None:
+        self.parts, self._names = parts, names
         self._peaks = [float(group["lr"]) for group in self.groups()]
 
     @property
@@ -40,23 +42,52 @@ class Optimizers:
             part.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
-        return {name: part.state_dict() for name, part in self.parts.items()}
+        """What a resumed run needs: for each part, the state of each parameter by its name."""
+        return {
+            name: {self._names[parameter]: dict(part.state.get(parameter, {})) for parameter in _parameters(part)}
+            for name, part in self.parts.items()
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the state of optimizers that were built alike."""
+        """Go on from such a state. Rates and the like stay those of the config; a parameter without one begins anew.
+
+        Raises:
+            CheckpointError: it is of another number of parameters, and does not name them.
+        """
         if "param_groups" in state:
             state = {"adamw": state}  # of a run that began when there was nothing else
         for name, part in self.parts.items():
-            part.load_state_dict(state[name])
+            own = [self._names[parameter] for parameter in _parameters(part)]
+            saved = _by_name(state.get(name, {}), own)
+            entries = {number: saved[parameter] for number, parameter in enumerate(own) if saved.get(parameter)}
+            part.load_state_dict({"state": entries, "param_groups": part.state_dict()["param_groups"]})
+
+
+def _parameters(part: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in part.param_groups for parameter in group["params"]]
+
+
+def _by_name(saved: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """A part's saved state by parameter name; older checkpoints number the parameters."""
+    if "param_groups" not in saved:
+        return saved
+    count = sum(len(group["params"]) for group in saved["param_groups"])
+    if count != len(names):
+        raise CheckpointError(
+            f"the optimizer's state is of {count} parameters, {len(names)} are to be trained",
+            "training.optimizer",
+            "go back to the old freeze",
+        )
+    return {name: saved["state"].get(number) for number, name in enumerate(names)}
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
     """The optimizers of the trainable parameters; `config` with its learning rates settled."""
+    names: dict[Tensor, str] = {weight: name for name, weight in model.named_parameters() if weight.requires_grad}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     match config:
         case AdamWConfig():
-            return Optimizers({"adamw": _adamw(model, parameters, config)})
+            return Optimizers({"adamw": _adamw(model, parameters, config)}, names)
         case MuonConfig(adamw=adamw):
             inner = {id(weight) for weight in _inner_matrices(model)}
             matrices = [parameter for parameter in parameters if id(parameter) in inner]
@@ -67,7 +98,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
                 parts["muon"] = Muon(matrices, rate, config.momentum, config.weight_decay)
             if others:
                 parts["adamw"] = _adamw(model, others, adamw)
-            return Optimizers(parts)
+            return Optimizers(parts, names)
         case _:
             assert_never(config)
 
