@@ -22,25 +22,23 @@ class Saving:
         self.saved = state.step
         """The step of the last checkpoint that can be resumed."""
 
-    def save(self, progress: dict[str, Any]) -> Path | None:
-        """Write the checkpoint of this step. Returns where it is, on rank 0.
+    def save(self, progress: dict[str, Any]) -> Path:
+        """Write the checkpoint of this step. Returns where it is.
 
         Args:
             progress: what a resumed run needs beside the state of the loop; plain data.
         """
-        checkpoint = self.checkpoint(progress)
-        path = None
-        if self.job.world.is_main:
-            path = self.job.folder.save(self.state.step, checkpoint, self.job.config.train.keep_last)
-        self.job.world.barrier()
+        checkpoint, folder = self.checkpoint(progress), self.job.folder
+        path = self.job.world.from_main(
+            lambda: folder.save(self.state.step, checkpoint, self.job.config.train.keep_last)
+        )
         self.saved = self.state.step
         return path
 
     def save_best(self) -> None:
         """Write the model as it is now to best.pth, without what a resumed run needs."""
         checkpoint = self.checkpoint(None)
-        if self.job.world.is_main:
-            save_checkpoint(self.job.folder.best, checkpoint)
+        self.job.world.from_main(lambda: save_checkpoint(self.job.folder.best, checkpoint))
 
     def checkpoint(self, progress: dict[str, Any] | None) -> Checkpoint:
         """The model as it is now, and with what a resumed run needs if any progress is given."""

@@ -63,7 +63,7 @@ def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
     device = select_device(config.device)
     dtype = training_dtype(config.train.dtype, device)
     with open_world(device) as world:
-        name = world.gather(_folder_name(config, launch) if world.is_main else None)[0]
+        name = world.from_main(lambda: _folder_name(config, launch))
         folder = RunFolder(Path(config.runs_path) / name)
         if not world.is_main:
             yield _start(folder, world, device, dtype, config, launch)

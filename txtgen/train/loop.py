@@ -2,19 +2,20 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from txtgen.config.train import TrainConfig
 from txtgen.data.types import Batch
-from txtgen.distributed import World
+from txtgen.distributed import World, gradients_held_back, sum_gradients
 from txtgen.errors import DivergedError
 from txtgen.model import Transformer
 from txtgen.train.cost import count_flops
-from txtgen.train.loss import batch_loss
+from txtgen.train.loss import BatchLoss
 from txtgen.train.optimizer import Optimizers
 from txtgen.train.schedule import learning_rate
 
@@ -73,6 +74,7 @@ def train(
     parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
     device = parameters[0].device
     flops = count_flops(state.model)
+    loss = sum_gradients(BatchLoss(state.model, config.label_smoothing), world)
     while state.step < config.steps:
         started = time.perf_counter()
         batch = next(batches)
@@ -81,11 +83,12 @@ def train(
         state.model.train()
         # Dropout depends on seed, step and rank alone, so that a resumed run draws what the straight one drew.
         torch.manual_seed(((seed * 1_000_003 + step) * 1_000_003 + world.rank) % 2**63)
-        objective, nll = _accumulate(state.model, batch.to(device), config, dtype)
+        with world.together():
+            objective, nll = _accumulate(loss, batch.to(device), config, dtype)
         scored, positions, objective, nll = world.sum(
             [float(batch.num_scored), float(batch.num_tokens), objective, nll]
         )
-        norm = _scale_and_clip(parameters, scored, config.clip_norm, world)
+        norm = _scale_and_clip(parameters, scored, config.clip_norm)
         _refuse_non_finite(nll, norm, step, batch)
         share = learning_rate(config.schedule, step, config.steps, 1.0)
         state.optimizer.step(share)
@@ -104,13 +107,15 @@ def train(
         )
 
 
-def _accumulate(model: Transformer, batch: Batch, config: TrainConfig, dtype: torch.dtype) -> tuple[float, float]:
+def _accumulate(loss: nn.Module, batch: Batch, config: TrainConfig, dtype: torch.dtype) -> tuple[float, float]:
     """Add the gradients of the summed loss, micro-batch by micro-batch. Returns the sums (objective, nll)."""
     objective, nll = 0.0, 0.0
-    for part in micro_batches(batch, config.micro_batch_tokens):
-        with torch.autocast(batch.input_ids.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            sums = batch_loss(model, part, config.label_smoothing)
-        torch.autograd.backward(sums.objective)
+    parts = list(micro_batches(batch, config.micro_batch_tokens))
+    for number, part in enumerate(parts, 1):
+        with nullcontext() if number == len(parts) else gradients_held_back(loss):
+            with torch.autocast(batch.input_ids.device.type, dtype=dtype, enabled=dtype != torch.float32):
+                sums = loss(part)
+            torch.autograd.backward(sums.objective)
         objective += float(sums.objective.detach())
         nll += float(sums.nll)
     return objective, nll
@@ -125,14 +130,13 @@ def micro_batches(batch: Batch, max_tokens: int | None) -> Iterator[Batch]:
         yield batch.rows(start, start + rows)
 
 
-def _scale_and_clip(parameters: list[torch.nn.Parameter], scored: float, clip: float | None, world: World) -> float:
+def _scale_and_clip(parameters: list[nn.Parameter], scored: float, clip: float | None) -> float:
     """Turn summed gradients into the gradient per scored token, then clip. Returns the norm before clipping."""
     gradients: list[Tensor] = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    world.sum_gradients(gradients)
     torch._foreach_mul_(gradients, 1.0 / max(1.0, scored))
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = nn.utils.get_total_norm(gradients)
     if clip is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+        nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     return float(norm)
 
 

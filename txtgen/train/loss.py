@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from txtgen.data.types import IGNORE, Batch
@@ -27,6 +27,18 @@ class LossSums:
 
     objective: Tensor
     nll: Tensor
+
+
+class BatchLoss(nn.Module):
+    """`batch_loss` as a module, for engines that act when one is called."""
+
+    def __init__(self, model: Transformer, label_smoothing: float) -> None:
+        super().__init__()
+        self.model, self.label_smoothing = model, label_smoothing
+
+    def forward(self, batch: Batch) -> LossSums:
+        """The loss of a batch [B,T], summed over its scored positions."""
+        return batch_loss(self.model, batch, self.label_smoothing)
 
 
 def batch_loss(model: Transformer, batch: Batch, label_smoothing: float = 0.0) -> LossSums:

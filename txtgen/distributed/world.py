@@ -1,0 +1,147 @@
+"""This process among the ranks. A world of one is the same code path without any communication."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+
+from txtgen.distributed.peers import Peers, open_store
+from txtgen.errors import DistributedError
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among the others: its rank, how many there are, and what becomes of them."""
+
+    rank: int = 0
+    size: int = 1
+    peers: Peers | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and talks to the user."""
+        return self.rank == 0
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What all ranks do together: where it fails because of another rank, the error says which one and why.
+
+        Raises:
+            TxtgenError: what another rank failed of, or a DistributedError that names one which is gone or behind.
+        """
+        if self.peers is None:
+            yield
+            return
+        self.peers.enter()
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # one of several inside torch
+            verdict = self.peers.verdict()
+            if verdict is None:
+                raise
+            raise verdict from error
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Each value summed over all ranks, in float64."""
+        if self.size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64)
+        with self.together():
+            dist.all_reduce(total)
+        return cast(list[float], total.tolist())
+
+    def max(self, value: int) -> int:
+        """The greatest of the values of all ranks."""
+        return max(self.gather(value))
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        return self.sum([float(flag)])[0] > 0
+
+    def gather(self, value: Made) -> list[Made]:
+        """The values of all ranks, in order of rank, on every rank. Plain data only."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with self.together():
+            dist.all_gather_object(values, value)
+        return values
+
+    def from_main(self, make: Callable[[], Made]) -> Made:
+        """What rank 0 makes, on every rank; plain data. The others wait for it as long as rank 0 lives.
+
+        Raises:
+            TxtgenError: what rank 0 failed of, on every rank.
+        """
+        if self.peers is None:
+            return make()
+        values: list[Any] = [None]
+        if self.is_main:
+            values = [make()]
+            self.peers.announce()
+        else:
+            self.peers.wait()
+        with self.together():
+            dist.broadcast_object_list(values)
+        return cast(Made, values[0])
+
+
+@contextmanager
+def open_world(device: torch.device, timeout_seconds: float = 600.0) -> Iterator[World]:
+    """The world that torchrun's environment describes, or a world of one without it.
+
+    Args:
+        device: where this process computes.
+        timeout_seconds: for how long ranks wait for one another.
+
+    Raises:
+        DistributedError: the other ranks cannot be reached, or have another version of torch.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World()
+        return
+    timeout = timedelta(seconds=timeout_seconds)
+    try:
+        store, rank, size = open_store(timeout)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        # Counts and flags are summed on the CPU, gradients where they are.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        groups = PrefixStore("groups", store)
+        dist.init_process_group(backend, store=groups, rank=rank, world_size=size, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        raise DistributedError(
+            f"cannot join {size} ranks within {timeout_seconds:g} seconds: {str(error).splitlines()[0]}",
+            f"rendezvous at {address}",
+            "check the address, the port and the other ranks",
+        ) from error
+    peers = Peers(store, rank, size, f"process {os.getpid()} on {socket.gethostname()}")
+    try:
+        with peers.beating():
+            world = World(rank, size, peers)
+            _refuse_other_versions(world)
+            yield world
+    finally:
+        dist.destroy_process_group()
+
+
+def _refuse_other_versions(world: World) -> None:
+    versions = world.gather(str(torch.__version__))
+    for rank, version in enumerate(versions):
+        if version != versions[0]:
+            raise DistributedError(
+                f"rank {rank} has torch {version}, rank 0 has {versions[0]}", "", "install the same on all machines"
+            )
