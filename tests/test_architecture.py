@@ -102,7 +102,14 @@ def test_the_library_never_prints() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["pretrain", "--help"], ["generate", "--help"], ["config", "show", "missing.yaml"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["pretrain", "--help"],
+        ["generate", "--help"],
+        ["config", "show", "missing.yaml"],
+        ["runs", "list"],
+    ],
 )
 def test_help_never_imports_torch(arguments: list[str]) -> None:
     code = (

@@ -19,9 +19,11 @@ app = typer.Typer(
 )
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Train a tokenizer, or look at one.")
 convert_app = typer.Typer(no_args_is_help=True, help="Bring models in from Hugging Face's format, and out to it.")
+runs_app = typer.Typer(no_args_is_help=True, help="List runs, show or compare them, write a run's report.html.")
 config_app = typer.Typer(no_args_is_help=True, help="Show a config with everything resolved, or its JSON schema.")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(convert_app, name="convert")
+app.add_typer(runs_app, name="runs")
 app.add_typer(config_app, name="config")
 
 Inputs = Annotated[
@@ -44,6 +46,8 @@ TrainRuns = Annotated[str | None, typer.Option(help="Where the runs are. [defaul
 Dtype = Annotated[DtypeName, typer.Option(help="Of the weights; auto is the model's own.")]
 Device = Annotated[DeviceName, typer.Option(help="Where to compute.")]
 RunsPath = Annotated[str, typer.Option(help="Where the newest run is looked for.")]
+ListedRuns = Annotated[str, typer.Option(help="Where the runs are.")]
+Run = Annotated[str, typer.Argument(metavar="NAME", help="Of a run, or the path of its folder.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew; the old run is moved aside.")]
 AcceptChanges = Annotated[
@@ -353,6 +357,33 @@ def tokenizer_show(
     from txtgen.commands.report import report_tokenizer
 
     report_tokenizer(command.show(resolve_tokenizer(model), text, files or ()), json_output)
+
+
+@runs_app.command("list")
+def runs_list(runs_path: ListedRuns = "runs", json_output: Json = False) -> None:
+    """List the runs, the latest first: state, step, best validation, parameters, size."""
+    from txtgen.commands import runs as command
+    from txtgen.commands.run_tables import show_list
+
+    show_list(command.list_runs(runs_path), runs_path, json_output)
+
+
+@runs_app.command("show")
+def runs_show(name: Run, runs_path: ListedRuns = "runs", json_output: Json = False) -> None:
+    """Show one run: how far it is, how good, how fast, on what corpus and machine."""
+    from txtgen.commands import runs as command
+    from txtgen.commands.run_tables import show_run
+
+    show_run(command.show(name, runs_path), json_output)
+
+
+@runs_app.command("diff")
+def runs_diff(one: Run, other: Run, runs_path: ListedRuns = "runs", json_output: Json = False) -> None:
+    """Show the config keys in which two runs differ, and their figures side by side."""
+    from txtgen.commands import runs as command
+    from txtgen.commands.run_tables import show_difference
+
+    show_difference(command.diff(one, other, runs_path), json_output)
 
 
 @config_app.command("show")

@@ -67,10 +67,11 @@ def test_moving_aside_overwrites_nothing(folder) -> None:
 def test_metrics_of_steps_done_again_are_dropped(folder) -> None:
     folder.path.mkdir()
     for step in range(1, 6):
-        folder.write_metrics({"step": step})
+        folder.append(folder.metrics, {"step": step})
+        folder.append(folder.samples, {"step": step, "text": "a"})
     with open(folder.metrics, "a") as handle:
         handle.write('{"step": 6, "lo')  # killed while writing
-    folder.forget_metrics_after(3)
+    folder.forget_after(3)
     assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 2, 3]
 
 

@@ -1,8 +1,9 @@
 """Progress and messages on stderr, escaped; tables on stdout."""
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -12,9 +13,13 @@ from rich.text import Text
 
 from txtgen.commands.output import write_exact
 from txtgen.errors import safe_text
-from txtgen.train import StepReport
+
+if TYPE_CHECKING:  # a table needs no torch
+    from txtgen.train import StepReport
 
 PLAIN_LINE_SECONDS = 5.0
+PIPED_WIDTH = 240
+"""Columns of a table that no terminal bounds."""
 
 
 class ProgressDisplay:
@@ -54,7 +59,7 @@ class ProgressDisplay:
         if self.live:
             self._display.__exit__(kind, error, trace)
 
-    def step(self, report: StepReport) -> None:
+    def step(self, report: "StepReport") -> None:
         """Show a step: loss, learning rate, tokens per second, time left."""
         rate = report.positions / max(report.seconds, 1e-9)
         self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
@@ -109,7 +114,25 @@ def table(title: str, rows: dict[str, object]) -> None:
     grid.add_column(overflow="fold")
     for name, value in rows.items():
         grid.add_row(Text(safe_text(name)), Text(safe_text(str(value))))
+    _print(grid)
+
+
+def columns(title: str, heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows under heads to stdout; what begins with a digit stands at the right."""
+    grid = Table(title=title or None, box=None, pad_edge=False, title_justify="left", header_style="bold")
+    for number, head in enumerate(heads):
+        digits = any(str(row[number])[:1].isdigit() for row in rows)
+        grid.add_column(head, justify="right" if digits else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(safe_text(str(value))) for value in row))
+    _print(grid)
+
+
+def _print(grid: Table) -> None:
     console = Console(highlight=False, emoji=False, markup=False)
+    if not console.is_terminal:
+        console.width = max(console.width, PIPED_WIDTH)
     with console.capture() as shown:
         console.print(grid)
-    write_exact(shown.get())
+    # Only spaces are between the end of a row and that of its line.
+    write_exact("".join(f"{line.rstrip()}\n" for line in shown.get().splitlines()))

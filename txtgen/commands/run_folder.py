@@ -15,24 +15,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from txtgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from txtgen.commands.run_record import RunPaths
 from txtgen.errors import BusyError, CheckpointError, ResourceError
 from txtgen.files import replace_file
 
 _STEP = re.compile(r"^step-(\d{8,})\.pth$")
 
 
-class RunFolder:
-    """`runs/NAME/`: config.yaml, tokenizer.model, metrics.jsonl, log.txt, status.json, checkpoints, last, best."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.config = path / "config.yaml"
-        self.metrics = path / "metrics.jsonl"
-        self.log = path / "log.txt"
-        self.status = path / "status.json"
-        self.checkpoints = path / "checkpoints"
-        self.last = path / "last.pth"
-        self.best = path / "best.pth"
+class RunFolder(RunPaths):
+    """`runs/NAME/` in the hands of the run that writes it."""
 
     @contextmanager
     def logging(self) -> Iterator[None]:
@@ -58,7 +49,7 @@ class RunFolder:
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock", timeout=0)
+            lock = FileLock(self.lock_file, timeout=0)
             lock.acquire()
         except Timeout as error:
             raise BusyError(
@@ -106,24 +97,29 @@ class RunFolder:
     def write_status(self, state: str, **facts: Any) -> None:
         """Say in status.json what the run is doing."""
         status = {"state": state, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time(), **facts}
-        with suppress(ResourceError):  # a full disk must not stop training; the next save reports it
-            self.write_text(self.status, json.dumps(status, indent=1) + "\n")
+        self.write_note(self.status, json.dumps(status, indent=1) + "\n")
 
-    def write_metrics(self, line: dict[str, Any]) -> None:
-        """Append one JSON object to metrics.jsonl."""
-        with suppress(OSError), open(self.metrics, "a", encoding="utf-8") as handle:  # as for status.json
+    def write_note(self, path: Path, text: str) -> None:
+        """Write a file that the run can do without."""
+        with suppress(ResourceError):  # a full disk must not stop training; the next save reports it
+            self.write_text(path, text)
+
+    def append(self, path: Path, line: dict[str, Any]) -> None:
+        """Append one JSON object to metrics.jsonl or samples.jsonl."""
+        with suppress(OSError), open(path, "a", encoding="utf-8") as handle:  # as for status.json
             handle.write(json.dumps(line) + "\n")
 
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop the metrics of steps that a resumed run does again."""
-        if not self.metrics.exists():
-            return
-        kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError, KeyError, TypeError):  # a line cut short by a kill
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        self.write_text(self.metrics, "".join(kept))
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics and samples of steps that a resumed run does again."""
+        for path in (self.metrics, self.samples):
+            if not path.exists():
+                continue
+            kept = []
+            for line in path.read_text(encoding="utf-8").splitlines():
+                with suppress(ValueError, KeyError, TypeError):  # a line cut short by a kill
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line + "\n")
+            self.write_text(path, "".join(kept))
 
     def steps(self) -> list[tuple[int, Path]]:
         """The step checkpoints by step, oldest first."""

@@ -13,6 +13,7 @@ import torch
 from txtgen.checkpoint import LoadedModel
 from txtgen.commands.console import ProgressDisplay, duration
 from txtgen.commands.job import Job
+from txtgen.commands.journal import Journal
 from txtgen.commands.saving import Saving, checkpoint_config
 from txtgen.commands.signals import EXIT_CODES, StopRequest, listen
 from txtgen.commands.validation import Validation
@@ -101,6 +102,7 @@ class Session:
         job = self.job
         self.state = TrainState(job.model, build_optimizer(job.model, job.config.train.optimizer))
         self.saving = Saving(job, self.state)
+        self.journal = Journal(job)
         self.objective: Objective = build_objective(
             job.settled.data.objective,
             job.tokenizer,
@@ -123,7 +125,7 @@ class Session:
         self.saving.restore(training)
         self.best, self.validated = training["best"], training["validated"]
         self.seconds_before = training["seconds"]
-        self.job.folder.forget_metrics_after(self.state.step)
+        self.job.folder.forget_after(self.state.step)
 
     def progress(self) -> dict[str, Any]:
         """What the training state of a checkpoint holds beside that of the loop: what `restore` takes up."""
@@ -150,6 +152,7 @@ class Session:
             self.display.note(f"nothing to do: {self.state.step} of {config.steps} steps are done")
             return self.result(None)
         self.status("running")
+        self.journal.begin(self.state.step)
         steps = train(
             self.state,
             self.batches(),
@@ -209,7 +212,7 @@ class Session:
         if report.step % self.job.config.train.log_every == 0 or report.step in (1, self.job.config.train.steps):
             speed = self.speed.take()
             self.display.speed(speed)
-            self.job.folder.write_metrics(
+            self.journal.write(
                 {
                     "step": report.step,
                     "loss": report.loss,
@@ -239,7 +242,7 @@ class Session:
         job = self.job
         if job.world.is_main:
             self.display.validation(metrics)
-            job.folder.write_metrics({"step": self.state.step, **metrics, "seconds": self.elapsed()})
+            self.journal.write({"step": self.state.step, **metrics, "seconds": self.elapsed()})
             logger.info("validation at step %d: %s", self.state.step, metrics)
         if self.validation.is_better(metrics, self.best):
             self.best = {"step": self.state.step, **metrics}
@@ -261,6 +264,7 @@ class Session:
         joint = "" if goes_on else " -> "
         for generation in self.samples():
             self.display.sample(generation.prompt, generation.text, joint)
+            self.journal.sample(self.state.step, generation)
             logger.info("sample at step %d: %r -> %r", self.state.step, generation.prompt, generation.text)
 
     def save(self) -> None:

@@ -89,7 +89,7 @@ class TrapezoidSchedule(Config):
     final_ratio: Share = 0.0
 
     def cooldown(self, steps: int) -> float:
-        """How long the rate falls at the end of a run of so many steps: it stays at its peak up to `steps` less this."""
+        """How long the rate falls at the end of a run of so many steps: it stays at its peak up to then."""
         return self.cooldown_ratio * steps if self.cooldown_steps is None else float(self.cooldown_steps)
 
 

@@ -4,6 +4,7 @@ from txtgen.data.bookmarks import Bookmark, merge_bookmarks
 from txtgen.data.objectives import Objective, build_objective
 from txtgen.data.report import StreamReport
 from txtgen.data.sampling import Side, SourceSummary, describe, sample_texts
+from txtgen.data.statistics import SourceStatistics, corpus_statistics
 from txtgen.data.stream import train_stream
 from txtgen.data.types import IGNORE, Batch, Example, Origin
 from txtgen.data.validation import ValidationBatches, validation_batches, validation_pairs
@@ -16,10 +17,12 @@ __all__ = [
     "Objective",
     "Origin",
     "Side",
+    "SourceStatistics",
     "SourceSummary",
     "StreamReport",
     "ValidationBatches",
     "build_objective",
+    "corpus_statistics",
     "describe",
     "merge_bookmarks",
     "sample_texts",

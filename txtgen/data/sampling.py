@@ -86,10 +86,11 @@ def _texts(corpus: Corpus, split: Split | None, policy: BadRecordPolicy, which: 
         units = corpus.units(int(block))
         for unit in range(len(units)):
             for record in usable_records(units, unit, split, policy):
-                yield from (text for text in _sides(record, which) if text)
+                yield from (text for text in sides(record, which) if text)
 
 
-def _sides(record: Record, which: Side) -> list[str]:
+def sides(record: Record, which: Side) -> list[str]:
+    """The texts of one side of a record."""
     match record:
         case TextRecord():
             return [record.text]

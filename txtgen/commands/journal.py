@@ -1,0 +1,71 @@
+"""What a run in progress writes down for people: metrics, samples, and what it is made of."""
+
+import json
+import os
+import platform
+import time
+from typing import Any
+
+import txtgen
+from txtgen.commands.job import Job
+from txtgen.commands.run_record import read_object
+from txtgen.commands.starting import environment
+from txtgen.data import corpus_statistics
+from txtgen.generator import Generation
+from txtgen.model import count_parameters
+
+
+class Journal:
+    """The notes of a run, written by rank 0 alone. No note that cannot be written stops the training."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.folder = job, job.folder
+        self.writes = job.world.is_main
+
+    def begin(self, step: int) -> None:
+        """Say in run.json what the run is, and from which step on and on what machine it goes on now."""
+        if not self.writes:
+            return
+        job = self.job
+        before = read_object(self.folder.about, [])
+        starts = before.get("starts") if step else None
+        about = {
+            "command": job.command,
+            "base": getattr(job.config, "base", None),
+            "parents": list(job.parents),
+            "parameters": {
+                **count_parameters(job.model),
+                "trained": sum(weights.numel() for weights in job.model.parameters() if weights.requires_grad),
+            },
+            "tokenizer": {"kind": job.tokenizer.kind, "vocabulary": len(job.tokenizer)},
+            "corpus": [
+                source.facts()
+                for source in corpus_statistics(
+                    job.config.data, job.tokenizer, job.source_tokenizer, seed=job.config.seed
+                )
+            ],
+            "starts": [*(starts if isinstance(starts, list) else []), {"step": step, **self._machine()}],
+        }
+        self.folder.write_note(self.folder.about, json.dumps(about, indent=1) + "\n")
+
+    def _machine(self) -> dict[str, Any]:
+        job = self.job
+        return {
+            "time": time.time(),
+            "txtgen": txtgen.__version__,
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "cores": os.cpu_count(),
+            **environment(job.config.train, job.device, job.dtype, job.world),
+        }
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Note the metrics of a step, or of a validation."""
+        if self.writes:
+            self.folder.append(self.folder.metrics, line)
+
+    def sample(self, step: int, generation: Generation) -> None:
+        """Note what was generated for a prompt."""
+        if self.writes:
+            sample = {"step": step, "prompt": generation.prompt, "text": generation.text}
+            self.folder.append(self.folder.samples, sample)

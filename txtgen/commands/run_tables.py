@@ -1,0 +1,184 @@
+"""How runs are shown: tables for people, JSON for programs."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from txtgen.commands.console import columns, duration, table
+from txtgen.commands.output import write_result
+from txtgen.commands.run_record import number, section
+from txtgen.commands.runs import RunDetails, RunDifference, RunSummary, last_start
+
+MEASURES = {"val_loss": ".4f", "val_bits_per_byte": ".4f", "val_bleu": ".2f", "val_chrf": ".2f"}
+
+
+def show_list(runs: Sequence[RunSummary], runs_path: str, as_json: bool) -> None:
+    """Show runs, a line each."""
+    if as_json:
+        write_result(json.dumps([asdict(run) for run in runs]))
+    elif not runs:
+        write_result(f"no runs in {runs_path}")
+    else:
+        heads = ("name", "command", "state", "step", "best", "parameters", "when", "size", "")
+        columns("", heads, [_line(run) for run in runs])
+
+
+def _line(run: RunSummary) -> tuple[str, ...]:
+    return (
+        run.name,
+        run.command or "?",
+        run.state,
+        _step(run),
+        measured(run.best),
+        "?" if run.parameters is None else f"{run.parameters:,}",
+        moment(run.time),
+        size(run.num_bytes),
+        "; ".join(run.problems),
+    )
+
+
+def show_run(details: RunDetails, as_json: bool) -> None:
+    """Show one run."""
+    if as_json:
+        write_result(json.dumps(asdict(details)))
+        return
+    run, about = details.summary, details.about
+    rows: dict[str, object] = {
+        "folder": run.path,
+        "command": run.command or "?",
+        "state": run.state + (f" ({run.reason})" if run.reason and run.reason != run.state else ""),
+        "step": _step(run),
+        "last heard of": moment(run.time),
+        **_figures(run),
+        "size": size(run.num_bytes),
+        "checkpoints": ", ".join(details.checkpoints) or "none",
+        "samples": f"{details.num_samples:,}",
+    }
+    if parameters := section(about, "parameters"):
+        rows["parameters"] = ", ".join(f"{key} {value:,}" for key, value in parameters.items() if number(value))
+    corpus = about.get("corpus")
+    for count, source in enumerate(corpus if isinstance(corpus, list) else []):
+        rows[f"source {count}"] = source_line(source)
+    rows.update({f"environment, {key}": value for key, value in last_start(about).items()})
+    rows.update({f"problem {count}": problem for count, problem in enumerate(run.problems, 1)})
+    table("", rows)
+
+
+def show_difference(difference: RunDifference, as_json: bool) -> None:
+    """Show in what two runs differ, and their figures side by side."""
+    if as_json:
+        write_result(json.dumps(asdict(difference)))
+        return
+    one, other = difference.runs
+    heads = ("", one.name, other.name)
+    if difference.config:
+        columns("config", heads, _pairs(difference.config))
+    else:
+        write_result("the configs are the same")
+    if difference.environment:
+        columns("\nenvironment", heads, _pairs(difference.environment))
+    left, right = _compared(one), _compared(other)
+    keys = [key for key in left if left[key] != "" or right[key] != ""]
+    columns("\nfigures", heads, [(key, left[key], right[key]) for key in keys])
+
+
+def _pairs(values: dict[str, tuple[Any, Any]]) -> list[tuple[str, ...]]:
+    return [(key, *("" if value is None else str(value) for value in pair)) for key, pair in values.items()]
+
+
+def _compared(run: RunSummary) -> dict[str, str]:
+    """The same figures of every run, "" where it has none."""
+    best = {key: _formatted(run.best.get(key), spec) for key, spec in MEASURES.items()}
+    figures = ("loss", "tokens", "seconds", "tokens per second", "MFU", "waiting for data", "peak memory")
+    known = _figures(run)
+    return {
+        "state": run.state,
+        "step": _step(run),
+        **{f"best {key}": value for key, value in best.items()},
+        "best at step": _formatted(run.best.get("step"), ",d"),
+        **{key: str(known.get(key, "")) for key in figures},
+        "parameters": _formatted(run.parameters, ",d"),
+    }
+
+
+def _figures(run: RunSummary) -> dict[str, object]:
+    rows: dict[str, object] = {}
+    if run.best:
+        rows["best"] = measured(run.best)
+    last, typical = run.last, run.typical
+    for key, name, spec in (("loss", "loss", ".4f"), ("tokens", "tokens", ",d")):
+        if number(last.get(key)) is not None:
+            rows[name] = _formatted(last[key], spec)
+    if (seconds := number(last.get("seconds"))) is not None:
+        rows["seconds"] = duration(seconds)
+    for key, name, spec in (
+        ("tokens_per_second", "tokens per second", ",.0f"),
+        ("mfu", "MFU", ".1%"),
+        ("data_wait_share", "waiting for data", ".1%"),
+    ):
+        if key in typical:
+            rows[name] = _formatted(typical[key], spec)
+    if run.peak_memory_bytes is not None:
+        rows["peak memory"] = size(run.peak_memory_bytes)
+    return rows
+
+
+def _formatted(value: Any, spec: str) -> str:
+    """A number as its kind of figure is written, "" for anything else."""
+    found = number(value)
+    if found is None:
+        return ""
+    return format(round(found), spec) if spec.endswith("d") else format(found, spec)
+
+
+def measured(best: dict[str, Any]) -> str:
+    """What validation found, in a few words."""
+    found = [
+        f"{name} {_formatted(best[key], MEASURES[key])}"
+        for key, name in (("val_loss", "loss"), ("val_bleu", "BLEU"))
+        if number(best.get(key)) is not None
+    ]
+    return f"{', '.join(found)} at {best['step']:,}" if found else ""
+
+
+def source_line(source: Any) -> str:
+    """A source of the corpus in a few words."""
+    if not isinstance(source, dict):
+        return "?"
+    parts = [str(source.get("name", "?"))]
+    for key, words, spec in (
+        ("files", "files", ",d"),
+        ("num_bytes", "bytes", ",d"),
+        ("estimated_tokens", "tokens estimated", ",d"),
+        ("bytes_per_token", "bytes per token", ".2f"),
+        ("byte_fallback_rate", "byte fallback", ".2%"),
+    ):
+        if figure := _formatted(source.get(key), spec):
+            parts.append(f"{words} {figure}" if spec.endswith("%") else f"{figure} {words}")
+    return ", ".join(parts)
+
+
+def _step(run: RunSummary) -> str:
+    return "?" if run.step is None else f"{run.step:,}" + ("" if run.steps is None else f" of {run.steps:,}")
+
+
+def moment(seconds: float | None) -> str:
+    """A point in time, in the time of the place."""
+    if seconds is None:
+        return "?"
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    except (ValueError, OverflowError, OSError):
+        return "?"
+
+
+def size(num_bytes: float) -> str:
+    """Bytes as people say them."""
+    amount, unit = float(num_bytes), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if amount < 999.5 or unit == "TB":
+            break
+        amount /= 1000
+    return f"{amount:.0f} {unit}" if unit == "B" or amount >= 99.5 else f"{amount:.1f} {unit}"
