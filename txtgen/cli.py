@@ -51,7 +51,7 @@ Run = Annotated[str, typer.Argument(metavar="NAME", help="Of a run, or the path 
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew; the old run is moved aside.")]
 AcceptChanges = Annotated[
-    bool, typer.Option("--accept-changes", help="Resume although the corpus or how it is learnt was changed.")
+    bool, typer.Option("--accept-changes", help="Resume although files or how they are learnt changed.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and train nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -8,6 +8,7 @@ import pytest
 
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
+from txtgen.commands import training
 from txtgen.commands.changes import KINDS, compare, kind_of
 from txtgen.config.base import Config
 from txtgen.config.commands import FinetuneConfig, PretrainConfig
@@ -132,3 +133,55 @@ def test_freezing_on_the_way(workshop, trained) -> None:
 
 def test_accepting_changes_of_nothing_is_wrong_usage(workshop) -> None:
     assert run(["pretrain", "decoder.yaml", "--accept-changes"]) == 2
+
+
+# -- the corpus
+
+
+def test_a_changed_corpus_is_refused_by_name_or_accepted_and_remembered(workshop, capfd) -> None:
+    start = ["pretrain", "decoder.yaml", "--name", "a"]
+    assert run([*start, "--steps", "2"]) == 0
+    with open("text/a.txt", "a", encoding="utf-8") as file:
+        file.write("one more line.\n")
+    capfd.readouterr()
+    assert run([*start, "--steps", "4", "--resume"]) == 4
+    error = capfd.readouterr().err
+    assert "text/a.txt has grown from" in error
+    assert "text was added at its end" in error
+    assert "--accept-changes" in error
+    assert run([*start, "--steps", "4", "--resume", "--accept-changes"]) == 0
+    assert "another corpus than before: " in capfd.readouterr().err
+    lineage = load_checkpoint(Path("runs/a/last.pth")).lineage
+    assert lineage["changes"][0]["step"] == 2
+    assert "a.txt has grown" in lineage["changes"][0]["data"][0]
+    assert run([*start, "--steps", "5", "--resume"]) == 0
+
+
+def test_a_moved_corpus_is_the_same(workshop, trained) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "4"]) == 0
+    Path("text").rename("moved")
+    config = Path("decoder.yaml").read_text().replace(f"{workshop}/text", f"{workshop}/moved")
+    Path("decoder.yaml").write_text(config)
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--resume", "--steps", "6"]) == 0
+    folders = (Path("runs/a"), trained / "runs" / "decoder")
+    ours, theirs = (load_checkpoint(folder / "last.pth", training=True).training["bookmark"] for folder in folders)
+    assert ours["lanes"] == theirs["lanes"]
+    assert ours["corpora"] != theirs["corpora"]
+
+
+def test_a_file_that_is_lost_during_a_run_names_the_last_checkpoint(workshop, capfd, monkeypatch) -> None:
+    original = training.Session.log
+
+    def lose(self, report) -> None:
+        original(self, report)
+        if report.step == 3:
+            Path("text/a.txt").unlink()
+
+    monkeypatch.setattr(training.Session, "log", lose)
+    arguments = ["--steps", "2000", "--set", "data.validation.fraction=0.0", "--set", "samples.prompts=[]"]
+    assert run(["pretrain", "decoder.yaml", "--name", "a", *arguments]) == 4
+    error = capfd.readouterr().err
+    assert "a.txt': it does not exist (any more)" in error
+    assert "after step " in error
+    assert "the last checkpoint is runs/a/last.pth" in error
+    assert load_checkpoint(Path("runs/a/last.pth")).lineage["step"] >= 2

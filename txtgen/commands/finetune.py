@@ -49,6 +49,7 @@ def run(config: FinetuneConfig, launch: Launch | None = None) -> RunResult:
             parents=ancestors if start.resumed else (*ancestors, base.fingerprint),
             resumed=start.resumed.training if start.resumed else None,
             changes=start.changes,
+            accept_changes=start.accept_changes,
         )
         if job.row_length < (longest := model.config.max_length) and config.train.sequence_length is None:
             display.note(f"rows of {job.row_length:,} tokens; train.sequence_length may be up to {longest:,}")

@@ -29,7 +29,7 @@ class Job:
 
     parents: fingerprints of the checkpoints that it descends from, the nearest last. base: what the checkpoint that
     it goes on from says of itself, or None. resumed: the training state of that checkpoint, or None. changes: what
-    resuming users accepted, each with its step.
+    resuming users accepted, each with its step. accept_changes: go on although the corpus is not what it was.
     """
 
     command: str
@@ -44,6 +44,7 @@ class Job:
     parents: tuple[str, ...] = ()
     resumed: dict[str, Any] | None = None
     changes: tuple[dict[str, Any], ...] = ()
+    accept_changes: bool = False
 
     @property
     def device(self) -> torch.device:

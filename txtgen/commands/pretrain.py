@@ -49,6 +49,7 @@ def run(config: PretrainConfig, launch: Launch | None = None) -> RunResult:
             world=start.world,
             resumed=start.resumed.training if start.resumed else None,
             changes=start.changes,
+            accept_changes=start.accept_changes,
         )
         return run_training(job, display)
 

@@ -19,6 +19,8 @@ class Saving:
 
     def __init__(self, job: Job, state: TrainState) -> None:
         self.job, self.state = job, state
+        self.changes = [*job.changes]
+        """What resuming users accepted, each with its step."""
         self.saved = state.step
         """The step of the last checkpoint that can be resumed."""
 
@@ -76,7 +78,7 @@ class Saving:
             "run": job.folder.path.name,
             "parent": job.parents[-1] if job.parents else None,
             "ancestors": list(job.parents),
-            "changes": list(job.changes),
+            "changes": list(self.changes),
             "step": self.state.step,
             "tokens": self.state.tokens,
             "seed": job.config.seed,

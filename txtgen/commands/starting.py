@@ -49,6 +49,7 @@ class Start:
     resumed: Checkpoint | None
     warnings: tuple[str, ...] = ()
     changes: tuple[dict[str, Any], ...] = ()
+    accept_changes: bool = False
 
 
 @contextmanager
@@ -116,7 +117,7 @@ def _start(
         warnings.append(
             f"not as the run was saved: {other}. Rounding will differ from the straight run, and what dropout draws may"
         )
-    return Start(folder, world, device, dtype, checkpoint, tuple(warnings), changes)
+    return Start(folder, world, device, dtype, checkpoint, tuple(warnings), changes, launch.accept_changes)
 
 
 def environment(train: TrainConfig, device: torch.device, dtype: torch.dtype, world: World) -> dict[str, Any]:

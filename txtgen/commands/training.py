@@ -12,6 +12,7 @@ import torch
 
 from txtgen.checkpoint import LoadedModel
 from txtgen.commands.console import ProgressDisplay, duration
+from txtgen.commands.feeding import training_batches
 from txtgen.commands.job import Job
 from txtgen.commands.journal import Journal
 from txtgen.commands.saving import Saving, checkpoint_config
@@ -23,7 +24,6 @@ from txtgen.data import (
     Objective,
     StreamReport,
     build_objective,
-    train_stream,
 )
 from txtgen.errors import ResourceError, TxtgenError
 from txtgen.generator import Generation, Generator
@@ -195,13 +195,10 @@ class Session:
 
     def batches(self) -> Iterator[Batch]:
         """The stream from where the run is."""
-        return train_stream(
-            self.job.config.data,
-            self.objective,
-            **self.job.stream_options,
-            bookmark=self.state.bookmark or None,
-            report=self.report,
-        )
+        batches = training_batches(self.saving, self.objective, self.report)
+        for line in self.report.changed_files:
+            self.display.note(f"another corpus than before: {line}")
+        return batches
 
     def log(self, report: StepReport) -> None:
         """Show a step and write its line of metrics."""

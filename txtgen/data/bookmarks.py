@@ -1,25 +1,27 @@
-"""The place in a training stream, as plain ints and short lists that YAML or JSON can hold."""
+"""The place in a training stream, as plain numbers, names and lists that YAML or JSON can hold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from txtgen.data.corpora import Corpus
+from txtgen.data.fingerprints import Fingerprint, differences, fingerprints
+from txtgen.data.report import MAX_NAMED
 from txtgen.errors import CheckpointError, ConfigError, DataError
 
-VERSION = 1
+VERSION = 2
 """Of the bookmark's format."""
 
 Bookmark = dict[str, Any]
 """What travels with a batch: the header, and either `lanes` or `window`, `used` and `places`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Header:
     """What a stream must have in common with the one that it continues.
 
-    kind: "rows" or "windows". seed: of the order. size: rows of a global batch, or its tokens. corpora: the
-    fingerprint of each source.
+    kind: "rows" or "windows". seed: of the order. size: rows of a global batch, or its tokens. corpora: what it reads.
     """
 
     kind: str
@@ -27,24 +29,28 @@ class Header:
     size: int
     corpora: Sequence[Corpus]
 
+    @cached_property
+    def files(self) -> list[list[Fingerprint]]:
+        """The fingerprints of the files of each source."""
+        return [fingerprints(corpus.files) for corpus in self.corpora]
+
     def write(self) -> Bookmark:
         """The header as the beginning of a bookmark."""
-        fingerprints = [corpus.fingerprint() for corpus in self.corpora]
         return {
             "version": VERSION,
             "kind": self.kind,
             "seed": self.seed,
             "size": self.size,
-            "corpora": fingerprints,
+            "corpora": self.files,
         }
 
-    def check(self, bookmark: Bookmark) -> None:
-        """Make sure that a bookmark is of this stream.
+    def check(self, bookmark: Bookmark) -> list[str]:
+        """Make sure that a bookmark is of this stream. Returns how files have changed since, a line a file.
 
         Raises:
             CheckpointError: it is not a bookmark that this version can read.
-            ConfigError: seed, batch size or objective are others.
-            DataError: the corpus is another.
+            ConfigError: seed, batch size, objective or number of sources are others.
+            DataError: a file cannot be read any more.
         """
         if bookmark.get("version") != VERSION:
             raise CheckpointError(
@@ -53,40 +59,48 @@ class Header:
                 "continue with the version of txtgen that saved it",
             )
         _require_plain(bookmark)
-        ours = self.write()
-        names = {"kind": "data.objective.kind", "seed": "seed", "size": "train.batch_tokens"}
-        if self.kind == "rows":
-            names["size"] = "rows of a batch (train.batch_tokens / sequence_length)"
-        for key, name in names.items():
-            if bookmark.get(key) != ours[key]:
+        names = {
+            "data.objective.kind": (bookmark.get("kind"), self.kind),
+            "seed": (bookmark.get("seed"), self.seed),
+            self._size_name: (bookmark.get("size"), self.size),
+            "number of data.sources": (len(bookmark["corpora"]), len(self.corpora)),
+        }
+        for name, (then, now) in names.items():
+            if then != now:
                 raise ConfigError(
-                    f"the run was at {name} {bookmark.get(key)}, now it is {ours[key]}",
+                    f"the run was at {name} {then}, now it is {now}",
                     "resuming in the middle of the data",
                     "go back to the old value, or start a new run from the checkpoint",
                 )
-        self._check_corpora(bookmark["corpora"], ours["corpora"])
+        pairs = zip(bookmark["corpora"], self.files, self.corpora, strict=True)
+        return [line for then, now, corpus in pairs for line in differences(then, now, corpus.files)]
 
-    def _check_corpora(self, then: list[list[int]], now: list[list[int]]) -> None:
-        if len(then) != len(now):
-            raise DataError(
-                f"the run had {len(then)} sources, now there are {len(now)}",
-                "data.sources",
-                "restore the old sources",
-            )
-        for corpus, old, new in zip(self.corpora, then, now, strict=True):
-            if old != new:
-                raise DataError(
-                    f"the corpus has changed since the checkpoint: {old[0]} files of {old[1]} bytes then, "
-                    f"{new[0]} files of {new[1]} bytes now" + (", of other content" if old[:2] == new[:2] else ""),
-                    corpus.name,
-                    "restore the old files, or start a new run from the checkpoint",
-                )
+    @property
+    def _size_name(self) -> str:
+        rows = self.kind == "rows"
+        return "rows of a batch (train.batch_tokens / sequence_length)" if rows else "train.batch_tokens"
+
+
+def refuse_changes(changes: Sequence[str]) -> None:
+    """Refuse to go on in a corpus whose files have changed.
+
+    Raises:
+        DataError: naming them.
+    """
+    if changes:
+        more = f" (and {len(changes) - MAX_NAMED} more)" if len(changes) > MAX_NAMED else ""
+        raise DataError(
+            "the corpus has changed since the checkpoint",
+            "; ".join(changes[:MAX_NAMED]) + more,
+            "restore the old files; or go on with the new ones by --accept-changes, which reads some text of this "
+            "epoch twice or not at all; or start a new run from the checkpoint",
+        )
 
 
 def _require_plain(bookmark: Bookmark) -> None:
     """A bookmark comes from a file, so its shape is checked before it is used."""
     corpora, lanes = bookmark.get("corpora"), bookmark.get("lanes")
-    good = isinstance(corpora, list) and _are_places(corpora, len(corpora))
+    good = isinstance(corpora, list) and all(_are_fingerprints(corpus) for corpus in corpora)
     if good and bookmark.get("kind") == "windows":
         counts = _are_counts([bookmark.get("window"), bookmark.get("used")], 2)
         good = counts and _are_places(bookmark.get("places"), len(corpora or []))
@@ -94,6 +108,14 @@ def _require_plain(bookmark: Bookmark) -> None:
         good = isinstance(lanes, dict) and all(_is_lane(lane, len(corpora or [])) for lane in lanes.values())
     if not good:
         raise CheckpointError("the place in the data is damaged", "training.bookmark", "use another checkpoint")
+
+
+def _are_fingerprints(value: object) -> bool:
+    """Whether a value is a list of lists of a path and two numbers."""
+    return isinstance(value, list) and all(
+        isinstance(mark, list) and len(mark) == 3 and type(mark[0]) is str and _are_counts(mark[1:], 2)
+        for mark in value
+    )
 
 
 def _are_counts(value: object, size: int) -> bool:

@@ -1,7 +1,6 @@
 """A source of the configuration -> its files and blocks, opened and checked once."""
 
 import logging
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,13 +37,6 @@ class Corpus:
             DataError: the file cannot be read any more.
         """
         return read_units(self.source, self.number, self.files, self.blocks[block])
-
-    def fingerprint(self) -> list[int]:
-        """Three numbers that differ if the corpus does: files, bytes, and a checksum of all sizes and beginnings."""
-        checksum = 0
-        for file in self.files:
-            checksum = zlib.crc32(f"{file.size} {file.checksum}".encode(), checksum)
-        return [len(self.files), self.num_bytes, checksum]
 
     @property
     def name(self) -> str:

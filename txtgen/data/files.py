@@ -10,7 +10,7 @@ from txtgen.data.paths import stat_file, unreadable
 from txtgen.errors import DataError
 
 HEAD_BYTES = 4096
-"""What is read of every file at the start: enough to tell text from what is not, and one file from another."""
+"""What is read of every file at the start: enough to tell text from what is not."""
 
 INPUT_BYTES = 16 * 1024
 """Compressed bytes that are read at once."""
@@ -53,10 +53,6 @@ class TextFile(Protocol):
     def size(self) -> int:
         """The byte after the last one, as it was when the file was opened; what is appended later is not read."""
 
-    @property
-    def checksum(self) -> int:
-        """Of the beginning of the file as it is stored: other content seldom has the same."""
-
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes from `offset` on, fewer at the end of the text only.
 
@@ -96,7 +92,6 @@ class PlainFile:
 
     def __init__(self, path: str, head: bytes, size: int) -> None:
         self.path, self.size = path, size
-        self.checksum = zlib.crc32(head)
         self.start = _text_start(path, head)
 
     def read(self, offset: int, size: int) -> bytes:
@@ -122,7 +117,6 @@ class GzipFile:
 
     def __init__(self, path: str, head: bytes, spacing: int) -> None:
         self.path = path
-        self.checksum = zlib.crc32(head)
         if not head.startswith(b"\x1f\x8b"):
             raise DataError(f"'{path}' is not gzip, though its name ends in .gz", "", "rename it, or compress it again")
         self.start = 0

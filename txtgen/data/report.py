@@ -13,7 +13,7 @@ MIN_RECORDS = 100
 """Below this many records, the share of bad ones is judged at the end of an epoch only."""
 
 MAX_NAMED = 5
-"""How many bad records are named."""
+"""How many bad records or changed files are named."""
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +24,8 @@ class StreamReport:
 
     records: all that were looked at, the bad ones included. bad_records: left out because they could not be used.
     held_out: left out of the training because they validate. cut_examples: shortened because they were too long.
-    bad_examples: the first bad records, each with its place and fault.
+    bad_examples: the first bad records, each with its place and fault. changed_files: how files differ from what the
+    bookmark says, a line a file.
     """
 
     records: int = 0
@@ -32,6 +33,7 @@ class StreamReport:
     held_out: int = 0
     cut_examples: int = 0
     bad_examples: list[str] = field(default_factory=list)
+    changed_files: list[str] = field(default_factory=list)
 
 
 class BadRecordPolicy:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from txtgen.config.data import DataConfig
-from txtgen.data.bookmarks import Bookmark, Header, lane_state
+from txtgen.data.bookmarks import Bookmark, Header, lane_state, refuse_changes
 from txtgen.data.buckets import cut_window, pad_pairs, read_window
 from txtgen.data.corpora import Corpus, Split, open_corpora
 from txtgen.data.objectives import Objective
@@ -31,6 +31,7 @@ def train_stream(
     rank: int = 0,
     world_size: int = 1,
     bookmark: Bookmark | None = None,
+    accept_changes: bool = False,
     report: StreamReport | None = None,
 ) -> Iterator[Batch]:
     """Endless training batches: the rows of each global batch that belong to one rank.
@@ -49,7 +50,9 @@ def train_stream(
         rank: of this process.
         world_size: number of ranks.
         bookmark: of the batch after which to go on, merged over all ranks; None or empty: from the beginning.
-        report: where records are counted.
+        accept_changes: go on although files are not what they were when the bookmark was made: from the same places in
+            the order of the new text. Otherwise that is an error.
+        report: where records are counted and changed files are named.
 
     Raises:
         ConfigError: rows, ranks and batch_tokens do not fit together, or the bookmark is of another stream.
@@ -68,8 +71,7 @@ def train_stream(
     if objective.packed:
         _look_over_small_corpus(data, corpora, objective, split, length)
         header = Header("rows", seed, rows, corpora)
-        if bookmark:
-            header.check(bookmark)
+        _check(header, bookmark, accept_changes, report)
         lanes: dict[int, Lane] = {}
         for number in range(rank, rows, world_size):
             state = lane_state(bookmark, number) if bookmark else []
@@ -77,8 +79,7 @@ def train_stream(
             lanes[number] = Lane(mixture, objective.splittable, report, state)
         return _packed(lanes, length, objective, header.write())
     header = Header("windows", seed, batch_tokens, corpora)
-    if bookmark:
-        header.check(bookmark)
+    _check(header, bookmark, accept_changes, report)
     mixture = Mixture(feeds, shares, 0, 1, seed, bookmark["places"] if bookmark else None)
     start = (bookmark["window"], bookmark["used"]) if bookmark else (0, 0)
     return _pairs(mixture, start, objective, batch_tokens, seed, rank, world_size, header.write())
@@ -101,6 +102,12 @@ def rows_of_batch(batch_tokens: int, length: int, world_size: int) -> int:
             f"set it to {near}",
         )
     return rows
+
+
+def _check(header: Header, bookmark: Bookmark | None, accept_changes: bool, report: StreamReport) -> None:
+    report.changed_files = header.check(bookmark) if bookmark else []
+    if not accept_changes:
+        refuse_changes(report.changed_files)
 
 
 def _shares(corpora: Sequence[Corpus]) -> list[float]:
