@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from txtgen.data.types import Batch
 from txtgen.model import Transformer, build_model, init_weights
-from txtgen.train import Speed, StepReport, batch_loss, count_flops, matrix_peak, peak_memory_bytes
+from txtgen.train import Figures, Speed, StepReport, batch_loss, count_flops, matrix_peak, peak_memory_bytes
 
 OPTIONS = {
     "plain": {},
@@ -77,7 +77,16 @@ def test_peak_memory_never_falls() -> None:
 
 def test_speed_is_that_of_the_steps_since_the_last_look(monkeypatch) -> None:
     monkeypatch.setattr("txtgen.train.speed.matrix_peak", lambda *_: 1000.0)
-    step = StepReport(1, 2.0, 2.0, 1.0, 0.1, tokens=90, positions=100, seconds=2.0, data_seconds=0.5, flops=800)
+    step = StepReport(
+        1,
+        Figures(torch.tensor([180.0, 180.0, 1.0, 0.0])),
+        0.1,
+        tokens=90,
+        positions=100,
+        seconds=2.0,
+        data_seconds=0.5,
+        flops=800,
+    )
     speed = Speed(torch.device("cpu"), torch.float32)
     speed.add(step)
     speed.add(replace(step, positions=300, seconds=6.0, data_seconds=1.5, flops=2400))

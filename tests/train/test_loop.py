@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from txtgen.config.train import AdamWConfig, ConstantSchedule, TrainConfig
-from txtgen.data.types import IGNORE, Origin
-from txtgen.errors import DivergedError
+from txtgen.data.types import IGNORE
 from txtgen.train import TrainState, build_optimizer, train
 
 
@@ -95,24 +94,6 @@ def test_clipping_bounds_the_step(tiny_model, tiny_batch) -> None:
     norm = torch.nn.utils.get_total_norm([p.grad for p in tiny_model.parameters() if p.grad is not None])
     assert reports[0].grad_norm > 1e-3  # reported before clipping
     assert norm == 0.0  # gradients are dropped after the step
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_never_reaches_the_weights(tiny_model, tiny_batch, bad: float) -> None:
-    state = new_state(tiny_model)
-    batch = copy.copy(tiny_batch)
-    object.__setattr__(batch, "origins", ((Origin(0, "corpus.txt", 7),),) * 4)
-    steps = train(state, repeat(batch), config())
-    next(steps)
-    with torch.no_grad():
-        saved = tiny_model.decoder.layers[0].feed_forward.up_proj.weight[0, 0].clone()
-        tiny_model.decoder.layers[0].feed_forward.up_proj.weight[0, 0] = bad
-    before = [p.clone() for p in tiny_model.parameters()]
-    with pytest.raises(DivergedError, match=r"step 2, documents corpus\.txt"):
-        next(steps)
-    assert all(torch.equal(a, b) or a.isnan().any() for a, b in zip(before, tiny_model.parameters(), strict=True))
-    assert state.step == 1
-    assert saved.isfinite()
 
 
 def test_bfloat16_learns_too(tiny_model, tiny_batch) -> None:

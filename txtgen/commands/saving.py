@@ -61,6 +61,7 @@ class Saving:
             "tokens": state.tokens,
             "bookmark": merge_bookmarks(self.job.world.gather(state.bookmark)) if state.bookmark else {},
             "optimizer": state.optimizer.state_dict(),
+            "non_finite": int(state.non_finite),
         }
 
     def restore(self, training: dict[str, Any]) -> None:
@@ -69,6 +70,7 @@ class Saving:
         self.state.tokens = training["tokens"]
         self.state.bookmark = training["bookmark"]
         self.state.optimizer.load_state_dict(training["optimizer"])
+        self.state.non_finite = training.get("non_finite", 0)
 
     def lineage(self) -> dict[str, Any]:
         """Where the weights come from and how they were made."""

@@ -27,7 +27,7 @@ from txtgen.data import (
 )
 from txtgen.errors import ResourceError, TxtgenError
 from txtgen.generator import Generation, Generator
-from txtgen.train import Speed, StepReport, TrainState, build_optimizer, train
+from txtgen.train import Speed, StepReport, TrainState, build_optimizer, refuse_non_finite, train
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,8 @@ class Session:
     display: ProgressDisplay
     stop: StopRequest
     report: StreamReport = field(default_factory=StreamReport)
+    unread: list[StepReport] = field(default_factory=list)
+    """Steps whose figures may still be on their way."""
     validated: int = 0
     """The step that was validated last; a resumed run owes what was due and not done."""
     best: dict[str, float] = field(default_factory=dict)
@@ -162,8 +164,8 @@ class Session:
             world=job.world,
         )
         for report in steps:
-            self.log(report)
             ended = self.must_stop() or self.out_of_time()
+            self.take_up(report, wait=ended or self.acts_after(report.step))
             if due(report.step, config.validate_every) and not ended:
                 self.validate()
             if due(report.step, job.config.samples.every) and not ended:
@@ -177,6 +179,23 @@ class Session:
         if self.saving.saved < self.state.step:
             self.save()
         return self.finish()
+
+    def acts_after(self, step: int) -> bool:
+        """Whether something is to be done with the weights as they are after this step."""
+        config = self.job.config
+        rhythms = (config.train.validate_every, config.train.save_every, config.samples.every)
+        return step >= config.train.steps or any(due(step, every) for every in rhythms)
+
+    def take_up(self, report: StepReport, wait: bool) -> None:
+        """Log a step as soon as its figures are at hand, which on a GPU is a step later, or wait for them.
+
+        Raises:
+            DivergedError: they are not finite; nobody may act on the weights before they are known.
+        """
+        self.unread.append(report)
+        while self.unread and (wait or len(self.unread) > 1 or report.figures.at_hand):
+            refuse_non_finite(self.unread[0], self.job.config.train)
+            self.log(self.unread.pop(0))
 
     def validation_is_owed(self) -> bool:
         """Whether the run was stopped before a validation that was due at this very step."""
@@ -204,6 +223,10 @@ class Session:
         """Show a step and write its line of metrics."""
         if not self.job.world.is_main:
             return
+        if report.non_finite:
+            self.display.note(f"step {report.step} is left out: {report.fault}")
+            logger.warning("step %d is left out: %s", report.step, report.fault)
+            return
         self.display.step(report)
         self.speed.add(report)
         if report.step % self.job.config.train.log_every == 0 or report.step in (1, self.job.config.train.steps):
@@ -216,7 +239,7 @@ class Session:
                     "objective_loss": report.objective_loss,
                     "learning_rate": report.learning_rate,
                     "grad_norm": report.grad_norm,
-                    "tokens": self.state.tokens,
+                    "tokens": report.total_tokens,
                     **speed,
                     "seconds": self.elapsed(),
                 }

@@ -114,6 +114,10 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = AdamWConfig()
     schedule: ScheduleConfig = CosineSchedule()
     clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """Of a step whose loss or gradient is not finite, which never reaches the weights. skip: leave it out and go on."""
+    max_non_finite: Count = 3
+    """As many in a row are skipped; one more stops the run."""
     label_smoothing: Share = 0.0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matrix products. auto: bfloat16 on a GPU or CPU that computes in it natively, float32 elsewhere."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 
 from txtgen.distributed.peers import Peers, open_store
@@ -60,6 +61,13 @@ class World:
         with self.together():
             dist.all_reduce(total)
         return cast(list[float], total.tolist())
+
+    def sum_tensor(self, values: Tensor) -> Tensor:
+        """Values summed over all ranks, where they are: no rank waits for its device."""
+        if self.size > 1:
+            with self.together():
+                dist.all_reduce(values)
+        return values
 
     def max(self, value: int) -> int:
         """The greatest of the values of all ranks."""

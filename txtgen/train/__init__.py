@@ -1,14 +1,17 @@
 """Training: losses, optimizers, schedules and the loop."""
 
 from txtgen.train.cost import FlopCounts, count_flops, matrix_peak, peak_memory_bytes
-from txtgen.train.loop import StepReport, TrainState, train
+from txtgen.train.figures import Figures, StepReport
+from txtgen.train.loop import TrainState, refuse_non_finite, train
 from txtgen.train.loss import LossSums, batch_loss, cross_entropy_sums
 from txtgen.train.optimizer import build_optimizer
-from txtgen.train.schedule import learning_rate
+from txtgen.train.schedule import Horizon, learning_rate
 from txtgen.train.speed import Speed
 
 __all__ = [
+    "Figures",
     "FlopCounts",
+    "Horizon",
     "LossSums",
     "Speed",
     "StepReport",
@@ -20,5 +23,6 @@ __all__ = [
     "learning_rate",
     "matrix_peak",
     "peak_memory_bytes",
+    "refuse_non_finite",
     "train",
 ]

@@ -15,16 +15,19 @@ from txtgen.distributed import World, gradients_held_back, sum_gradients
 from txtgen.errors import DivergedError
 from txtgen.model import Transformer
 from txtgen.train.cost import count_flops
+from txtgen.train.figures import Figures, StepReport
 from txtgen.train.loss import BatchLoss
 from txtgen.train.optimizer import Optimizers
-from txtgen.train.schedule import learning_rate
+from txtgen.train.schedule import Horizon, learning_rate
 
 
 @dataclass
 class TrainState:
     """What a step changes: the model, the optimizer, and how far the run is.
 
-    tokens: scored tokens so far, over all ranks. bookmark: the place in the stream after the last step.
+    tokens: scored tokens so far, over all ranks. bookmark: the place in the stream after the last step. horizon: how
+    long the run is to be; None: as its config says. non_finite: how many steps in a row, up to the last one, left the
+    weights as they were, because of a loss or gradient that is not finite.
     """
 
     model: Transformer
@@ -32,28 +35,8 @@ class TrainState:
     step: int = 0
     tokens: int = 0
     bookmark: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What one optimizer step did, over all ranks.
-
-    step: counted from 1. loss: plain negative log-likelihood, nats per token. objective_loss: what was minimised,
-    per token. grad_norm: before clipping. tokens: scored tokens of this step. positions: tokens that went through
-    the model, source included. seconds: wall time of the step, waiting for data included; data_seconds: of that,
-    waiting for data. flops: floating-point operations of this rank's matrix products.
-    """
-
-    step: int
-    loss: float
-    objective_loss: float
-    grad_norm: float
-    learning_rate: float
-    tokens: int
-    positions: int
-    seconds: float
-    data_seconds: float
-    flops: int
+    horizon: Horizon | None = None
+    non_finite: int | Tensor = 0
 
 
 def train(
@@ -65,17 +48,23 @@ def train(
     seed: int = 0,
     world: World | None = None,
 ) -> Iterator[StepReport]:
-    """Train up to `config.steps` optimizer steps, yielding after each; the state is consistent at every yield.
+    """Train up to the steps of the horizon, yielding after each; the state is consistent at every yield.
+
+    A step whose loss or gradient is not finite leaves weights and optimizer as they were: the device sees to it by
+    itself. The loop only learns of it when the figures are at hand, on a GPU after the next step was begun, so that the
+    device never waits. Who saves or measures in between calls `refuse_non_finite` first.
 
     Raises:
-        DivergedError: a loss or gradient is not finite; the weights are those of the step before.
+        DivergedError: a loss or gradient is not finite, more often in a row than the config allows.
     """
     world = world or World()
     parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
     device = parameters[0].device
     flops = count_flops(state.model)
     loss = sum_gradients(BatchLoss(state.model, config.label_smoothing), world)
-    while state.step < config.steps:
+    state.horizon = state.horizon or Horizon(config.steps)
+    report: StepReport | None = None
+    while state.step < state.horizon.steps:
         started = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - started
@@ -84,41 +73,68 @@ def train(
         # Dropout depends on seed, step and rank alone, so that a resumed run draws what the straight one drew.
         torch.manual_seed(((seed * 1_000_003 + step) * 1_000_003 + world.rank) % 2**63)
         with world.together():
-            objective, nll = _accumulate(loss, batch.to(device), config, dtype)
-        scored, positions, objective, nll = world.sum(
-            [float(batch.num_scored), float(batch.num_tokens), objective, nll]
-        )
+            losses = _accumulate(loss, batch.to(device), config, dtype)
+        scored, positions = world.sum([float(batch.num_scored), float(batch.num_tokens)])
         norm = _scale_and_clip(parameters, scored, config.clip_norm)
-        _refuse_non_finite(nll, norm, step, batch)
-        share = learning_rate(config.schedule, step, config.steps, 1.0)
-        state.optimizer.step(share)
+        found = torch.cat([world.sum_tensor(losses), norm[None]])
+        non_finite = ~found.isfinite().all()
+        state.non_finite = (state.non_finite + 1) * non_finite
+        share = learning_rate(config.schedule, step, state.horizon, 1.0)
+        state.optimizer.step(share, leave_out=non_finite)
         state.step, state.tokens, state.bookmark = step, state.tokens + int(scored), batch.bookmark
-        yield StepReport(
-            step=step,
-            loss=nll / max(1.0, scored),
-            objective_loss=objective / max(1.0, scored),
-            grad_norm=norm,
-            learning_rate=share * state.optimizer.peak,
-            tokens=int(scored),
-            positions=int(positions),
-            seconds=time.perf_counter() - started,
-            data_seconds=waited,
-            flops=flops.of(batch),
+        before, report = (
+            report,
+            StepReport(
+                step=step,
+                figures=Figures(torch.cat([found, state.non_finite[None]])),
+                learning_rate=share * state.optimizer.peak,
+                tokens=int(scored),
+                positions=int(positions),
+                seconds=time.perf_counter() - started,
+                data_seconds=waited,
+                flops=flops.of(batch),
+                total_tokens=state.tokens,
+                origins=batch.origins,
+                bookmark=batch.bookmark,
+            ),
         )
+        if before is not None:
+            refuse_non_finite(before, config)
+        if report.figures.at_hand:
+            refuse_non_finite(report, config)
+        yield report
+    if report is not None:
+        refuse_non_finite(report, config)
 
 
-def _accumulate(loss: nn.Module, batch: Batch, config: TrainConfig, dtype: torch.dtype) -> tuple[float, float]:
-    """Add the gradients of the summed loss, micro-batch by micro-batch. Returns the sums (objective, nll)."""
-    objective, nll = 0.0, 0.0
+def refuse_non_finite(report: StepReport, config: TrainConfig) -> None:
+    """Wait for the figures of a step, and stop where they are not finite for longer than the config allows.
+
+    Raises:
+        DivergedError: they are.
+    """
+    if report.non_finite <= (config.max_non_finite if config.on_non_finite == "skip" else 0):
+        return
+    names = sorted({str(origin) for row in report.origins for origin in row})
+    in_a_row = f", {report.non_finite} steps in a row" if report.non_finite > 1 else ""
+    raise DivergedError(
+        f"{report.fault}",
+        f"step {report.step}{in_a_row}, documents {', '.join(names[:5])}" + (" ..." if len(names) > 5 else ""),
+        "start again with a lower learning rate or a longer warm-up, from scratch or by finetuning the last checkpoint",
+    )
+
+
+def _accumulate(loss: nn.Module, batch: Batch, config: TrainConfig, dtype: torch.dtype) -> Tensor:
+    """Add the gradients of the summed loss, micro-batch by micro-batch. Returns the sums (objective, nll) [2]."""
+    total = torch.zeros(2, device=batch.input_ids.device)
     parts = list(micro_batches(batch, config.micro_batch_tokens))
     for number, part in enumerate(parts, 1):
         with nullcontext() if number == len(parts) else gradients_held_back(loss):
             with torch.autocast(batch.input_ids.device.type, dtype=dtype, enabled=dtype != torch.float32):
                 sums = loss(part)
             torch.autograd.backward(sums.objective)
-        objective += float(sums.objective.detach())
-        nll += float(sums.nll)
-    return objective, nll
+        total += torch.stack([sums.objective.detach(), sums.nll])
+    return total
 
 
 def micro_batches(batch: Batch, max_tokens: int | None) -> Iterator[Batch]:
@@ -130,23 +146,11 @@ def micro_batches(batch: Batch, max_tokens: int | None) -> Iterator[Batch]:
         yield batch.rows(start, start + rows)
 
 
-def _scale_and_clip(parameters: list[nn.Parameter], scored: float, clip: float | None) -> float:
+def _scale_and_clip(parameters: list[nn.Parameter], scored: float, clip: float | None) -> Tensor:
     """Turn summed gradients into the gradient per scored token, then clip. Returns the norm before clipping."""
     gradients: list[Tensor] = [parameter.grad for parameter in parameters if parameter.grad is not None]
     torch._foreach_mul_(gradients, 1.0 / max(1.0, scored))
     norm = nn.utils.get_total_norm(gradients)
     if clip is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip, norm)
-    return float(norm)
-
-
-def _refuse_non_finite(nll: float, norm: float, step: int, batch: Batch) -> None:
-    """Stop before a loss or gradient that is not finite reaches the weights."""
-    if all(value == value and abs(value) != float("inf") for value in (nll, norm)):
-        return
-    names = sorted({str(origin) for row in batch.origins for origin in row})
-    raise DivergedError(
-        f"the {'loss' if nll != nll or abs(nll) == float('inf') else 'gradient'} is not finite",
-        f"step {step}, documents {', '.join(names[:5])}" + (" ..." if len(names) > 5 else ""),
-        "start again with a lower learning rate or a longer warm-up, from scratch or by finetuning the last checkpoint",
-    )
+    return norm

@@ -35,7 +35,11 @@ class Muon(torch.optim.Optimizer):
         lr: how far a step goes; tall matrices go sqrt(R/C) times as far.
         momentum: how much of it stays in a step.
         weight_decay: the share of a weight that goes in a step, times lr.
+
+    `found_inf` is what torch's fused optimizers have: a scalar on the device, 1.0 for a step that is to change nothing.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -43,21 +47,25 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, _closure: None = None) -> None:  # type: ignore[override]
         """Move every parameter that has a gradient. Matrices of one shape are made orthogonal together."""
+        moves = 1.0 if self.found_inf is None else 1.0 - self.found_inf
         for group in self.param_groups:
             alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     alike[parameter.shape].append(parameter)
             for shape, parameters in alike.items():
-                updates = torch.stack([self._with_momentum(parameter, group["momentum"]) for parameter in parameters])
+                updates = torch.stack([self._with_momentum(p, group["momentum"], moves) for p in parameters])
                 length = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, list(orthogonalised(updates).unbind()), alpha=-length)
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"] * moves)
+                torch._foreach_add_(parameters, list((moves * orthogonalised(updates)).unbind()), alpha=-length)
 
-    def _with_momentum(self, parameter: Tensor, momentum: float) -> Tensor:
+    def _with_momentum(self, parameter: Tensor, momentum: float, moves: float | Tensor) -> Tensor:
+        """The gradient, ahead of the momentum that it is added to; 0 where nothing is to move."""
         gradient, state = parameter.grad, self.state[parameter]
         assert gradient is not None
+        if isinstance(moves, Tensor):
+            gradient = torch.where(moves > 0, gradient, 0.0)
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(gradient)
-        state["momentum"].lerp_(gradient, 1 - momentum)
+        state["momentum"].lerp_(gradient, (1 - momentum) * moves)
         return gradient.lerp(state["momentum"], momentum)

@@ -33,12 +33,24 @@ class Optimizers:
         """The parameter groups of all parts."""
         return [group for part in self.parts.values() for group in part.param_groups]
 
-    def step(self, share: float) -> None:
-        """Move the weights, at this share of the peak learning rates; then forget the gradients."""
+    def step(self, share: float, leave_out: Tensor | None = None) -> None:
+        """Move the weights, at this share of the peak learning rates; then forget the gradients.
+
+        Args:
+            share: of the peak learning rates.
+            leave_out: a scalar; where it is true on the device, weights and state stay as they are.
+        """
         for group, peak in zip(self.groups(), self._peaks, strict=True):
             group["lr"] = share * peak
         for part in self.parts.values():
+            # What torch's fused optimizers know from scaled gradients: they look at it on the device.
+            part.found_inf = None if leave_out is None else leave_out.float()  # type: ignore[attr-defined]
             part.step()
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """Drop the gradients."""
+        for part in self.parts.values():
             part.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import torch
 
 from txtgen.train.cost import matrix_peak, peak_memory_bytes
-from txtgen.train.loop import StepReport
+from txtgen.train.figures import StepReport
 
 
 class Speed:
