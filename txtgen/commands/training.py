@@ -164,8 +164,10 @@ class Session:
             world=job.world,
         )
         for report in steps:
+            self.unread.append(report)
+            self.take_up(wait=self.acts_after(report.step))
             ended = self.must_stop() or self.out_of_time()
-            self.take_up(report, wait=ended or self.acts_after(report.step))
+            self.take_up(wait=ended)
             if due(report.step, config.validate_every) and not ended:
                 self.validate()
             if due(report.step, job.config.samples.every) and not ended:
@@ -186,14 +188,13 @@ class Session:
         rhythms = (config.train.validate_every, config.train.save_every, config.samples.every)
         return step >= config.train.steps or any(due(step, every) for every in rhythms)
 
-    def take_up(self, report: StepReport, wait: bool) -> None:
-        """Log a step as soon as its figures are at hand, which on a GPU is a step later, or wait for them.
+    def take_up(self, wait: bool) -> None:
+        """Log the steps whose figures are at hand, which on a GPU are all but the last, or wait for all.
 
         Raises:
             DivergedError: they are not finite; nobody may act on the weights before they are known.
         """
-        self.unread.append(report)
-        while self.unread and (wait or len(self.unread) > 1 or report.figures.at_hand):
+        while self.unread and (wait or len(self.unread) > 1 or self.unread[0].figures.at_hand):
             refuse_non_finite(self.unread[0], self.job.config.train)
             self.log(self.unread.pop(0))
 
