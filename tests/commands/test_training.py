@@ -202,7 +202,7 @@ def test_a_diverging_run_exits_7_and_keeps_the_last_good_checkpoint(workshop, ca
         sums = batch_loss(*arguments)
         return replace(sums, objective=sums.objective * float("nan")) if next(steps) == 5 else sums
 
-    monkeypatch.setattr("txtgen.train.loop.batch_loss", diverge_at_step_5)
+    monkeypatch.setattr("txtgen.train.loss.batch_loss", diverge_at_step_5)
     assert run(["pretrain", "decoder.yaml", "--name", "a"]) == 7
     error = capfd.readouterr().err
     assert "the gradient is not finite; step 5, documents " in error
