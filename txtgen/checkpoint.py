@@ -6,9 +6,10 @@ restricted to tensors and plain data (`weights_only=True`).
 
 import json
 import pickle
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -17,11 +18,15 @@ from torch import Tensor
 from txtgen.archive import damaged, seal, verify
 from txtgen.config.commands import CheckpointConfig
 from txtgen.errors import CheckpointError, ResourceError
-from txtgen.files import replace_file, write_error
+from txtgen.files import os_error, replace_file, retried, write_error
 from txtgen.model import Transformer, build_model
 from txtgen.tokenizer import Tokenizer, tokenizer_from_files
 
 FORMAT = 1
+RECORD_BYTES = 512
+"""What a tensor takes in the file beside its data, at most: headers, alignment, its hash."""
+ENVELOPE_BYTES = 1 << 20
+"""What else is in the file, about: configs, bookmark, tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,16 @@ class LoadedModel:
     config: CheckpointConfig
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
+def save_checkpoint(path: Path, checkpoint: Checkpoint, cancelled: Callable[[], bool] | None = None) -> str:
     """Write a checkpoint durably and verify it. Returns its fingerprint.
 
+    Args:
+        path: what is there stays until the new file is whole and verified.
+        checkpoint: its tensors may be on any device.
+        cancelled: asked now and then whether to stop at once, by KeyboardInterrupt.
+
     Raises:
-        ResourceError: there is no room, or no permission; nothing is left under `path`.
+        ResourceError: there is no room or no permission, or the disk fails; nothing is left under `path`.
     """
     content = {
         "format": FORMAT,
@@ -71,10 +81,50 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(path, error) from error
-    with replace_file(path) as handle:
-        torch.save(content, handle)
-        seal(handle)
-        return verify(handle, path)
+    return retried(lambda: _write(path, content, cancelled))
+
+
+def _write(path: Path, content: dict[str, Any], cancelled: Callable[[], bool] | None) -> str:
+    with replace_file(path, needs=file_bytes(content)) as handle:
+        file = handle if cancelled is None else cast(IO[bytes], _Cancellable(handle, cancelled))
+        torch.save(content, file)
+        seal(file)
+        try:
+            return verify(file, path)
+        except CheckpointError as error:
+            if os_error(error) is not None:
+                raise
+            raise ResourceError(
+                f"the disk gives back other bytes than were written ({error.what})", str(path), "check the disk"
+            ) from error
+
+
+class _Cancellable:
+    """A file handle that reads and writes until it is told not to."""
+
+    def __init__(self, handle: IO[bytes], cancelled: Callable[[], bool]) -> None:
+        self._handle, self._cancelled = handle, cancelled
+
+    def __getattr__(self, name: str) -> Any:
+        if self._cancelled():
+            raise KeyboardInterrupt
+        return getattr(self._handle, name)
+
+
+def file_bytes(content: Any) -> int:
+    """About how many bytes a checkpoint with this content takes: its tensors and what surrounds them."""
+    return ENVELOPE_BYTES + sum(tensor.nbytes + RECORD_BYTES for tensor in _tensors(content))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested dicts, lists and tuples."""
+    match value:
+        case Tensor():
+            yield value
+        case dict():
+            yield from (tensor for item in value.values() for tensor in _tensors(item))
+        case list() | tuple():
+            yield from (tensor for item in value for tensor in _tensors(item))
 
 
 def _require_plain(value: Any, where: str) -> None:

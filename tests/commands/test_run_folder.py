@@ -51,7 +51,10 @@ def test_what_a_killed_run_left_half_written_goes(folder) -> None:
 
 def test_a_place_that_cannot_be_made_is_a_resource_error(tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match="cannot make"), RunFolder(tmp_path / "file" / "run").lock():
+    with (
+        pytest.raises(ResourceError, match="cannot write: Not a directory"),
+        RunFolder(tmp_path / "file" / "run").lock(),
+    ):
         pass
 
 

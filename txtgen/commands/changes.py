@@ -29,6 +29,8 @@ KINDS: dict[str, Kind] = {
     "train.validation_translations": "harmless",
     "train.save_every": "harmless",
     "train.keep_last": "harmless",
+    "train.keep_every": "harmless",
+    "train.save_in_background": "harmless",
     # Files may move: their fingerprints tell whether they are the same.
     "data.sources.*path": "harmless",
     "data.on_bad_record": "harmless",

@@ -1,5 +1,6 @@
 """Progress and messages on stderr, escaped; tables on stdout."""
 
+import logging
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -45,9 +46,11 @@ class ProgressDisplay:
         self._speed = ""
         self._rate = 0.0
         self._last_line = 0.0
+        self._warnings = _Warnings(self)
 
     def __enter__(self) -> Self:
-        """Start drawing."""
+        """Start drawing, and show the warnings that the package logs."""
+        logging.getLogger("txtgen").addHandler(self._warnings)
         if self.live:
             self._display.__enter__()
         return self
@@ -56,6 +59,7 @@ class ProgressDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the terminal as it was."""
+        logging.getLogger("txtgen").removeHandler(self._warnings)
         if self.live:
             self._display.__exit__(kind, error, trace)
 
@@ -98,6 +102,16 @@ class ProgressDisplay:
     def note(self, message: str) -> None:
         """Show a line of plain text."""
         self.console.print(Text(safe_text(message)), soft_wrap=True)
+
+
+class _Warnings(logging.Handler):
+    def __init__(self, display: ProgressDisplay) -> None:
+        super().__init__(logging.WARNING)
+        self.display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a warning."""
+        self.display.note(f"warning: {record.getMessage()}")
 
 
 def duration(seconds: float) -> str:

@@ -7,18 +7,20 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from txtgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from txtgen.commands.locking import hold
 from txtgen.commands.run_record import RunPaths
-from txtgen.errors import BusyError, CheckpointError, ResourceError
-from txtgen.files import replace_file
+from txtgen.errors import CheckpointError, ResourceError
+from txtgen.files import flush, replace_file, retried, write_error
 
+logger = logging.getLogger(__name__)
+
+PROBE_BYTES = 1 << 16
 _STEP = re.compile(r"^step-(\d{8,})\.pth$")
 
 
@@ -47,34 +49,29 @@ class RunFolder(RunPaths):
             BusyError: another process holds it.
             ResourceError: the folder cannot be made or written.
         """
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.lock_file, timeout=0)
-            lock.acquire()
-        except Timeout as error:
-            raise BusyError(
-                "the run folder is in use" + self._owner(),
-                str(self.path),
-                "wait for that run, or choose another --name",
-            ) from error
-        except OSError as error:
-            raise ResourceError(
-                f"cannot make the run folder: {error.strerror or error}",
-                str(self.path),
-                "check runs_path and its permissions",
-            ) from error
-        try:
-            for leftover in [*self.path.glob("*.tmp.*"), *self.checkpoints.glob("*.tmp.*")]:
-                leftover.unlink(missing_ok=True)
+        with ExitStack() as stack:
+            try:
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(hold(self.path))
+                self._remove_leftovers()
+            except OSError as error:
+                raise write_error(self.path, error) from error
+            self._require_writable()
             yield
-        finally:
-            lock.release()
 
-    def _owner(self) -> str:
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            status = json.loads(self.status.read_text())
-            return f" by process {status['pid']} on {status['host']}"
-        return ""
+    def _remove_leftovers(self) -> None:
+        leftovers = [*self.path.glob("*.tmp.*"), *self.checkpoints.glob("*.tmp.*")]
+        for leftover in leftovers:
+            leftover.unlink(missing_ok=True)
+        if leftovers:
+            logger.info("removed what was half written: %s", ", ".join(path.name for path in leftovers))
+
+    def _require_writable(self) -> None:
+        """Find out before any work that nothing can be written here."""
+        probe = self.path / ".probe"
+        with replace_file(probe) as handle:
+            handle.write(bytes(PROBE_BYTES))
+        probe.unlink()
 
     @property
     def occupied(self) -> bool:
@@ -121,6 +118,10 @@ class RunFolder(RunPaths):
                         kept.append(line + "\n")
             self.write_text(path, "".join(kept))
 
+    def step_path(self, step: int) -> Path:
+        """Where the checkpoint of a step is."""
+        return self.checkpoints / f"step-{step:08d}.pth"
+
     def steps(self) -> list[tuple[int, Path]]:
         """The step checkpoints by step, oldest first."""
         found = ((_STEP.match(path.name), path) for path in self.checkpoints.glob("step-*.pth"))
@@ -142,26 +143,82 @@ class RunFolder(RunPaths):
             "no checkpoint to resume from", str(self.path), "; ".join(warnings) or "start without --resume"
         )
 
-    def save(self, step: int, checkpoint: Checkpoint, keep_last: int) -> Path:
-        """Write the checkpoint of a step, point last.pth at it, then drop the oldest beyond keep_last."""
-        path = self.checkpoints / f"step-{step:08d}.pth"
-        save_checkpoint(path, checkpoint)
-        self._point_last(path)
-        for _, old in self.steps()[:-keep_last]:
-            if old != path:
-                old.unlink(missing_ok=True)
+    def go_on_from(self, step: int) -> None:
+        """Make the checkpoint of this step the last one. Newer ones, which could not be read, are set aside: they
+        shall not count as ones that are kept, nor be tried again.
+
+        Raises:
+            ResourceError: the folder cannot be written.
+        """
+        retried(lambda: self._point_last(self.step_path(step)))
+        for newer, path in self.steps():
+            if newer > step:
+                aside = path.with_name(f"{path.name}.damaged")
+                try:
+                    path.replace(aside)
+                except OSError as error:
+                    raise write_error(path, error) from error
+                logger.warning("%s cannot be read; it is now %s", path, aside.name)
+
+    def save(
+        self,
+        step: int,
+        checkpoint: Checkpoint,
+        *,
+        keep_last: int,
+        keep_every: int = 0,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Path:
+        """Write the checkpoint of a step, point last.pth at it, then remove the ones that are not to be kept.
+
+        Args:
+            step: checkpoints are ordered by it, whatever the clock says.
+            checkpoint: of that step.
+            keep_last: so many of the newest stay.
+            keep_every: besides, those of multiples of so many steps; 0: none.
+            cancelled: as for `save_checkpoint`.
+
+        Raises:
+            ResourceError: it cannot be written; what was there is still there.
+        """
+        path = self.step_path(step)
+        if self.metrics.exists():
+            flush(self.metrics)  # a checkpoint never outlives the figures of the steps before it
+        save_checkpoint(path, checkpoint, cancelled)
+        retried(lambda: self._point_last(path))
+        kept = retained([step for step, _ in self.steps()], keep_last, keep_every)
+        for old, old_path in self.steps():
+            if old not in kept:
+                self._remove(old_path)
         return path
+
+    def _remove(self, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("cannot remove the old checkpoint %s: %s", path, error.strerror or error)
 
     def _point_last(self, path: Path) -> None:
         temporary = self.path / f"last.pth.tmp.{os.getpid()}"
-        temporary.unlink(missing_ok=True)
         try:
-            os.link(path, temporary)
-        except OSError:  # a file system without hard links
-            with open(path, "rb") as source, replace_file(self.last) as handle:
-                shutil.copyfileobj(source, handle)
-            return
-        os.replace(temporary, self.last)
+            if self.last.exists() and self.last.samefile(path):
+                return
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(path, temporary)
+            except OSError:  # a file system without hard links
+                with open(path, "rb") as source, replace_file(self.last) as handle:
+                    shutil.copyfileobj(source, handle)
+                return
+            os.replace(temporary, self.last)
+            flush(self.path)
+        except OSError as error:
+            raise write_error(self.last, error) from error
+
+
+def retained(steps: list[int], keep_last: int, keep_every: int) -> set[int]:
+    """Of these steps the last ones, and all multiples of `keep_every` if it is not 0."""
+    return {*sorted(steps)[-keep_last:], *(step for step in steps if keep_every and step % keep_every == 0)}
 
 
 def next_name(runs_path: Path, stem: str) -> str:

@@ -81,6 +81,8 @@ def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
             folder.move_aside()
         with folder.lock():
             start = _start(folder, world, device, dtype, config, launch)
+            if start.resumed is not None and start.resumed.training is not None:
+                folder.go_on_from(start.resumed.training["step"])
             folder.write_text(folder.config, dump_config(config))
             yield start
 

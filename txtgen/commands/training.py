@@ -55,7 +55,9 @@ def run(job: Job, display: ProgressDisplay) -> RunResult:
     """
     try:
         with listen() as stop, job.folder.logging() if job.world.is_main else nullcontext(), display:
-            return Session(job, display, stop).run()
+            session = Session(job, display, stop)
+            with session.saving:
+                return session.run()
     except (Exception, KeyboardInterrupt) as error:
         if job.world.is_main:
             job.folder.write_status("failed", reason=str(error) or "stopped at once", exit_code=exit_code_of(error))
@@ -96,7 +98,8 @@ class Session:
     """Steps whose figures may still be on their way."""
     validated: int = 0
     """The step that was validated last; a resumed run owes what was due and not done."""
-    best: dict[str, float] = field(default_factory=dict)
+    better: dict[str, float] | None = None
+    """What was measured of a model that is the best so far, until it is saved."""
     seconds_before: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
@@ -121,17 +124,18 @@ class Session:
         self.samples()  # refuses a prompt that is too long, before anything is trained
         if job.resumed is not None:
             self.restore(job.resumed)
+        job.world.from_main(self.saving.require_room)
 
     def restore(self, training: dict[str, Any]) -> None:
         """Go on from the training state of a checkpoint."""
         self.saving.restore(training)
-        self.best, self.validated = training["best"], training["validated"]
+        self.validated = training["validated"]
         self.seconds_before = training["seconds"]
         self.job.folder.forget_after(self.state.step)
 
     def progress(self) -> dict[str, Any]:
-        """What the training state of a checkpoint holds beside that of the loop: what `restore` takes up."""
-        return {"best": self.best, "validated": self.validated, "seconds": self.elapsed()}
+        """What the training state of a checkpoint holds of this: what `restore` takes up."""
+        return {"validated": self.validated, "seconds": self.elapsed()}
 
     def elapsed(self) -> float:
         """Seconds of this run so far, earlier parts included."""
@@ -141,7 +145,8 @@ class Session:
         """Say in status.json what is going on."""
         if self.job.world.is_main:
             steps = self.job.config.train.steps
-            self.job.folder.write_status(state, step=self.state.step, steps=steps, **facts)
+            last = {"last_checkpoint": str(self.saving.last)} if self.saving.last else {}
+            self.job.folder.write_status(state, step=self.state.step, steps=steps, **last, **facts)
 
     # -- the run
 
@@ -150,7 +155,9 @@ class Session:
         job, config = self.job, self.job.config.train
         if self.validation_is_owed():
             self.validate()
+            self.save(resumable=True)
         if self.state.step >= config.steps:
+            self.save_at_last()
             self.display.note(f"nothing to do: {self.state.step} of {config.steps} steps are done")
             return self.result(None)
         self.status("running")
@@ -164,6 +171,7 @@ class Session:
             world=job.world,
         )
         for report in steps:
+            self.take_up_save()
             self.unread.append(report)
             self.take_up(wait=self.acts_after(report.step))
             ended = self.must_stop() or self.out_of_time()
@@ -172,14 +180,13 @@ class Session:
                 self.validate()
             if due(report.step, job.config.samples.every) and not ended:
                 self.sample()
-            if due(report.step, config.save_every) and not ended:
-                self.save()
+            if not ended:
+                self.save(resumable=due(report.step, config.save_every))
             if ended:
                 break
         if self.validated < self.state.step and not self.must_stop():
             self.validate()
-        if self.saving.saved < self.state.step:
-            self.save()
+        self.save_at_last()
         return self.finish()
 
     def acts_after(self, step: int) -> bool:
@@ -265,9 +272,9 @@ class Session:
             self.display.validation(metrics)
             self.journal.write({"step": self.state.step, **metrics, "seconds": self.elapsed()})
             logger.info("validation at step %d: %s", self.state.step, metrics)
-        if self.validation.is_better(metrics, self.best):
-            self.best = {"step": self.state.step, **metrics}
-            self.saving.save_best()
+        # Rank 0 decides, for it alone knows whether the best model so far could be saved.
+        if job.world.gather(self.validation.is_better(metrics, self.saving.best))[0]:
+            self.better = {"step": self.state.step, **metrics}
 
     def samples(self) -> Iterator[Generation]:
         """What the model makes of the sample prompts, once it is asked for."""
@@ -288,10 +295,27 @@ class Session:
             self.journal.sample(self.state.step, generation)
             logger.info("sample at step %d: %r -> %r", self.state.step, generation.prompt, generation.text)
 
-    def save(self) -> None:
-        """Write the checkpoint of this step."""
-        path = self.saving.save(self.progress())
-        self.status("running", last_checkpoint=str(path))
+    def save(self, *, resumable: bool) -> None:
+        """Begin to save this step: to be resumed from, as the best model, or both; or neither."""
+        if resumable or self.better:
+            seconds = self.saving.save(self.progress() if resumable else None, self.better)
+            self.note_save(seconds)
+
+    def save_at_last(self) -> None:
+        """Save this step if it is not yet, and wait until it stands."""
+        self.note_save(self.saving.finish(self.progress(), self.better))
+
+    def note_save(self, seconds: float) -> None:
+        """Note how long training stood still for saving."""
+        self.better = None
+        self.journal.write({"step": self.state.step, "save_seconds": seconds, "seconds": self.elapsed()})
+
+    def take_up_save(self) -> None:
+        """Tell in status.json of a checkpoint that was finished since the last step."""
+        before = self.saving.last
+        self.saving.settle(wait=False)
+        if self.saving.last != before:
+            self.status("running")
 
     # -- the end
 
@@ -306,10 +330,9 @@ class Session:
             self.display.note(f"{told} (train.sequence_length, at most {most:,}) or for the source")
         result = self.result(self.stop.signal)
         state = "finished" if self.state.step >= self.job.config.train.steps else "interrupted"
-        self.status(
-            state, exit_code=result.exit_code, reason=self.stop.signal or state, last_checkpoint=str(folder.last)
-        )
-        best = f", best validation {self.best['val_loss']:.4f} at step {self.best['step']}" if self.best else ""
+        self.status(state, exit_code=result.exit_code, reason=self.stop.signal or state)
+        found = self.saving.best
+        best = f", best validation {found['val_loss']:.4f} at step {found['step']}" if found else ""
         self.display.note(f"{state} at step {self.state.step} after {duration(self.elapsed())}{best}: {folder.path}")
         if state == "interrupted":
             where = "" if folder.path.parent == Path("runs") else f" --runs-path {folder.path.parent}"
@@ -319,7 +342,7 @@ class Session:
 
     def result(self, stopped_by: str | None) -> RunResult:
         """The run as it stands."""
-        return RunResult(self.job.folder.path, self.state.step, self.best, stopped_by)
+        return RunResult(self.job.folder.path, self.state.step, self.saving.best, stopped_by)
 
 
 def due(step: int, every: int) -> bool:

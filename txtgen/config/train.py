@@ -133,6 +133,11 @@ class TrainConfig(Config):
     save_every: NonNegative = 500
     """0: only at the end."""
     keep_last: Count = 2
+    """As many of the newest checkpoints stay."""
+    keep_every: NonNegative = 0
+    """Besides, those of multiples of so many steps stay for good; 0: none."""
+    save_in_background: bool = True
+    """Training goes on while a checkpoint is written, from a copy in the CPU's memory; else it waits for the disk."""
 
     @field_validator("optimizer", mode="before")
     @classmethod
@@ -154,5 +159,7 @@ class TrainConfig(Config):
                     "schedule.warmup_steps",
                     f"is {self.schedule.warmup_steps}, but the cooldown begins at step {flat}",
                 )
+        if self.keep_every and (not self.save_every or self.keep_every % self.save_every):
+            yield "keep_every", f"is {self.keep_every}, not a multiple of save_every {self.save_every}"
         if self.micro_batch_tokens is not None and self.micro_batch_tokens > self.batch_tokens:
             yield "micro_batch_tokens", f"is {self.micro_batch_tokens}, more than batch_tokens {self.batch_tokens}"

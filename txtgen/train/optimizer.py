@@ -53,6 +53,15 @@ class Optimizers:
         for part in self.parts.values():
             part.zero_grad(set_to_none=True)
 
+    def state_bytes(self) -> int:
+        """What the state takes once every parameter has moved."""
+        copies = {name: 1 if isinstance(part, Muon) else 2 for name, part in self.parts.items()}
+        return sum(
+            copies[name] * parameter.numel() * parameter.element_size()
+            for name, part in self.parts.items()
+            for parameter in _parameters(part)
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: for each part, the state of each parameter by its name."""
         return {

@@ -1,0 +1,72 @@
+"""Holding a folder against every other process."""
+
+import errno
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from txtgen.errors import BusyError
+
+logger = logging.getLogger(__name__)
+
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)
+"""What a file system says that knows no locks, as network file systems may."""
+SOFT_SECONDS = 5.0
+"""How long a lock that may be stale is looked at, at most."""
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Hold a folder while the block runs. The system lets go of it when the process ends in whatever way.
+
+    A file system without locks gets a file that only one process can make. It names process, start and boot, by which
+    the next process on this machine knows whether that one is gone.
+
+    Raises:
+        BusyError: another process holds it.
+        OSError: the folder cannot be written.
+    """
+    owner = folder / ".owner"
+    try:
+        lock = _acquired(folder)
+    except Timeout as error:
+        raise BusyError(
+            "the run folder is in use" + _told(owner), str(folder), "wait for that run, or choose another --name"
+        ) from error
+    try:
+        owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}))
+        yield
+    finally:
+        with suppress(OSError):
+            owner.unlink()
+        lock.release()
+
+
+def _acquired(folder: Path) -> BaseFileLock:
+    lock: BaseFileLock = FileLock(folder / ".lock", timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        soft = folder / ".lock.pid"
+        logger.warning("this file system knows no locks; the file %s holds the run folder instead", soft)
+        lock = SoftFileLock(soft, timeout=SOFT_SECONDS, poll_interval=0.1)
+        lock.acquire()
+    return lock
+
+
+def _told(owner: Path) -> str:
+    """Who holds the folder, as far as is known."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        who = json.loads(owner.read_text())
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(who["since"]))
+        return f" by process {int(who['pid'])} on {who['host']} since {since}"
+    return ""
