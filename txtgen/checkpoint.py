@@ -238,6 +238,16 @@ def load_weights(model: Transformer, weights: dict[str, Tensor], where: str, *, 
     """Copy a state dict into a model, or let the model have its tensors; every name and shape must match.
 
     Raises:
+        CheckpointError: as for `check_weights`.
+    """
+    check_weights(model, weights, where)
+    model.load_state_dict(weights, strict=True, assign=assign)
+
+
+def check_weights(model: Transformer, weights: dict[str, Tensor], where: str) -> None:
+    """Refuse weights whose names and shapes are not those of the model.
+
+    Raises:
         CheckpointError: the first differences in names or shapes, or a weight that is not finite.
     """
     own = model.state_dict()
@@ -254,7 +264,6 @@ def load_weights(model: Transformer, weights: dict[str, Tensor], where: str, *, 
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(f"weight {name} is not finite", where, "use an earlier checkpoint")
-    model.load_state_dict(weights, strict=True, assign=assign)
 
 
 def load_model(path: Path, device: torch.device | None = None, dtype: torch.dtype | None = None) -> LoadedModel:

@@ -23,6 +23,8 @@ KINDS: dict[str, Kind] = {
     "train.steps": "harmless",
     "train.minutes": "harmless",
     "train.micro_batch_tokens": "harmless",
+    "train.sharding": "harmless",
+    "train.rank_timeout_seconds": "harmless",
     "train.log_every": "harmless",
     "train.validate_every": "harmless",
     "train.validation_batches": "harmless",

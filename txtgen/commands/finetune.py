@@ -2,13 +2,14 @@
 
 from fnmatch import fnmatchcase
 
-from txtgen.checkpoint import Checkpoint, check_tokenizer, load_checkpoint, load_weights
+from txtgen.checkpoint import Checkpoint, check_tokenizer, load_checkpoint
 from txtgen.commands.console import ProgressDisplay
 from txtgen.commands.job import Job
 from txtgen.commands.models import resolve_model
 from txtgen.commands.starting import Launch, corpus, cost, start_run, with_learning_rates
 from txtgen.commands.training import RunResult
 from txtgen.commands.training import run as run_training
+from txtgen.commands.weights import place, read_once, take_over
 from txtgen.config.commands import FinetuneConfig, architecture_problems
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
 from txtgen.errors import CheckpointError, ConfigError
@@ -30,9 +31,11 @@ def run(config: FinetuneConfig, launch: Launch | None = None) -> RunResult:
         display = ProgressDisplay(config.train.steps, quiet=not start.world.is_main)
         for warning in start.warnings:
             display.note(warning)
-        base = start.resumed or _base(config)
-        model = prepare(base, config, where=config.base or str(start.folder.path))
-        model.to(start.device)
+        base = start.resumed or read_once(lambda: _base(config), start.world)
+        where = config.base or str(start.folder.path)
+        model = prepare(base, config, where)
+        place(model, config.train.sharding, start.device, start.world)
+        take_over(model, base, where, start.world)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         display.note(f"model: {trained:,} parameters to train on {start.device}, {start.dtype}")
         ancestors = tuple(base.lineage.get("ancestors", ()))
@@ -69,7 +72,8 @@ def _base(config: FinetuneConfig) -> Checkpoint:
 
 
 def prepare(base: Checkpoint, config: FinetuneConfig, where: str) -> Transformer:
-    """The base model with what the config changes about it: dropout, and which parameters are frozen.
+    """The base model, on the meta device, with what the config changes about it: dropout, and which parameters are
+    frozen.
 
     Raises:
         ConfigError: the data does not suit the base model, or a pattern freezes nothing or everything.
@@ -81,8 +85,7 @@ def prepare(base: Checkpoint, config: FinetuneConfig, where: str) -> Transformer
         )
     check_tokenizer(base, where)
     _refuse_other_tokenizer(base, config)
-    model = build_model(_with_dropout(base.config.model, config.dropout), device="cpu")
-    load_weights(model, base.model, where)
+    model = build_model(_with_dropout(base.config.model, config.dropout), device="meta")
     freeze(model, config.freeze)
     return model
 

@@ -7,13 +7,14 @@ from txtgen.commands.job import Job
 from txtgen.commands.starting import Launch, Start, corpus, cost, require_memory, start_run, with_learning_rates
 from txtgen.commands.training import RunResult
 from txtgen.commands.training import run as run_training
+from txtgen.commands.weights import begin, place, take_over
 from txtgen.config.commands import PretrainConfig
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
 from txtgen.config.tokenizer import TokenizerConfig
 from txtgen.data import Side, sample_texts
 from txtgen.errors import ConfigError
 from txtgen.files import replace_file
-from txtgen.model import Transformer, build_model, init_weights
+from txtgen.model import Transformer, build_model
 from txtgen.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 
 
@@ -28,13 +29,13 @@ def run(config: PretrainConfig, launch: Launch | None = None) -> RunResult:
         display = ProgressDisplay(config.train.steps, quiet=not start.world.is_main)
         for warning in start.warnings:
             display.note(warning)
-        tokenizer, source_tokenizer = _tokenizers(config, start, display)
+        tokenizer, source_tokenizer = start.world.from_main(lambda: _tokenizers(config, start, display))
         model = _model(config, tokenizer, source_tokenizer, start.device)
+        place(model, config.train.sharding, start.device, start.world)
         if start.resumed is not None:
-            model.load_state_dict(start.resumed.model)
+            take_over(model, start.resumed, str(start.folder.path), start.world)
         else:
-            init_weights(model, config.seed)
-        model.to(start.device)
+            begin(model, config.seed)
         display.note(
             f"model: {sum(p.numel() for p in model.parameters()):,} parameters on {start.device}, {start.dtype}"
         )
@@ -77,7 +78,7 @@ def sized(
 def _model(
     config: PretrainConfig, tokenizer: Tokenizer, source_tokenizer: Tokenizer | None, device: torch.device
 ) -> Transformer:
-    """The model without weights yet, if there is room to train it."""
+    """The model on the meta device, if there is room to train it."""
     size = sized(config.model, len(tokenizer), len(source_tokenizer or tokenizer))
     for key, rows, pieces in (
         ("model.vocab_size", size.vocab_size, len(tokenizer)),
@@ -85,8 +86,9 @@ def _model(
     ):
         if rows is not None and rows < pieces:
             raise ConfigError(f"{rows} rows cannot hold the {pieces} tokens of the tokenizer", key, "leave it out")
-    require_memory(build_model(size, device="meta"), device)
-    return build_model(size, device="cpu")
+    model = build_model(size, device="meta")
+    require_memory(model, device)
+    return model
 
 
 def _tokenizers(config: PretrainConfig, start: Start, display: ProgressDisplay) -> tuple[Tokenizer, Tokenizer | None]:
@@ -98,11 +100,10 @@ def _tokenizers(config: PretrainConfig, start: Start, display: ProgressDisplay) 
     else:
         tokenizer = _tokenizer(config.tokenizer, config, "target", display)
         source_tokenizer = _tokenizer(config.source_tokenizer, config, "source", display)
-    if start.world.is_main:
-        for name, content in tokenizer.files().items():
-            _write(start, name, content)
-        for name, content in source_tokenizer.files().items() if source_tokenizer else ():
-            _write(start, f"source_{name}", content)
+    for name, content in tokenizer.files().items():
+        _write(start, name, content)
+    for name, content in source_tokenizer.files().items() if source_tokenizer else ():
+        _write(start, f"source_{name}", content)
     return tokenizer, source_tokenizer
 
 

@@ -21,6 +21,7 @@ from txtgen.commands.staging import Staging
 from txtgen.commands.starting import environment
 from txtgen.config.commands import CheckpointConfig, chat_format
 from txtgen.data import merge_bookmarks
+from txtgen.distributed import reshard
 from txtgen.errors import DivergedError, ResourceError
 from txtgen.files import require_space
 from txtgen.train import TrainState
@@ -180,6 +181,7 @@ class Saving:
 
     def checkpoint(self, progress: dict[str, Any] | None) -> Checkpoint:
         """The model as it is now, and with what a resumed run needs if any progress is given; on the CPU."""
+        reshard(self.state.model)
         state = {"model": self.state.model.state_dict(), "training": None}
         if progress is not None:
             state["training"] = {**progress, **self.loop_state()}
@@ -211,7 +213,7 @@ class Saving:
         self.last = self.job.folder.step_path(self.saved)
         self.state.tokens = training["tokens"]
         self.state.bookmark = training["bookmark"]
-        self.state.optimizer.load_state_dict(training["optimizer"])
+        self.state.optimizer.load_state_dict(training["optimizer"], self.job.world)
         self.state.non_finite = training.get("non_finite", 0)
 
     def lineage(self) -> dict[str, Any]:

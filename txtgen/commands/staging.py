@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from txtgen.distributed import gathered
+
 logger = logging.getLogger(__name__)
 
 
@@ -27,7 +29,7 @@ class Staging:
     def take(self, tree: Any) -> Any:
         """The same nested dicts, lists and tuples, their tensors on the CPU (None where they are not kept).
 
-        All ranks take the same tree together. What was taken before is overwritten.
+        All ranks take the same tree together, and of a sharded tensor the whole. What was taken before is overwritten.
         """
         taken = self._take(tree, ())
         if torch.cuda.is_available():
@@ -37,7 +39,8 @@ class Staging:
     def _take(self, value: Any, place: tuple[Any, ...]) -> Any:
         match value:
             case Tensor():
-                return self._tensor(value.detach(), place) if self.keep else None
+                whole = gathered(value.detach())
+                return self._tensor(whole, place) if self.keep else None
             case dict():
                 return {key: self._take(item, (*place, key)) for key, item in value.items()}
             case list() | tuple():

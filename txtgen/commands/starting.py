@@ -14,6 +14,7 @@ from txtgen.checkpoint import Checkpoint
 from txtgen.commands.changes import compare, require_same_run, told
 from txtgen.commands.models import select_device, training_dtype
 from txtgen.commands.run_folder import RunFolder, latest_name, next_name
+from txtgen.commands.weights import read_once
 from txtgen.config.commands import RunConfig
 from txtgen.config.data import DataConfig
 from txtgen.config.loader import dump_config
@@ -63,7 +64,7 @@ def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
     """
     device = select_device(config.device)
     dtype = training_dtype(config.train.dtype, device)
-    with open_world(device) as world:
+    with open_world(device, config.train.rank_timeout_seconds) as world:
         name = world.from_main(lambda: _folder_name(config, launch))
         folder = RunFolder(Path(config.runs_path) / name)
         if not world.is_main:
@@ -104,7 +105,7 @@ def _start(
 ) -> Start:
     if not launch.resume:
         return Start(folder, world, device, dtype, None)
-    path, checkpoint, warnings = folder.newest()
+    path, checkpoint, warnings = read_once(folder.newest, world)
     before = checkpoint.lineage
     changes = tuple(before.get("changes", ()))
     found = compare(checkpoint.config.run, config)

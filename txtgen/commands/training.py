@@ -25,6 +25,7 @@ from txtgen.data import (
     StreamReport,
     build_objective,
 )
+from txtgen.distributed import is_sharded
 from txtgen.errors import ResourceError, TxtgenError
 from txtgen.generator import Generation, Generator
 from txtgen.train import Speed, StepReport, TrainState, build_optimizer, refuse_non_finite, train
@@ -54,7 +55,8 @@ def run(job: Job, display: ProgressDisplay) -> RunResult:
         TxtgenError: with status.json saying how it failed; the last checkpoint stays.
     """
     try:
-        with listen() as stop, job.folder.logging() if job.world.is_main else nullcontext(), display:
+        log = job.folder.logging() if job.world.is_main else nullcontext()
+        with listen() as stop, log, display, job.world.together():
             session = Session(job, display, stop)
             with session.saving:
                 return session.run()
@@ -285,12 +287,14 @@ class Session:
         return self.generator.iterate(list(samples.prompts), **options)
 
     def sample(self) -> None:
-        """Show what the model makes of the sample prompts."""
-        if not self.job.world.is_main:
+        """Show what the model makes of the sample prompts. All ranks of a sharded model make it together."""
+        if not (self.job.world.is_main or is_sharded(self.job.model)):
             return
         goes_on = self.job.model.config.kind == "decoder" and chat_format(self.job.settled.data) is None
         joint = "" if goes_on else " -> "
         for generation in self.samples():
+            if not self.job.world.is_main:
+                continue
             self.display.sample(generation.prompt, generation.text, joint)
             self.journal.sample(self.state.step, generation)
             logger.info("sample at step %d: %r -> %r", self.state.step, generation.prompt, generation.text)

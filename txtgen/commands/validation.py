@@ -30,7 +30,9 @@ class Validation:
         config = self.job.config.train
         if self.batches is None:
             return {}
-        wanted = takewhile(lambda _: not stop, islice(self.batches, config.validation_batches))
+        wanted = takewhile(
+            lambda _: not self.job.world.any(bool(stop)), islice(self.batches, config.validation_batches)
+        )
         loss = evaluate_loss(self.job.model, wanted, self.job.dtype, self.job.world)
         if self.job.world.any(bool(stop)):
             return None

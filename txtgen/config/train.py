@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from txtgen.config.base import Config, Count, NonNegative, Share
 
+Sharding = Literal["replicate", "shard"]
 LearningRate = Annotated[float, Field(gt=0.0, le=10.0)]
 
 
@@ -113,6 +114,11 @@ class TrainConfig(Config):
     """At most this many tokens go through the model at once; None: all of them."""
     optimizer: OptimizerConfig = AdamWConfig()
     schedule: ScheduleConfig = CosineSchedule()
+    sharding: Sharding = "replicate"
+    """Of several ranks: replicate: each holds all weights. shard: each holds a part of the weights, gradients and
+    optimizer state, and gathers a layer's weights whenever it computes with them: for models too large for one."""
+    rank_timeout_seconds: Annotated[float, Field(gt=0.0)] = 600.0
+    """How long ranks wait for one another; a rank that is gone is noticed at once."""
     clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
     on_non_finite: Literal["stop", "skip"] = "stop"
     """Of a step whose loss or gradient is not finite, which never reaches the weights. skip: leave it out and go on."""

@@ -160,6 +160,11 @@ class Batch:
             origins=self.origins[start:stop],
         )
 
+    def unscored(self) -> "Batch":
+        """The first row with nothing to learn from it: for a rank that must compute although it has no rows left."""
+        row = self.rows(0, 1)
+        return replace(row, labels=torch.full_like(row.labels, IGNORE), origins=((),))
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
 

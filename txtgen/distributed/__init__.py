@@ -1,6 +1,21 @@
 """The ranks that train together: who they are, what becomes of them, and how gradients and weights are shared."""
 
-from txtgen.distributed.gradients import gradients_held_back, sum_gradients
+from txtgen.distributed.gradients import gradients_held_back, sum_gradients, total_norm
+from txtgen.distributed.sharding import fill, gathered, is_sharded, local, of_whole_matrices, reshard, shard, share_out
 from txtgen.distributed.world import World, open_world
 
-__all__ = ["World", "gradients_held_back", "open_world", "sum_gradients"]
+__all__ = [
+    "World",
+    "fill",
+    "gathered",
+    "gradients_held_back",
+    "is_sharded",
+    "local",
+    "of_whole_matrices",
+    "open_world",
+    "reshard",
+    "shard",
+    "share_out",
+    "sum_gradients",
+    "total_norm",
+]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from txtgen.config.train import TrainConfig
 from txtgen.data.types import Batch
-from txtgen.distributed import World, gradients_held_back, sum_gradients
+from txtgen.distributed import World, gradients_held_back, is_sharded, local, reshard, sum_gradients, total_norm
 from txtgen.errors import DivergedError
 from txtgen.model import Transformer
 from txtgen.train.cost import count_flops
@@ -58,6 +58,7 @@ def train(
         DivergedError: a loss or gradient is not finite, more often in a row than the config allows.
     """
     world = world or World()
+    reshard(state.model)
     parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
     device = parameters[0].device
     flops = count_flops(state.model)
@@ -73,9 +74,9 @@ def train(
         # Dropout depends on seed, step and rank alone, so that a resumed run draws what the straight one drew.
         torch.manual_seed(((seed * 1_000_003 + step) * 1_000_003 + world.rank) % 2**63)
         with world.together():
-            losses = _accumulate(loss, batch.to(device), config, dtype)
+            losses = _accumulate(loss, batch.to(device), config, dtype, world)
         scored, positions = world.sum([float(batch.num_scored), float(batch.num_tokens)])
-        norm = _scale_and_clip(parameters, scored, config.clip_norm)
+        norm = _scale_and_clip(parameters, scored, config.clip_norm, world, is_sharded(state.model))
         found = torch.cat([world.sum_tensor(losses), norm[None]])
         non_finite = ~found.isfinite().all()
         state.non_finite = (state.non_finite + 1) * non_finite
@@ -124,10 +125,13 @@ def refuse_non_finite(report: StepReport, config: TrainConfig) -> None:
     )
 
 
-def _accumulate(loss: nn.Module, batch: Batch, config: TrainConfig, dtype: torch.dtype) -> Tensor:
+def _accumulate(loss: nn.Module, batch: Batch, config: TrainConfig, dtype: torch.dtype, world: World) -> Tensor:
     """Add the gradients of the summed loss, micro-batch by micro-batch. Returns the sums (objective, nll) [2]."""
     total = torch.zeros(2, device=batch.input_ids.device)
     parts = list(micro_batches(batch, config.micro_batch_tokens))
+    if is_sharded(loss) and config.micro_batch_tokens is not None:
+        # A rank may have a row less than another, yet all must compute equally often.
+        parts += [parts[0].unscored()] * (world.max(len(parts)) - len(parts))
     for number, part in enumerate(parts, 1):
         with nullcontext() if number == len(parts) else gradients_held_back(loss):
             with torch.autocast(batch.input_ids.device.type, dtype=dtype, enabled=dtype != torch.float32):
@@ -146,11 +150,13 @@ def micro_batches(batch: Batch, max_tokens: int | None) -> Iterator[Batch]:
         yield batch.rows(start, start + rows)
 
 
-def _scale_and_clip(parameters: list[nn.Parameter], scored: float, clip: float | None) -> Tensor:
+def _scale_and_clip(
+    parameters: list[nn.Parameter], scored: float, clip: float | None, world: World, sharded: bool
+) -> Tensor:
     """Turn summed gradients into the gradient per scored token, then clip. Returns the norm before clipping."""
-    gradients: list[Tensor] = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
     torch._foreach_mul_(gradients, 1.0 / max(1.0, scored))
-    norm = nn.utils.get_total_norm(gradients)
+    norm = total_norm(gradients, world, parts=sharded)
     if clip is not None:
-        nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+        torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0))
     return norm

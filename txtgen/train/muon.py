@@ -5,6 +5,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from txtgen.distributed import local, of_whole_matrices
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of a quintic iteration that takes singular values quickly near 1, not exactly to it."""
@@ -54,18 +57,29 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     alike[parameter.shape].append(parameter)
             for shape, parameters in alike.items():
-                updates = torch.stack([self._with_momentum(p, group["momentum"], moves) for p in parameters])
+                updates = [self._with_momentum(p, group["momentum"], moves) for p in parameters]
+                steps = [moves * step for step in _orthogonalised_each(updates, parameters[0])]
                 length = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"] * moves)
-                torch._foreach_add_(parameters, list((moves * orthogonalised(updates)).unbind()), alpha=-length)
+                weights = [local(parameter) for parameter in parameters]
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"] * moves)
+                torch._foreach_add_(weights, steps, alpha=-length)
 
     def _with_momentum(self, parameter: Tensor, momentum: float, moves: float | Tensor) -> Tensor:
         """The gradient, ahead of the momentum that it is added to; 0 where nothing is to move."""
-        gradient, state = parameter.grad, self.state[parameter]
-        assert gradient is not None
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter.grad)
+        gradient, mean = local(parameter.grad), local(state["momentum"])
         if isinstance(moves, Tensor):
             gradient = torch.where(moves > 0, gradient, 0.0)
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(gradient)
-        state["momentum"].lerp_(gradient, (1 - momentum) * moves)
-        return gradient.lerp(state["momentum"], momentum)
+        mean.lerp_(gradient, (1 - momentum) * moves)
+        return gradient.lerp(mean, momentum)
+
+
+def _orthogonalised_each(matrices: list[Tensor], like: Tensor) -> list[Tensor]:
+    """Matrices of one shape, or the parts that this rank has of them, made orthogonal; `like` tells how they are spread
+    over the ranks."""
+    if isinstance(like, DTensor):
+        return of_whole_matrices(orthogonalised, matrices, like)
+    return list(orthogonalised(torch.stack(matrices)).unbind())

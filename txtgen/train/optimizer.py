@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from txtgen.config.train import AdamWConfig, MuonConfig, OptimizerConfig
+from txtgen.distributed import World, reshard, share_out
 from txtgen.errors import CheckpointError
 from txtgen.model import Transformer
 from txtgen.train.muon import Muon
@@ -69,8 +70,10 @@ class Optimizers:
             for name, part in self.parts.items()
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], world: World | None = None) -> None:
         """Go on from such a state. Rates and the like stay those of the config; a parameter without one begins anew.
+
+        All ranks do so together, and take the data of the tensors from rank 0.
 
         Raises:
             CheckpointError: it is of another number of parameters, and does not name them.
@@ -78,9 +81,13 @@ class Optimizers:
         if "param_groups" in state:
             state = {"adamw": state}  # of a run that began when there was nothing else
         for name, part in self.parts.items():
-            own = [self._names[parameter] for parameter in _parameters(part)]
-            saved = _by_name(state.get(name, {}), own)
-            entries = {number: saved[parameter] for number, parameter in enumerate(own) if saved.get(parameter)}
+            parameters = _parameters(part)
+            saved = _by_name(state.get(name, {}), [self._names[parameter] for parameter in parameters])
+            entries = {
+                number: {key: share_out(value, parameter, world or World()) for key, value in found.items()}
+                for number, parameter in enumerate(parameters)
+                if (found := saved.get(self._names[parameter]))
+            }
             part.load_state_dict({"state": entries, "param_groups": part.state_dict()["param_groups"]})
 
 
@@ -104,6 +111,7 @@ def _by_name(saved: dict[str, Any], names: list[str]) -> dict[str, Any]:
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
     """The optimizers of the trainable parameters; `config` with its learning rates settled."""
+    reshard(model)
     names: dict[Tensor, str] = {weight: name for name, weight in model.named_parameters() if weight.requires_grad}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     match config:
