@@ -386,6 +386,17 @@ def runs_diff(one: Run, other: Run, runs_path: ListedRuns = "runs", json_output:
     show_difference(command.diff(one, other, runs_path), json_output)
 
 
+@runs_app.command("report")
+def runs_report(name: Run, runs_path: ListedRuns = "runs", json_output: Json = False) -> None:
+    """Write report.html into a run's folder: curves, samples, config, corpus, machine, in one page."""
+    from txtgen.commands.output import write_result
+    from txtgen.commands.page import write_page
+    from txtgen.commands.run_record import find_run
+
+    path = str(write_page(find_run(name, runs_path)))
+    write_result(json.dumps({"path": path}) if json_output else path)
+
+
 @config_app.command("show")
 def config_show(
     path: Annotated[Path, typer.Argument(metavar="CONFIG.yaml")],

@@ -50,7 +50,7 @@ def test_hard_links_count_once(folder) -> None:
 
 def test_one_run_is_shown(trained, capfd) -> None:
     shown = json.loads(output(["runs", "show", str(trained / "runs" / "decoder"), "--json"], capfd))
-    assert shown["summary"]["last"]["step"] == 6
+    assert shown["summary"]["last"]["tokens"] > 0
     assert shown["summary"]["typical"]["tokens_per_second"] > 0
     assert shown["num_samples"] == 2
     assert shown["about"]["corpus"][0]["estimated_tokens"] > 0
@@ -87,7 +87,7 @@ def test_differences_are_told_key_by_key(trained, capfd) -> None:
     assert [one["name"] for one in found["runs"]] == ["decoder", "translator"]
     table = output(["runs", "diff", *runs], capfd)
     assert "encoder_decoder" in table
-    assert "best val_bleu" in table
+    assert "best BLEU" in table
     assert "the configs are the same" in output(["runs", "diff", "decoder", *runs[:1], *runs[2:]], capfd)
 
 

@@ -1,6 +1,7 @@
 """What a run in progress writes down for people: metrics, samples, and what it is made of."""
 
 import json
+import logging
 import os
 import platform
 import time
@@ -8,11 +9,14 @@ from typing import Any
 
 import txtgen
 from txtgen.commands.job import Job
+from txtgen.commands.page import write_page
 from txtgen.commands.run_record import read_object
 from txtgen.commands.starting import environment
 from txtgen.data import corpus_statistics
 from txtgen.generator import Generation
 from txtgen.model import count_parameters
+
+logger = logging.getLogger(__name__)
 
 
 class Journal:
@@ -21,6 +25,7 @@ class Journal:
     def __init__(self, job: Job) -> None:
         self.job, self.folder = job, job.folder
         self.writes = job.world.is_main
+        self._page_due, self._page_failed = 0.0, False
 
     def begin(self, step: int) -> None:
         """Say in run.json what the run is, and from which step on and on what machine it goes on now."""
@@ -47,6 +52,20 @@ class Journal:
             "starts": [*(starts if isinstance(starts, list) else []), {"step": step, **self._machine()}],
         }
         self.folder.write_note(self.folder.about, json.dumps(about, indent=1) + "\n")
+
+    def page(self, *, now: bool = False) -> None:
+        """Write report.html, if that is worth its time: it may take a hundredth of the run's, more only `now`."""
+        started = time.monotonic()
+        if not self.writes or (not now and started < self._page_due):
+            return
+        try:
+            write_page(self.folder.path)
+        except Exception as error:  # a page must never cost the run
+            if not self._page_failed:
+                logger.warning("report.html could not be written: %s", error)
+            self._page_failed = True
+        taken = time.monotonic() - started
+        self._page_due = started + 100 * taken
 
     def _machine(self) -> dict[str, Any]:
         job = self.job

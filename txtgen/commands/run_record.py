@@ -3,7 +3,8 @@
 import json
 import os
 import socket
-from collections.abc import Iterator
+from array import array
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,8 +168,12 @@ def read_lines(path: Path, problems: list[str], containing: str = "") -> list[di
         problems: where complaints are added.
         containing: only lines with this text are looked at.
     """
+    return sorted(read_objects(path, problems, containing), key=lambda line: int(line["step"]))
+
+
+def read_objects(path: Path, problems: list[str], containing: str = "") -> Iterator[dict[str, Any]]:
+    """As `read_lines`, one after the other, in the order of the file."""
     damaged = 0
-    found: list[dict[str, Any]] = []
     try:
         for line in _lines(path):
             if containing.encode() not in line:
@@ -176,14 +181,30 @@ def read_lines(path: Path, problems: list[str], containing: str = "") -> list[di
             try:
                 content = json.loads(line)
                 content["step"] = int(content["step"])
-                found.append(content)
             except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
                 damaged += 1
+            else:
+                yield content
     except OSError as error:
         problems.append(f"{path.name}: {error.strerror or error}")
     if damaged:
         problems.append(f"{path.name}: {damaged} damaged line{'s' * (damaged > 1)}")
-    return sorted(found, key=lambda line: int(line["step"]))
+
+
+Columns = dict[str, tuple["array[float]", "array[float]"]]
+"""Steps and values of each metric, in the order of the file."""
+
+
+def read_columns(path: Path, keys: Collection[str]) -> Columns:
+    """The finite numbers of metrics.jsonl under some keys, without its lines, of which a long run has many."""
+    columns: Columns = {key: (array("d"), array("d")) for key in keys}
+    for line in read_objects(path, []):
+        for key in columns.keys() & line.keys():
+            value = number(line[key])
+            if value is not None:
+                columns[key][0].append(line["step"])
+                columns[key][1].append(value)
+    return columns
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -1,17 +1,23 @@
 """How runs are shown: tables for people, JSON for programs."""
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from txtgen.commands.console import columns, duration, table
+from txtgen.commands.console import columns, table
+from txtgen.commands.figures import formatted, moment, written
 from txtgen.commands.output import write_result
 from txtgen.commands.run_record import number, section
 from txtgen.commands.runs import RunDetails, RunDifference, RunSummary, last_start
 
-MEASURES = {"val_loss": ".4f", "val_bits_per_byte": ".4f", "val_bleu": ".2f", "val_chrf": ".2f"}
+MEASURES = {
+    "val_loss": ("loss", ".4f"),
+    "val_bits_per_byte": ("bits per byte", ".4f"),
+    "val_bleu": ("BLEU", ".2f"),
+    "val_chrf": ("chrF", ".2f"),
+}
+"""What validation finds: its name, and how it is written."""
 
 
 def show_list(runs: Sequence[RunSummary], runs_path: str, as_json: bool) -> None:
@@ -34,7 +40,7 @@ def _line(run: RunSummary) -> tuple[str, ...]:
         measured(run.best),
         "?" if run.parameters is None else f"{run.parameters:,}",
         moment(run.time),
-        size(run.num_bytes),
+        written(run.num_bytes, "bytes", 3),
         "; ".join(run.problems),
     )
 
@@ -52,7 +58,7 @@ def show_run(details: RunDetails, as_json: bool) -> None:
         "step": _step(run),
         "last heard of": moment(run.time),
         **_figures(run),
-        "size": size(run.num_bytes),
+        "size": written(run.num_bytes, "bytes", 3),
         "checkpoints": ", ".join(details.checkpoints) or "none",
         "samples": f"{details.num_samples:,}",
     }
@@ -90,16 +96,16 @@ def _pairs(values: dict[str, tuple[Any, Any]]) -> list[tuple[str, ...]]:
 
 def _compared(run: RunSummary) -> dict[str, str]:
     """The same figures of every run, "" where it has none."""
-    best = {key: _formatted(run.best.get(key), spec) for key, spec in MEASURES.items()}
-    figures = ("loss", "tokens", "seconds", "tokens per second", "MFU", "waiting for data", "peak memory")
+    best = {f"best {name}": formatted(run.best.get(key), spec) for key, (name, spec) in MEASURES.items()}
+    figures = ("loss", "tokens", "time", "tokens per second", "MFU", "waiting for data", "peak memory")
     known = _figures(run)
     return {
         "state": run.state,
         "step": _step(run),
-        **{f"best {key}": value for key, value in best.items()},
-        "best at step": _formatted(run.best.get("step"), ",d"),
+        **best,
+        "best at step": formatted(run.best.get("step"), ",d"),
         **{key: str(known.get(key, "")) for key in figures},
-        "parameters": _formatted(run.parameters, ",d"),
+        "parameters": formatted(run.parameters, ",d"),
     }
 
 
@@ -108,36 +114,26 @@ def _figures(run: RunSummary) -> dict[str, object]:
     if run.best:
         rows["best"] = measured(run.best)
     last, typical = run.last, run.typical
-    for key, name, spec in (("loss", "loss", ".4f"), ("tokens", "tokens", ",d")):
-        if number(last.get(key)) is not None:
-            rows[name] = _formatted(last[key], spec)
-    if (seconds := number(last.get("seconds"))) is not None:
-        rows["seconds"] = duration(seconds)
-    for key, name, spec in (
-        ("tokens_per_second", "tokens per second", ",.0f"),
-        ("mfu", "MFU", ".1%"),
-        ("data_wait_share", "waiting for data", ".1%"),
+    for figures, key, name, spec in (
+        (last, "loss", "loss", ".4f"),
+        (last, "tokens", "tokens", ",d"),
+        (last, "seconds", "time", "duration"),
+        (typical, "tokens_per_second", "tokens per second", ",.0f"),
+        (typical, "mfu", "MFU", ".1%"),
+        (typical, "data_wait_share", "waiting for data", ".1%"),
     ):
-        if key in typical:
-            rows[name] = _formatted(typical[key], spec)
+        if figure := formatted(figures.get(key), spec):
+            rows[name] = figure
     if run.peak_memory_bytes is not None:
-        rows["peak memory"] = size(run.peak_memory_bytes)
+        rows["peak memory"] = written(run.peak_memory_bytes, "bytes", 3)
     return rows
-
-
-def _formatted(value: Any, spec: str) -> str:
-    """A number as its kind of figure is written, "" for anything else."""
-    found = number(value)
-    if found is None:
-        return ""
-    return format(round(found), spec) if spec.endswith("d") else format(found, spec)
 
 
 def measured(best: dict[str, Any]) -> str:
     """What validation found, in a few words."""
     found = [
-        f"{name} {_formatted(best[key], MEASURES[key])}"
-        for key, name in (("val_loss", "loss"), ("val_bleu", "BLEU"))
+        f"{MEASURES[key][0]} {formatted(best[key], MEASURES[key][1])}"
+        for key in ("val_loss", "val_bleu")
         if number(best.get(key)) is not None
     ]
     return f"{', '.join(found)} at {best['step']:,}" if found else ""
@@ -155,30 +151,10 @@ def source_line(source: Any) -> str:
         ("bytes_per_token", "bytes per token", ".2f"),
         ("byte_fallback_rate", "byte fallback", ".2%"),
     ):
-        if figure := _formatted(source.get(key), spec):
+        if figure := formatted(source.get(key), spec):
             parts.append(f"{words} {figure}" if spec.endswith("%") else f"{figure} {words}")
     return ", ".join(parts)
 
 
 def _step(run: RunSummary) -> str:
     return "?" if run.step is None else f"{run.step:,}" + ("" if run.steps is None else f" of {run.steps:,}")
-
-
-def moment(seconds: float | None) -> str:
-    """A point in time, in the time of the place."""
-    if seconds is None:
-        return "?"
-    try:
-        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-    except (ValueError, OverflowError, OSError):
-        return "?"
-
-
-def size(num_bytes: float) -> str:
-    """Bytes as people say them."""
-    amount, unit = float(num_bytes), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if amount < 999.5 or unit == "TB":
-            break
-        amount /= 1000
-    return f"{amount:.0f} {unit}" if unit == "B" or amount >= 99.5 else f"{amount:.1f} {unit}"

@@ -5,10 +5,12 @@ from statistics import median
 from typing import Any
 
 from txtgen.commands.changes import flatten
-from txtgen.commands.run_record import RunRecord, find_run, find_runs, number, read_lines, read_run
+from txtgen.commands.run_record import Columns, RunRecord, find_run, find_runs, read_columns, read_lines, read_run
 
-FIGURES = ("tokens_per_second", "mfu", "data_wait_share")
-"""Metrics of a step whose median tells how fast a run was."""
+LAST = ("loss", "tokens", "seconds")
+TYPICAL = ("tokens_per_second", "mfu", "data_wait_share")
+MEMORY = "peak_memory_bytes"
+"""Metrics of which a summary tells the last value, the median, or the greatest."""
 
 UNTOLD = ("name", "runs_path")
 """Keys in which any two runs differ."""
@@ -18,7 +20,8 @@ UNTOLD = ("name", "runs_path")
 class RunSummary:
     """A run in figures.
 
-    state, problems, best: as in RunRecord. last: metrics of the last step that was noted. typical: medians over the
+    state, problems, best: as in RunRecord. last: loss, tokens and seconds of the last step
+    that was noted. typical: medians over the
     steps. peak_memory_bytes: the greatest. time: when it was last heard of, in seconds since 1970.
     """
 
@@ -30,7 +33,7 @@ class RunSummary:
     step: int | None
     steps: int | None
     best: dict[str, Any]
-    last: dict[str, Any]
+    last: dict[str, float]
     typical: dict[str, float]
     peak_memory_bytes: float | None
     parameters: int | None
@@ -62,7 +65,7 @@ class RunDifference:
 
 def list_runs(runs_path: str = "runs") -> list[RunSummary]:
     """Every run under a folder, the one last heard of first; a damaged one says so."""
-    runs = [summarise(read_run(path), skim=True) for path in find_runs(runs_path)]
+    runs = [summarise(read_run(path)) for path in find_runs(runs_path)]
     return sorted(runs, key=lambda run: run.time or 0.0, reverse=True)
 
 
@@ -77,7 +80,7 @@ def show(name: str, runs_path: str = "runs") -> RunDetails:
         CheckpointError: there is no such run.
     """
     record = read_run(find_run(name, runs_path))
-    summary = summarise(record)
+    summary = _whole(record)
     checkpoints = sorted(path.name for path in record.paths.checkpoints.glob("step-*.pth"))
     named = [path.name for path in (record.paths.last, record.paths.best) if path.exists()]
     samples = read_lines(record.paths.samples, [])
@@ -93,10 +96,14 @@ def diff(one: str, other: str, runs_path: str = "runs") -> RunDifference:
     records = [read_run(find_run(name, runs_path)) for name in (one, other)]
     config = _different(*(record.config for record in records))
     return RunDifference(
-        runs=(summarise(records[0]), summarise(records[1])),
+        runs=(_whole(records[0]), _whole(records[1])),
         config={key: values for key, values in config.items() if key not in UNTOLD},
         environment=_different(*(last_start(record.about) for record in records)),
     )
+
+
+def _whole(record: RunRecord) -> RunSummary:
+    return summarise(record, read_columns(record.paths.metrics, (*LAST, *TYPICAL, MEMORY)))
 
 
 def last_start(about: dict[str, Any]) -> dict[str, Any]:
@@ -112,12 +119,10 @@ def _different(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[An
     return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
 
 
-def summarise(record: RunRecord, *, skim: bool = False) -> RunSummary:
-    """A run in figures; `skim` leaves out those that need every line of its metrics."""
-    problems = list(record.problems)
-    steps = [] if skim else read_lines(record.paths.metrics, [], containing='"loss"')
-    columns = {key: [value for line in steps if (value := number(line.get(key))) is not None] for key in FIGURES}
-    memory = [value for line in steps if (value := number(line.get("peak_memory_bytes"))) is not None]
+def summarise(record: RunRecord, columns: Columns | None = None) -> RunSummary:
+    """A run in figures; those that need every line of its metrics only if `columns` hold them."""
+    columns = columns or {}
+    values = {key: column for key in (*LAST, *TYPICAL, MEMORY) if (column := columns.get(key, ((), ()))[1])}
     reason = record.status.get("reason")
     return RunSummary(
         name=record.name,
@@ -128,11 +133,11 @@ def summarise(record: RunRecord, *, skim: bool = False) -> RunSummary:
         step=record.step,
         steps=record.steps,
         best=record.best,
-        last=steps[-1] if steps else {},
-        typical={key: median(values) for key, values in columns.items() if values},
-        peak_memory_bytes=max(memory, default=None),
+        last={key: values[key][-1] for key in LAST if key in values},
+        typical={key: median(values[key]) for key in TYPICAL if key in values},
+        peak_memory_bytes=max(values.get(MEMORY, ()), default=None),
         parameters=record.parameters,
         time=record.time,
         num_bytes=record.num_bytes,
-        problems=tuple(problems),
+        problems=tuple(record.problems),
     )

@@ -70,6 +70,8 @@ def run(job: Job, display: ProgressDisplay) -> RunResult:
                 "set train.micro_batch_tokens lower (the batch stays the same), or shrink the model",
             ) from error
         raise
+    finally:
+        Journal(job).page(now=True)
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -266,6 +268,7 @@ class Session:
             self.record(metrics)
         if not self.job.config.samples.every:
             self.sample()  # samples that have no rhythm of their own follow validation
+        self.journal.page()
 
     def record(self, metrics: dict[str, float]) -> None:
         """Show and write what was measured."""
