@@ -4,12 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
 from txtgen.config.tokenizer import SentencePieceConfig
 from txtgen.data.types import IGNORE, Batch
 from txtgen.model import Transformer, build_model, init_weights
 from txtgen.tokenizer import Tokenizer, train_sentencepiece
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("txtgen", deadline=None)
+settings.load_profile("txtgen")
 
 # Tiny tensors gain nothing from threads, and threads that wait for a busy core make the suite crawl.
 torch.set_num_threads(1)

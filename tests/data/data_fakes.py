@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from txtgen.config.data import DataConfig
 from txtgen.data import Batch, Objective, build_objective
@@ -13,6 +13,9 @@ from txtgen.tokenizer import Special, SpecialNames
 
 PAD, BOS, EOS, UNK = 256, 257, 258, 259
 CONTROL = {"<|system|>": 260, "<|user|>": 261, "<|assistant|>": 262}
+SENTINELS = {f"<extra_id_{number}>": 263 + number for number in range(40)}
+MASK = 303
+FIM = {"<|fim_prefix|>": 304, "<|fim_suffix|>": 305, "<|fim_middle|>": 306}
 
 
 class ByteTokenizer:
@@ -20,13 +23,13 @@ class ByteTokenizer:
 
     kind = "bytes"
     special = Special(pad_id=PAD, unk_id=UNK, bos_id=BOS, eos_id=EOS)
-    control_ids = CONTROL
+    control_ids: ClassVar = {**CONTROL, **SENTINELS, "<mask>": MASK, **FIM}
     byte_ids = frozenset(range(256))
     leading_space = False
     names = SpecialNames(bos="<s>", eos="</s>", control=tuple(CONTROL))
 
     def __len__(self) -> int:
-        return 263
+        return 307
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())

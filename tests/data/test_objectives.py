@@ -53,7 +53,7 @@ def test_causal_lm_of_one_token_in_the_middle_is_nothing_and_of_a_megabyte_is_al
 def test_a_batch_is_its_records_one_by_one():
     records = [TextRecord(text, HERE) for text in ("one", "zwei", "trois", "")]
     causal = objective("causal_lm")
-    for record, outcome in zip(records, causal.batch(records), strict=True):
+    for record, outcome in zip(records, causal.batch(records, range(len(records))), strict=True):
         assert [example.labels.tolist() for example in outcome] == [e.labels.tolist() for e in causal(record)]
 
 
@@ -162,7 +162,7 @@ def test_seq2seq_of_a_conversation_has_an_example_for_every_reply():
 
 def test_pairs_and_conversations_in_one_batch_keep_their_order():
     records = [PairRecord("a", "b", HERE), chat(("user", "c"), ("assistant", "d")), PairRecord("e", "f", HERE)]
-    outcomes = objective("seq2seq").batch(records)
+    outcomes = objective("seq2seq").batch(records, range(len(records)))
     assert [outcome[0].labels.tolist() for outcome in outcomes] == [ids(text, EOS) for text in "bdf"]
 
 

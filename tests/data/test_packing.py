@@ -1,3 +1,5 @@
+from functools import lru_cache
+
 import numpy as np
 import pytest
 import torch
@@ -13,20 +15,21 @@ from txtgen.data.types import IGNORE, Example, Origin
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=20)
 
 
+@lru_cache
 def objective(separate=True):
     return objective_of(data_config({"path": "x"}, objective={"kind": "causal_lm", "separate_documents": separate}))
 
 
-def example(number, size, source=0, bidirectional=0):
+def example(number, size, source=0, bidirectional=0, splittable=False):
     ids = np.full(size, number, np.int64)
     labels = np.arange(size, dtype=np.int64)
     sources = np.full(source, 200 + number, np.int64) if source else None
-    return Example(ids, labels, Origin(0, "x", number), sources, bidirectional)
+    return Example(ids, labels, Origin(0, "x", number), sources, bidirectional, splittable)
 
 
 def pack(sizes, length, splittable, bidirectional=0):
-    examples = iter([example(number, size, 0, bidirectional) for number, size in enumerate(sizes)])
-    packer = Packer(lambda: [found] if (found := next(examples, None)) else [], splittable, report := StreamReport())
+    examples = iter([example(number, size, 0, bidirectional, splittable) for number, size in enumerate(sizes)])
+    packer = Packer(lambda: [found] if (found := next(examples, None)) else [], report := StreamReport())
     batches = []
     while True:
         rows = Rows(1, length, objective())
@@ -98,7 +101,7 @@ def test_bytes_of_a_row_are_those_of_its_scored_tokens():
     text = "grüße 世界"
     rows = Rows(2, 5, objective())
     ids = np.array(ByteTokenizer().encode(text), np.int64)
-    packer = Packer(iter([[Example(ids, ids, Origin(0, "x", 0))], []]).__next__, True, StreamReport())
+    packer = Packer(iter([[Example(ids, ids, Origin(0, "x", 0), splittable=True)], []]).__next__, StreamReport())
     assert all(packer.fill(rows, row) for row in range(2))
     assert rows.batch().bytes == 10
     assert rows.batch(slice(1, 2)).bytes == 5

@@ -11,7 +11,10 @@ from data_fakes import EOS, ByteTokenizer, data_config, documents_of, objective_
 
 from txtgen.config.data import DataConfig, Seq2SeqObjective, TsvSource
 from txtgen.data import StreamReport, blocks, buckets, build_objective, merge_bookmarks, train_stream
+from txtgen.data.corpora import open_corpora
 from txtgen.data.order import keyed_permutation, keyed_word
+from txtgen.data.report import BadRecordPolicy
+from txtgen.data.supply import Feed
 from txtgen.data.types import IGNORE
 from txtgen.errors import CheckpointError, ConfigError, DataError
 
@@ -66,11 +69,28 @@ def config_of(corpus, task):
             return data_config(chat, tsv, objective={"kind": "chat"}, validation={"fraction": 0.2})
         case "seq2seq":
             return data_config(tsv, chat, objective={"kind": "seq2seq"})
+        case "prefix":
+            return data_config(books, lines, objective={"kind": "prefix_lm"})
+        case "spans":
+            return data_config(books, objective={"kind": "span_corruption", "num_sentinels": 40})
+        case "middle":
+            return data_config(books, lines, objective={"kind": "fill_in_middle", "rate": 0.7})
+        case "mixture":
+            spans = {"kind": "span_corruption", "weight": 3.0, "num_sentinels": 40}
+            parts = [{"kind": kind, "weight": 1.0} for kind in ("causal_lm", "prefix_lm", "fill_in_middle", "chat")]
+            return data_config(books, chat, tsv, objective={"kind": "mixture", "parts": [spans, *parts]})
+        case "denoising":
+            return data_config(books, objective={"kind": "denoising", "delete_ratio": 0.1})
+        case "pairs":
+            spans = {"kind": "span_corruption", "num_sentinels": 40}
+            parts = [spans, *({"kind": kind} for kind in ("denoising", "prefix_lm", "seq2seq"))]
+            return data_config(books, lines, tsv, objective={"kind": "mixture", "parts": parts})
         case "tiny":
             return data_config({"path": f"{corpus}/books/0.txt"})
 
 
-TASKS = ["causal", "separate", "continuous", "chat", "seq2seq", "tiny"]
+DRAWN = ["prefix", "spans", "middle", "mixture", "denoising", "pairs"]
+TASKS = ["causal", "separate", "continuous", "chat", "seq2seq", "tiny", *DRAWN]
 BATCH_TOKENS, LENGTH = 512, 128
 
 
@@ -183,6 +203,28 @@ def test_no_two_lanes_read_the_same_text_in_an_epoch(corpus):
         ended.update(offset for offset, text in documents_of(batch) if text.endswith(b"$"))
     assert len(ended) > 20
     assert max(ended.values()) == 1
+
+
+@pytest.mark.parametrize("task", DRAWN)
+def test_a_document_is_drawn_anew_each_epoch_and_for_each_seed(corpus, task):
+    """What is made of a document: always the same in an epoch of a seed, seldom the same in another."""
+    data = config_of(corpus, task)
+    policy = BadRecordPolicy(data, StreamReport())
+    versions = {}
+    for seed in (1, 2):
+        feed = Feed(open_corpora(data.sources)[0], objective_of(data, LENGTH), policy, seed)
+        for epoch in (0, 1, 2, 1):
+            for block in range(len(feed)):
+                opened = feed.open(epoch * len(feed) + block)
+                for unit, examples in zip(opened.order, feed.examples(opened, 0), strict=True):
+                    place = (opened.units.block.file, opened.units.offset(unit))
+                    parts = [
+                        part for e in examples for part in (e.input_ids, e.labels, e.source_ids) if part is not None
+                    ]
+                    made = b"".join(part.tobytes() for part in parts)
+                    assert versions.setdefault(place, {}).setdefault((seed, epoch), made) == made
+    different = [len(set(made.values())) for made in versions.values()]
+    assert sum(different) > 0.6 * 6 * len(different)
 
 
 def test_blocks_are_in_another_order_each_epoch(tmp_path):

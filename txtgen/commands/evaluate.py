@@ -8,22 +8,25 @@ from txtgen.checkpoint import load_model
 from txtgen.commands.models import inference_dtype, resolve_model, select_device
 from txtgen.commands.sources import guess_source
 from txtgen.config.commands import CheckpointConfig, EvaluateConfig, row_length
-from txtgen.config.data import DataConfig, Seq2SeqObjective
+from txtgen.config.data import DataConfig, ObjectiveConfig, Seq2SeqObjective
 from txtgen.config.loader import config_from_tree
 from txtgen.config.model import EncoderDecoderConfig
-from txtgen.data import build_objective, validation_batches, validation_pairs
+from txtgen.config.objectives import TEXTS
+from txtgen.data import build_objective, validation_pairs, validation_parts
 from txtgen.errors import ConfigError, DataError, UsageError
-from txtgen.evaluate import LossMetrics, TranslationMetrics, evaluate_loss, translate_pairs
+from txtgen.evaluate import LossMetrics, TranslationMetrics, evaluate_loss, translate_pairs, weighted_loss
 from txtgen.files import replace_file
 from txtgen.generator import Generator
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What was measured: loss always, translation scores for pairs unless they were not wanted."""
+    """What was measured: loss always, of a mixture also that of each part by name; translation scores for pairs unless
+    they were not wanted."""
 
     model: str
     loss: LossMetrics
+    parts: dict[str, LossMetrics]
     translation: TranslationMetrics | None
 
 
@@ -49,14 +52,13 @@ def run(config: EvaluateConfig) -> Evaluation:
         framing=loaded.config.framing,
     )
     seed = trained_on.get("seed", 0)
-    batches = validation_batches(
-        data, objective, batch_tokens=max(config.batch_tokens, length), length=length, seed=seed
-    )
-    loss = evaluate_loss(loaded.model, batches)
+    batches = validation_parts(data, objective, batch_tokens=max(config.batch_tokens, length), length=length, seed=seed)
+    found = {name: evaluate_loss(loaded.model, part) for name, part in batches.items()}
+    loss = weighted_loss(found, objective.weights) if objective.weights else found.pop("")
     translation = None
-    if config.translate and isinstance(data.objective, Seq2SeqObjective):
+    if config.translate and any(isinstance(part, Seq2SeqObjective) for part in data.objective.members):
         translation = _translate(Generator(loaded, batch_size=64), data, seed, config)
-    return Evaluation(str(path), loss, translation)
+    return Evaluation(str(path), loss, found, translation)
 
 
 def _row_length(config: EvaluateConfig, model: CheckpointConfig) -> int:
@@ -99,7 +101,8 @@ def _data(config: EvaluateConfig, trained_on: dict[str, Any], seq2seq: bool, whe
     texts = [source["documents"] for source in own.get("sources", ()) if source.get("kind") == "text"]
     source = guess_source(list(config.paths), config.target, texts[0] if texts else "file")
     objective = own.get("objective") or {"kind": "seq2seq" if seq2seq else "causal_lm"}
-    if source["kind"] in ("text", "jsonl") and not seq2seq and objective["kind"] != "causal_lm":
+    readable = config_from_tree(ObjectiveConfig, objective).readable
+    if source["kind"] in TEXTS and source["kind"] not in readable and not seq2seq:
         objective = {"kind": "causal_lm"}
     bleu = config.bleu_tokenizer or (own.get("validation") or {}).get("bleu_tokenizer", "13a")
     tree = {

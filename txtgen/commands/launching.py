@@ -16,8 +16,10 @@ from txtgen.config.commands import FinetuneConfig, PretrainConfig, row_length
 from txtgen.config.data import DataConfig
 from txtgen.config.loader import config_from_tree, load_config
 from txtgen.config.model import EncoderDecoderConfig
+from txtgen.config.objectives import MASK, SENTINEL, TEXTS
 from txtgen.data import describe
 from txtgen.errors import UsageError
+from txtgen.tokenizer import Tokenizer
 
 BUILTIN_BATCH_TOKENS = 4096
 MIN_VALIDATED_BYTES = 200_000
@@ -97,11 +99,20 @@ def _builtin_settings(request: Request) -> list[str]:
     if request.command == "finetune":
         if request.base is None:
             raise UsageError("finetuning needs a model to start from", "", "add --base MODEL")
-        base = load_checkpoint(resolve_model(request.base, request.runs_path)).config
-        length = row_length(None, base.model, base.framing)
+        base = load_checkpoint(resolve_model(request.base, request.runs_path))
+        length = row_length(None, base.config.model, base.config.framing)
         settings.append(f"train.batch_tokens={length * max(1, BUILTIN_BATCH_TOKENS // length)}")
-        if isinstance(base.model, EncoderDecoderConfig):
-            settings.append("data.objective.kind=seq2seq")
-        elif source["kind"] not in ("text", "jsonl"):
-            settings.append("data.objective.kind=chat")
+        has_encoder = isinstance(base.config.model, EncoderDecoderConfig)
+        settings.append(f"data.objective.kind={_objective(source['kind'] in TEXTS, has_encoder, base.tokenizer)}")
     return settings
+
+
+def _objective(texts: bool, has_encoder: bool, tokenizer: Tokenizer) -> str:
+    """What is learnt by finetuning if nobody says. Of texts, an encoder-decoder mends those that are spoilt, by the
+    tokens for it that its tokenizer has."""
+    if not has_encoder:
+        return "causal_lm" if texts else "chat"
+    if not texts:
+        return "seq2seq"
+    masks = MASK in tokenizer.control_ids and SENTINEL.format(0) not in tokenizer.control_ids
+    return "denoising" if masks else "span_corruption"

@@ -116,6 +116,7 @@ def _tokenizer(settings: TokenizerConfig, config: PretrainConfig, which: Side, d
     if settings.path is not None:
         return load_tokenizer(settings.path)
     texts = sample_texts(config.data, which, max_bytes=settings.sample_bytes, seed=config.seed)
-    tokenizer, sample = train_sentencepiece(settings, texts)
+    symbols = config.data.objective.control_symbols
+    tokenizer, sample = train_sentencepiece(settings.reserving(symbols), texts)
     display.note(f"tokenizer: {len(tokenizer):,} pieces from {sample.bytes_used:,} bytes of text")
     return tokenizer

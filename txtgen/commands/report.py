@@ -35,6 +35,8 @@ def report_evaluation(evaluation: Evaluation, as_json: bool) -> None:
         "tokens": f"{loss.tokens:,}",
         "bytes": f"{loss.bytes:,}",
     }
+    for name, part in evaluation.parts.items():
+        rows[f"loss, {name}"] = f"{part.loss:.4f} nats per token, {part.tokens:,} tokens"
     if translation is not None:
         rows["BLEU"] = f"{translation.bleu:.2f}   {translation.bleu_signature}"
         rows["chrF"] = f"{translation.chrf:.2f}   {translation.chrf_signature}"

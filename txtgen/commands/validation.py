@@ -4,9 +4,9 @@ from itertools import islice, takewhile
 
 from txtgen.commands.job import Job
 from txtgen.commands.signals import StopRequest
-from txtgen.data import Objective, validation_batches, validation_pairs
+from txtgen.data import Objective, validation_pairs, validation_parts
 from txtgen.errors import DataError
-from txtgen.evaluate import evaluate_loss, translate_pairs
+from txtgen.evaluate import LossMetrics, evaluate_loss, translate_pairs, weighted_loss
 from txtgen.generator import Generator
 
 
@@ -17,26 +17,30 @@ class Validation:
         self.job, self.generator = job, generator
         data = job.config.data
         holds_out = bool(data.validation.sources or data.validation.fraction)
-        self.batches = validation_batches(data, objective, **job.stream_options) if holds_out else None
+        self.weights = objective.weights
+        self.parts = validation_parts(data, objective, **job.stream_options) if holds_out else {}
 
     def measure(self, stop: StopRequest) -> dict[str, float] | None:
         """Loss, bits per byte, and BLEU and chrF if one of them is the metric; empty if no text is held out.
 
-        None if any rank was asked to stop, for then only a part was measured.
+        Of a mixture every part is measured on all of the text, and the loss of the whole is the mean by weight.
+        None if any rank was asked to stop, for then only some of it was measured.
 
         Raises:
             DataError: BLEU or chrF is wanted, and the held-out text has no pairs.
         """
         config = self.job.config.train
-        if self.batches is None:
+        if not self.parts:
             return {}
-        wanted = takewhile(
-            lambda _: not self.job.world.any(bool(stop)), islice(self.batches, config.validation_batches)
-        )
-        loss = evaluate_loss(self.job.model, wanted, self.job.dtype, self.job.world)
-        if self.job.world.any(bool(stop)):
-            return None
+        found: dict[str, LossMetrics] = {}
+        for name, batches in self.parts.items():
+            wanted = takewhile(lambda _: not self.job.world.any(bool(stop)), islice(batches, config.validation_batches))
+            found[name] = evaluate_loss(self.job.model, wanted, self.job.dtype, self.job.world)
+            if self.job.world.any(bool(stop)):
+                return None
+        loss = weighted_loss(found, self.weights) if self.weights else found[""]
         metrics = {"val_loss": loss.loss, "val_bits_per_byte": loss.bits_per_byte}
+        metrics.update({f"val_loss_{name}": part.loss for name, part in found.items() if name})
         if config.validation_metric != "loss":
             metrics.update(self._translate())
         return metrics

@@ -1,6 +1,6 @@
 """The base of every configuration class: strict, frozen, and able to name all its problems at once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
@@ -38,6 +38,11 @@ class Config(BaseModel):
     def problems(self) -> Iterator[tuple[str, str]]:
         """Pairs of (key, complaint) for whatever concerns more than one key; the key may be dotted."""
         return iter(())
+
+    @classmethod
+    def written_in_short(cls, _node: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The section, its kind included, that a mapping without a kind stands for; None if it is not in short."""
+        return None
 
     @model_validator(mode="after")
     def _refuse_problems(self, info: ValidationInfo) -> Self:

@@ -8,15 +8,18 @@ from pydantic import Field
 from txtgen.config.base import Config, Count, Expected, NonNegative, Seed, Share
 from txtgen.config.data import (
     BleuTokenizer,
-    CausalLmObjective,
     ChatFormat,
     ChatObjective,
     DataConfig,
+    MixtureObjective,
+    ObjectiveConfig,
+    PartConfig,
     Seq2SeqObjective,
     TokensChatFormat,
 )
 from txtgen.config.decoding import DecodingConfig, GreedyConfig, SampleConfig
 from txtgen.config.model import EncoderDecoderConfig, ModelConfig, TransformerConfig
+from txtgen.config.objectives import TEXTS, Objective
 from txtgen.config.tokenizer import Framing, TokenizerConfig
 from txtgen.config.train import TrainConfig
 from txtgen.errors import ConfigError
@@ -66,19 +69,29 @@ def row_length(said: int | None, model: TransformerConfig, framing: Framing | No
     return said or min(model.max_length, most)
 
 
+def objective_keys(objective: ObjectiveConfig) -> Iterator[tuple[str, Objective]]:
+    """The objective itself, or the parts of a mixture, each with the dotted key of its kind."""
+    if not isinstance(objective, MixtureObjective):
+        yield "data.objective.kind", objective
+        return
+    for number, part in enumerate(objective.parts):
+        yield f"data.objective.parts.{number}.kind", part
+
+
 def architecture_problems(
-    model: TransformerConfig, data: DataConfig, train: TrainConfig, framing: Framing | None = None
+    model: ModelConfig, data: DataConfig, train: TrainConfig, framing: Framing | None = None
 ) -> Iterator[tuple[str, str]]:
     """What does not fit between a model and what it is to learn, as (dotted key, complaint)."""
-    seq2seq = isinstance(data.objective, Seq2SeqObjective)
-    if isinstance(model, EncoderDecoderConfig) and not seq2seq:
-        yield "data.objective.kind", f"{data.objective.kind} needs a decoder, but the model is an encoder_decoder"
-    if not isinstance(model, EncoderDecoderConfig) and seq2seq:
-        yield "data.objective.kind", "seq2seq needs an encoder_decoder, but the model is a decoder"
-    pairs = {"parallel", "tsv", "jsonl_pairs", "chat"}
+    kinds = {source.kind for source in data.sources}
+    names = {"decoder": "a decoder", "encoder_decoder": "an encoder_decoder"}
+    for key, part in objective_keys(data.objective):
+        if model.kind not in part.architectures:
+            yield key, f"{part.kind} needs {names[part.architectures[0]]}, but the model is {names[model.kind]}"
+        elif part is not data.objective and not part.reads & kinds:
+            yield key, f"there is no source that {part.kind} could read"
     for group, sources in (("data.sources", data.sources), ("data.validation.sources", data.validation.sources)):
         for number, source in enumerate(sources):
-            if (source.kind in pairs) == (data.objective.kind == "causal_lm"):
+            if source.kind not in data.objective.readable:
                 yield (
                     f"{group}.{number}.kind",
                     f"a {source.kind} source cannot serve the objective {data.objective.kind}",
@@ -86,7 +99,7 @@ def architecture_problems(
     length = row_length(train.sequence_length, model, framing)
     if length > model.max_length:
         yield "train.sequence_length", f"is {length}, more than the model's max_length {model.max_length}"
-    if not seq2seq and train.batch_tokens % length:
+    if model.kind == "decoder" and train.batch_tokens % length:
         near = max(1, round(train.batch_tokens / length)) * length
         yield "train.batch_tokens", f"{train.batch_tokens} is not a multiple of the row length {length}; try {near}"
 
@@ -102,11 +115,19 @@ class PretrainConfig(RunConfig):
     def problems(self) -> Iterator[tuple[str, str]]:
         """The model, the objective, the sources and the batch must fit together."""
         yield from architecture_problems(self.model, self.data, self.train)
-        if self.source_tokenizer is not None:
-            if not isinstance(self.model, EncoderDecoderConfig):
-                yield "source_tokenizer", "only an encoder_decoder has one"
-            elif self.model.share_embeddings:
-                yield "source_tokenizer", "two tokenizers cannot share embeddings; set model.share_embeddings: false"
+        if not any(self.tokenizer.problems()):
+            for key, complaint in self.tokenizer.reserving(self.data.objective.control_symbols).problems():
+                yield f"tokenizer.{key}", complaint
+        if self.source_tokenizer is None:
+            return
+        if not isinstance(self.model, EncoderDecoderConfig):
+            yield "source_tokenizer", "only an encoder_decoder has one"
+            return
+        if self.model.share_embeddings:
+            yield "source_tokenizer", "two tokenizers cannot share embeddings; set model.share_embeddings: false"
+        for key, part in objective_keys(self.data.objective):
+            if part.reads == TEXTS:
+                yield key, f"{part.kind} needs one tokenizer for both sides; leave source_tokenizer out"
 
 
 class FinetuneConfig(RunConfig):
@@ -220,13 +241,13 @@ class CheckpointConfig(Config):
 
 def chat_format(data: DataConfig) -> ChatFormat | None:
     """The conversation format that a run teaches, or None."""
-    match data.objective:
-        case ChatObjective(format=format):
-            return format or TokensChatFormat()
-        case Seq2SeqObjective(format=format) if any(source.kind == "chat" for source in data.sources):
-            return format or TokensChatFormat()
-        case _:
-            return None
+    for objective in data.objective.members:
+        match objective:
+            case ChatObjective(format=format):
+                return format or TokensChatFormat()
+            case Seq2SeqObjective(format=format) if any(source.kind == "chat" for source in data.sources):
+                return format or TokensChatFormat()
+    return None
 
 
 Run = TypeVar("Run", bound=RunConfig)
@@ -238,13 +259,22 @@ def inherited(config: Run, base: CheckpointConfig) -> Run:
     Raises:
         ConfigError: the objective cannot be taught in the base model's conversation format.
     """
-    data, objective = config.data, config.data.objective
-    if not isinstance(objective, CausalLmObjective) and objective.format is None and base.chat is not None:
-        objective = objective.model_copy(update={"format": base.chat})
-        for key, complaint in objective.problems():
-            raise ConfigError(
-                f"{key}: {complaint}", f"data.objective.{key}", "or set data.objective.format to another one"
-            )
-        data = data.model_copy(update={"objective": objective})
+    objective = config.data.objective
+    if isinstance(objective, MixtureObjective):
+        parts = tuple(_in_format_of(base, part) for part in objective.parts)
+        settled: ObjectiveConfig = objective.model_copy(update={"parts": parts})
+    else:
+        settled = _in_format_of(base, objective)
+    data = config.data.model_copy(update={"objective": settled})
     generation = base.generation if config.generation == GreedyConfig() else config.generation
     return config.model_copy(update={"data": data, "generation": generation})
+
+
+def _in_format_of(base: CheckpointConfig, objective: PartConfig) -> PartConfig:
+    """The objective, a conversation format that it leaves open taken from the base model."""
+    if not isinstance(objective, ChatObjective | Seq2SeqObjective) or objective.format or base.chat is None:
+        return objective
+    settled = objective.model_copy(update={"format": base.chat})
+    for key, complaint in settled.problems():
+        raise ConfigError(f"{key}: {complaint}", f"data.objective.{key}", "or set data.objective.format to another one")
+    return settled

@@ -1,12 +1,14 @@
 """Where text comes from, and what is learnt from it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from txtgen.config.base import Config, NonNegative
+from txtgen.config.objectives import PAIRS, CausalLmObjective, Objective, TextObjective
+from txtgen.config.shape import sections, tag
 from txtgen.config.tokenizer import CHAT_ROLES
 
 Paths = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -146,16 +148,11 @@ class TemplateChatFormat(Config):
 ChatFormat = Annotated[TokensChatFormat | TextChatFormat | TemplateChatFormat, Field(discriminator="kind")]
 
 
-class CausalLmObjective(Config):
-    """Predict every next token of a document. Documents are packed into rows without padding."""
-
-    kind: Literal["causal_lm"] = "causal_lm"
-    separate_documents: bool = False
-    """Hide documents that share a row from one another, and count positions from each document's start."""
-
-
-class Seq2SeqObjective(Config):
+class Seq2SeqObjective(Objective):
     """Predict the target from the source. Of a conversation, every assistant turn is a target."""
+
+    reads = PAIRS
+    architectures = ("encoder_decoder",)
 
     kind: Literal["seq2seq"] = "seq2seq"
     format: ChatFormat | None = None
@@ -163,8 +160,11 @@ class Seq2SeqObjective(Config):
     by role tokens."""
 
 
-class ChatObjective(Config):
+class ChatObjective(Objective):
     """Predict the turns of the chosen roles. A source and target pair is a question and its answer."""
+
+    reads = PAIRS
+    architectures = ("decoder",)
 
     kind: Literal["chat"] = "chat"
     roles: Annotated[tuple[Literal["system", "user", "assistant"], ...], Field(min_length=1)] = ("assistant",)
@@ -178,7 +178,56 @@ class ChatObjective(Config):
             yield "roles", "must be [assistant] alone with a template format"
 
 
-ObjectiveConfig = Annotated[CausalLmObjective | Seq2SeqObjective | ChatObjective, Field(discriminator="kind")]
+PartConfig = Annotated[TextObjective | Seq2SeqObjective | ChatObjective, Field(discriminator="kind")]
+
+
+class MixtureObjective(Objective):
+    """Several objectives: each document is learnt by one of them, drawn by weight among those that can read it.
+
+    In short, `objective: {causal_lm: 0.5, span_corruption: 0.5}` gives kinds and their weights.
+    """
+
+    kind: Literal["mixture"] = "mixture"
+    parts: Annotated[tuple[PartConfig, ...], Field(min_length=1)]
+
+    @property
+    def members(self) -> Sequence[PartConfig]:
+        """The parts."""
+        return self.parts
+
+    @property
+    def control_symbols(self) -> tuple[str, ...]:
+        """All that the parts need, each once."""
+        return tuple(dict.fromkeys(symbol for part in self.parts for symbol in part.control_symbols))
+
+    @property
+    def named(self) -> dict[str, PartConfig]:
+        """The parts by name: their kind, and a number where one kind is there several times."""
+        kinds = [part.kind for part in self.parts]
+        return {
+            f"{part.kind}_{kinds[:number].count(part.kind) + 1}" if kinds.count(part.kind) > 1 else part.kind: part
+            for number, part in enumerate(self.parts)
+        }
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Weights are given for all parts or for none."""
+        given = [part.weight is not None for part in self.parts]
+        if any(given) and not all(given):
+            yield "parts", "some parts have a weight and some have none; give all of them one, or none"
+
+    @classmethod
+    def written_in_short(cls, node: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The section that `{causal_lm: 0.5, prefix_lm: 0.5}` stands for; None if that is not what it is."""
+        if not node or not {tag(part)[1] for part in sections(PartConfig)}.issuperset(node):
+            return None
+        settings = [value if isinstance(value, Mapping) else {"weight": value} for value in node.values()]
+        parts = [{"kind": kind, **part} for kind, part in zip(node, settings, strict=True)]
+        return {"kind": "mixture", "parts": parts}
+
+
+ObjectiveConfig = Annotated[
+    TextObjective | Seq2SeqObjective | ChatObjective | MixtureObjective, Field(discriminator="kind")
+]
 
 
 BleuTokenizer = Literal["13a", "zh", "none", "char", "intl"]
@@ -210,7 +259,9 @@ class DataConfig(Config):
     """Skipping more of the records than this is an error all the same."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Weights are given for all sources or for none."""
+        """Weights are given for all sources or for none, and no objective has one by itself."""
         given = [source.weight is not None for source in self.sources]
         if any(given) and not all(given):
             yield "sources", "some sources have a weight and some have none; give all of them one, or none"
+        if self.objective.weight is not None:
+            yield "objective.weight", "only the parts of a mixture have one"

@@ -1,7 +1,7 @@
 """How text becomes tokens."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -55,6 +55,11 @@ class SentencePieceConfig(Config):
                 yield "control_symbols", f"{symbol!r} is already the name of a special or byte piece"
         if len(set(self.control_symbols)) < len(self.control_symbols):
             yield "control_symbols", "the same symbol is named twice"
+
+    def reserving(self, symbols: Sequence[str]) -> "SentencePieceConfig":
+        """The same with these control symbols too, unless the model is there already."""
+        together = tuple(dict.fromkeys((*self.control_symbols, *symbols)))
+        return self if self.path else self.model_copy(update={"control_symbols": together})
 
     @property
     def num_reserved(self) -> int:

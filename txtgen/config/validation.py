@@ -119,14 +119,17 @@ def _is_unicode(text: str) -> bool:
 
 
 def _completed(annotation: Any, node: Any, default: Any = None) -> Any:
-    """The tree in which a section that leaves its kind out amends the default in its place, if any."""
+    """The tree in which every section has its kind: one that leaves it out is written in short, or amends the default
+    in its place, if any."""
     if isinstance(node, list):
         return [_completed(item_type(annotation), item) for item in node]
     if not isinstance(node, dict):
         return node
     options = sections(annotation)
-    if len(options) > 1 and tag(options[0])[0] not in node and isinstance(default, Config):
-        node = default.plain() | node
+    if len(options) > 1 and tag(options[0])[0] not in node:
+        written = next(filter(None, (option.written_in_short(node) for option in options)), None)
+        amended = default.plain() | node if isinstance(default, Config) else node
+        node = written or amended
     section = chosen(annotation, node)
     known = section.model_fields if section else {}
     return {

@@ -7,7 +7,7 @@ from txtgen.data.sampling import Side, SourceSummary, describe, sample_texts
 from txtgen.data.statistics import SourceStatistics, corpus_statistics
 from txtgen.data.stream import train_stream
 from txtgen.data.types import IGNORE, Batch, Example, Origin
-from txtgen.data.validation import ValidationBatches, validation_batches, validation_pairs
+from txtgen.data.validation import ValidationBatches, validation_batches, validation_pairs, validation_parts
 
 __all__ = [
     "IGNORE",
@@ -29,4 +29,5 @@ __all__ = [
     "train_stream",
     "validation_batches",
     "validation_pairs",
+    "validation_parts",
 ]

@@ -17,6 +17,9 @@ class Use(enum.IntEnum):
     HEAD_START = 4
     BATCHES = 5
     SAMPLE = 6
+    RECORD = 7
+    PART = 8
+    NOISE = 9
 
 
 def keyed_word(*key: int) -> int:
@@ -37,3 +40,26 @@ def keyed_permutation(size: int, *key: int) -> NDArray[np.int64]:
     of them, so the words themselves are sorted. Source: Salmon et al. 2011 (Philox).
     """
     return np.argsort(np.random.Philox(key=keyed_word(*key)).random_raw(size), kind="stable")
+
+
+class Draws:
+    """Random draws, one after the other, that depend on the key and nothing else."""
+
+    def __init__(self, *key: int) -> None:
+        self._words = np.random.Philox(key=keyed_word(*key))
+
+    def shares(self, count: int) -> NDArray[np.float64]:
+        """Numbers from 0 up to, but not including, 1; [count] float64."""
+        return (self._words.random_raw(count) >> np.uint64(11)) / 2.0**53
+
+    def below(self, limit: int) -> int:
+        """A whole number from 0 up to, but not including, the limit."""
+        return int(self.shares(1)[0] * limit)
+
+    def permutation(self, size: int) -> NDArray[np.int64]:
+        """The numbers 0 to size - 1 in a random order; [size] int64."""
+        return np.argsort(self._words.random_raw(size), kind="stable")
+
+    def choice(self, size: int, count: int) -> NDArray[np.int64]:
+        """So many different numbers of 0 to size - 1, in ascending order; [count] int64."""
+        return np.sort(self.permutation(size)[:count])

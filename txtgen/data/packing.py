@@ -72,16 +72,15 @@ class Packer:
     """Fills row after row with examples.
 
     An example that does not fit into the rest of a row goes on in the next one, where it is a document of its own,
-    since what stands before is out of sight. If examples cannot be split, it moves to the next row as a whole.
+    since what stands before is out of sight. If it cannot be split, it moves to the next row as a whole.
 
     Args:
         take: gives the next examples; none: there are no more.
-        splittable: whether examples can be split.
         report: counts examples that are longer than a row and cannot be split.
     """
 
-    def __init__(self, take: Callable[[], Iterable[Example]], splittable: bool, report: StreamReport) -> None:
-        self._take, self._splittable, self._report = take, splittable, report
+    def __init__(self, take: Callable[[], Iterable[Example]], report: StreamReport) -> None:
+        self._take, self._report = take, report
         self._queue: deque[Example] = deque()
         self._offset = 0
 
@@ -108,12 +107,12 @@ class Packer:
                     break
             example = self._queue[0]
             left = len(example.input_ids) - self._offset
-            if left > room and parts and not self._splittable:
+            if left > room and parts and not example.splittable:
                 break
             count = min(left, room)
             parts.append((example, self._offset, count))
             room -= count
-            if count < left and self._splittable:
+            if count < left and example.splittable:
                 self._offset += count
             else:
                 self._report.cut_examples += count < left and not example.cut
@@ -131,10 +130,10 @@ class Lane:
     mixture's state, in which the place of that source is the place of the document itself.
     """
 
-    def __init__(self, mixture: Mixture, splittable: bool, report: StreamReport, state: Sequence[Any] = ()) -> None:
+    def __init__(self, mixture: Mixture, report: StreamReport, state: Sequence[Any] = ()) -> None:
         self._mixture = mixture
         self._document: Sequence[Example] = ()
-        self._packer = Packer(self._take, splittable, report)
+        self._packer = Packer(self._take, report)
         if state and state[0] >= 0:
             mixture.last_source = state[0]
             self._document = mixture.cursors[state[0]].take()

@@ -76,7 +76,7 @@ def train_stream(
         for number in range(rank, rows, world_size):
             state = lane_state(bookmark, number) if bookmark else []
             mixture = Mixture(feeds, shares, number, rows, seed, state[2:] or None)
-            lanes[number] = Lane(mixture, objective.splittable, report, state)
+            lanes[number] = Lane(mixture, report, state)
         return _packed(lanes, length, objective, header.write())
     header = Header("windows", seed, batch_tokens, corpora)
     _check(header, bookmark, accept_changes, report)

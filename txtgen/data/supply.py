@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from txtgen.data.corpora import Corpus, Split, usable_records
 from txtgen.data.objectives import Objective
-from txtgen.data.order import Use, keyed_permutation, keyed_share
+from txtgen.data.order import Use, keyed_permutation, keyed_share, keyed_word
 from txtgen.data.records import BlockUnits
 from txtgen.data.report import BadRecordPolicy
 from txtgen.data.types import BadRecord, Example, Record
@@ -26,10 +26,11 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class OpenBlock:
-    """The units of a block and the order in which they are read."""
+    """The units of a block, the order in which they are read, and the epoch in which they are."""
 
     units: BlockUnits
     order: Sequence[int]
+    epoch: int = 0
 
 
 class Feed:
@@ -75,7 +76,7 @@ class Feed:
         block = int(self._epoch_order(epoch)[place])
         units = self.corpus.units(block)
         key = (Use.UNITS, self._seed, self.corpus.number, epoch, block)
-        return OpenBlock(units, keyed_permutation(len(units), *key).tolist())
+        return OpenBlock(units, keyed_permutation(len(units), *key).tolist(), epoch)
 
     def in_order(self) -> Iterator[list[Example]]:
         """The examples of every document once, in the order of the files."""
@@ -94,6 +95,7 @@ class Feed:
             DataError: one is bad, and bad records are not to be skipped.
         """
         records: list[Record] = []
+        keys: list[int] = []
         counts: list[int] = []
         size = 0
         while size < TOGETHER_BYTES and start + len(counts) < len(opened.order):
@@ -101,9 +103,16 @@ class Feed:
             found = usable_records(opened.units, unit, self._split, self._policy)
             size += opened.units.size(unit)
             records += found
+            keys += self._keys(opened, unit, len(found))
             counts.append(len(found))
-        accepted = map(self._accept, self._objective.batch(records))
+        accepted = map(self._accept, self._objective.batch(records, keys))
         return [list(itertools.chain.from_iterable(itertools.islice(accepted, count))) for count in counts]
+
+    def _keys(self, opened: OpenBlock, unit: int, count: int) -> Iterator[int]:
+        """What the random draws for each record of a unit depend on: its place and the epoch, not the run so far."""
+        units = opened.units
+        place = (self.corpus.number, units.block.file, units.offset(unit), opened.epoch)
+        return (keyed_word(Use.RECORD, self._seed, *place, number) >> 1 for number in range(count))
 
     def _accept(self, outcome: list[Example] | BadRecord) -> list[Example]:
         if isinstance(outcome, BadRecord):

@@ -92,7 +92,8 @@ class Example:
 
     input_ids, labels: [T] int64. `labels[t]` is the token to predict at position t, already shifted: the model never
     shifts. IGNORE is not scored. source_ids: [S] int64, what an encoder reads. The first `bidirectional` positions
-    see one another in both directions. `cut` says that some of it was lost because it was too long.
+    see one another in both directions. `splittable`: a row may end in the middle of it and the next go on with it.
+    `cut` says that some of it was lost because it was too long.
     """
 
     input_ids: Tokens
@@ -100,6 +101,7 @@ class Example:
     origin: Origin
     source_ids: Tokens | None = None
     bidirectional: int = 0
+    splittable: bool = False
     cut: bool = False
 
     @property

@@ -45,7 +45,7 @@ class ValidationBatches:
         return itertools.chain.from_iterable(feed.in_order() for feed in self._feeds)
 
     def _packed(self, take: Callable[[], list[Example]]) -> Iterator[Batch]:
-        packer = Packer(take, self._objective.splittable, StreamReport())
+        packer = Packer(take, StreamReport())
         most = self._batch_tokens // self._length
         count = max(1, most // self._world_size) * self._world_size
         filled = count
@@ -80,7 +80,8 @@ def validation_batches(
     """The held-out text as batches: an iterable of which every iteration is one pass.
 
     The text is packed in the order of the files, the last row is filled up with padding. Pairs are sorted by length
-    in windows as in training, and the order of the batches is keyed, so that the first few are a fair sample.
+    in windows as in training, and the order of the batches is keyed, so that the first few are a fair sample. What an
+    objective draws at random is the same in every pass.
 
     Args:
         data: the corpus and what of it is held out.
@@ -104,6 +105,35 @@ def validation_batches(
     if next(batches.documents(), None) is None:
         raise _nothing_held_out(data, corpora, report)
     return batches
+
+
+def validation_parts(
+    data: DataConfig,
+    objective: Objective,
+    *,
+    batch_tokens: int,
+    length: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> dict[str, ValidationBatches]:
+    """`validation_batches` for each part of a mixture that can read any of the held-out text, by the part's name; of
+    an objective that is no mixture under "".
+
+    Raises:
+        ConfigError, DataError: as for `validation_batches`.
+    """
+    parts: dict[str, ValidationBatches] = {}
+    for name, part in (objective.parts or {"": objective}).items():
+        try:
+            parts[name] = validation_batches(
+                data, part, batch_tokens=batch_tokens, length=length, seed=seed, rank=rank, world_size=world_size
+            )
+        except NothingHeldOut as nothing:
+            error = nothing
+    if not parts:
+        raise error
+    return parts
 
 
 def validation_pairs(data: DataConfig, *, seed: int, report: StreamReport | None = None) -> Iterator[PairRecord]:
@@ -140,13 +170,17 @@ def _held_out(data: DataConfig, seed: int) -> tuple[list[Corpus], Split | None]:
     )
 
 
-def _nothing_held_out(data: DataConfig, corpora: Sequence[Corpus], report: StreamReport) -> DataError:
+class NothingHeldOut(DataError):
+    """There is nothing to validate on."""
+
+
+def _nothing_held_out(data: DataConfig, corpora: Sequence[Corpus], report: StreamReport) -> NothingHeldOut:
     found = f"{report.records} records, {report.bad_records} of them bad"
     if data.validation.sources:
         names = "; ".join(corpus.name for corpus in corpora)
-        return DataError(f"the validation sources hold nothing to learn from: {found}", names, "check the files")
+        return NothingHeldOut(f"the validation sources hold nothing to learn from: {found}", names, "check the files")
     documents = sum(len(corpus.units(block)) for corpus in corpora for block in range(len(corpus.blocks)))
-    return DataError(
+    return NothingHeldOut(
         f"fraction {data.validation.fraction} holds out nothing usable of {documents} documents: {found}",
         "data.validation.fraction",
         "raise it, or name data.validation.sources",

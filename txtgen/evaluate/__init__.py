@@ -1,6 +1,13 @@
 """Measuring a model: loss on text, and scores of what it generates."""
 
-from txtgen.evaluate.loss import LossMetrics, evaluate_loss
+from txtgen.evaluate.loss import LossMetrics, evaluate_loss, weighted_loss
 from txtgen.evaluate.translation import TranslationMetrics, score_translations, translate_pairs
 
-__all__ = ["LossMetrics", "TranslationMetrics", "evaluate_loss", "score_translations", "translate_pairs"]
+__all__ = [
+    "LossMetrics",
+    "TranslationMetrics",
+    "evaluate_loss",
+    "score_translations",
+    "translate_pairs",
+    "weighted_loss",
+]

@@ -1,7 +1,7 @@
 """Loss, perplexity and bits per byte of a model on held-out text."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,23 @@ class LossMetrics:
     bytes: int
 
 
+def weighted_loss(parts: Mapping[str, LossMetrics], weights: Mapping[str, float]) -> LossMetrics:
+    """The parts of a mixture as one: the means of their losses and bits per byte by weight, the sums of the counts."""
+    total = sum(weights[name] for name in parts)
+    loss = sum(weights[name] * part.loss for name, part in parts.items()) / total
+    return LossMetrics(
+        loss=loss,
+        perplexity=_perplexity(loss),
+        bits_per_byte=sum(weights[name] * part.bits_per_byte for name, part in parts.items()) / total,
+        tokens=sum(part.tokens for part in parts.values()),
+        bytes=sum(part.bytes for part in parts.values()),
+    )
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
+
+
 def evaluate_loss(
     model: Transformer, batches: Iterable[Batch], dtype: torch.dtype = torch.float32, world: World | None = None
 ) -> LossMetrics:
@@ -46,7 +63,7 @@ def evaluate_loss(
     loss = nll / max(1.0, total)
     return LossMetrics(
         loss=loss,
-        perplexity=math.exp(loss) if loss < 700 else math.inf,
+        perplexity=_perplexity(loss),
         bits_per_byte=nll / math.log(2) / max(1.0, size),
         tokens=int(total),
         bytes=int(size),

@@ -1,0 +1,178 @@
+"""Objectives that go on from a text: causal and prefix language models, and texts whose middle is written last."""
+
+import itertools
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from txtgen.config.objectives import CausalLmObjective, FillInMiddleObjective
+from txtgen.config.tokenizer import Framing
+from txtgen.data.objectives.base import (
+    Objective,
+    Outcome,
+    Room,
+    framed_source,
+    misfit,
+    pair,
+    pieces,
+    require_room,
+    row,
+    tokens_of,
+)
+from txtgen.data.order import Draws, Use
+from txtgen.data.types import IGNORE, Example, Record, TextRecord, Tokens
+from txtgen.tokenizer import Tokenizer
+
+
+class TextObjective(Objective):
+    """Makes examples of the tokens of a text."""
+
+    name: str
+
+    def batch(self, records: Sequence[Record], keys: Sequence[int]) -> list[Outcome]:
+        """The examples of each text."""
+        texts = text_records(records, self.name)
+        encoded = self.tokenizer.encode_batch([record.text for record in texts])
+        return [
+            list(self.examples(tokens_of(ids), record, Draws(Use.NOISE, key)))
+            for record, ids, key in zip(texts, encoded, keys, strict=True)
+        ]
+
+    @abstractmethod
+    def examples(self, tokens: Tokens, record: TextRecord, draws: Draws) -> Iterator[Example]:
+        """The examples of one text, given as tokens."""
+
+
+def text_records(records: Sequence[Record], objective: str) -> list[TextRecord]:
+    """The records, all of them plain text."""
+    texts = [record for record in records if isinstance(record, TextRecord)]
+    if len(texts) < len(records):
+        raise misfit("pairs and conversations", objective, "chat or seq2seq")
+    return texts
+
+
+class CausalLm(Objective):
+    """Predict every next token of a document, its end included.
+
+    A document stands between the framing's prefix and its end. Where a piece of a long document does not begin or end
+    with the document, its first token is not predicted and nothing follows its last.
+    """
+
+    def __init__(self, config: CausalLmObjective, tokenizer: Tokenizer, framing: Framing) -> None:
+        super().__init__(tokenizer, framing, packed=True, separate=config.separate_documents)
+
+    def batch(self, records: Sequence[Record], _keys: Sequence[int]) -> list[Outcome]:
+        """One example a record; none of a single token in the middle of a document."""
+        texts = text_records(records, "causal_lm")
+        encoded = self.tokenizer.encode_batch([record.text for record in texts])
+        return continued(texts, encoded, self.framing)
+
+
+def continued(texts: Sequence[TextRecord], encoded: Sequence[list[int]], framing: Framing) -> list[Outcome]:
+    """For each text, the example that predicts all of its tokens."""
+    together: list[int] = []
+    bounds = [0]
+    for record, ids in zip(texts, encoded, strict=True):
+        if record.begins:
+            together += framing.prefix
+        together += ids
+        if record.ends:
+            together.append(framing.end[0])
+        bounds.append(len(together))
+    # One array for all is made much faster than one for each.
+    tokens = tokens_of(together)
+    return [
+        [Example(tokens[start : stop - 1], tokens[start + 1 : stop], record.origin, splittable=True)]
+        if stop - start > 1
+        else []
+        for record, (start, stop) in zip(texts, itertools.pairwise(bounds), strict=True)
+    ]
+
+
+class PrefixLm(TextObjective):
+    """Predict the rest of a text from its beginning; every place where it can be cut is equally likely.
+
+    A text that is too long for one example gives several. An encoder reads the beginning where there is one, or else
+    it is the bidirectional part of a row.
+    """
+
+    name = "prefix_lm"
+
+    def __init__(self, tokenizer: Tokenizer, framing: Framing, room: Room) -> None:
+        super().__init__(tokenizer, framing, packed=not room.source, separate=True)
+        begin, end = len(framing.prefix), len(framing.suffix)
+        # Of a pair, either side has at least one token of the piece.
+        sides = (room.source - begin - end, room.target - len(framing.decoder_start) - begin + 1)
+        self._size = require_room(1 + (min(sides) if room.source else room.target), least=2)
+
+    def examples(self, tokens: Tokens, record: TextRecord, draws: Draws) -> Iterator[Example]:
+        """An example for every piece of at least two tokens, beginning and end included."""
+        framing = self.framing
+        prefix = framing.prefix if record.begins and self.packed else ()
+        end = framing.end[:1] if record.ends else ()
+        whole = np.concatenate([tokens_of(prefix), tokens, tokens_of(end)])
+        for number, piece in enumerate(pieces(whole, self._size, least=2)):
+            given = max(1, len(prefix)) if not number else 1
+            if len(piece) > given:
+                cut = given + draws.below(len(piece) - given)
+                if self.packed:
+                    yield row([piece[:cut]], [piece[cut:]], record.origin)
+                else:
+                    yield pair(framing, framed_source(framing, piece[:cut]), piece[cut:], record.origin)
+
+
+class FillInMiddle(Objective):
+    """As CausalLm, but some documents stand in a row as prefix, suffix and then the middle, or suffix, prefix, middle.
+
+    The cuts fall between any two characters, wherever tokens of the parts fit. The tokens that announce the parts are
+    not predicted. Source: Bavarian et al. 2022, arXiv 2207.14255; a long document is cut first, section 4.5.
+    """
+
+    def __init__(
+        self,
+        config: FillInMiddleObjective,
+        tokenizer: Tokenizer,
+        framing: Framing,
+        room: Room,
+        ids: tuple[int, int, int],
+    ) -> None:
+        super().__init__(tokenizer, framing, packed=True, separate=config.separate_documents)
+        self._rate, self._spm_rate = config.rate, config.spm_rate
+        self._ids = tokens_of(ids)
+        self._size = require_room(room.target - len(framing.prefix) - len(ids))
+
+    def batch(self, records: Sequence[Record], keys: Sequence[int]) -> list[Outcome]:
+        """One example of each text that stays as it is; of the others, one for every piece that fits a row."""
+        texts = text_records(records, "fill_in_middle")
+        encoded = self.tokenizer.encode_batch([record.text for record in texts])
+        outcomes = continued(texts, encoded, self.framing)
+        for number, (record, ids, key) in enumerate(zip(texts, encoded, keys, strict=True)):
+            draws = Draws(Use.NOISE, key)
+            if draws.shares(1)[0] < self._rate:
+                cut = [self._rearranged(piece, record, draws) for piece in pieces(tokens_of(ids), self._size)]
+                outcomes[number] = cut
+        return outcomes
+
+    def _rearranged(self, piece: Tokens, record: TextRecord, draws: Draws) -> Example:
+        prefix, middle, suffix = self._parts(piece, draws)
+        before, behind, between = np.split(self._ids, 3)
+        if draws.shares(1)[0] < self._spm_rate:
+            parts = [before, behind, suffix, between, prefix, middle]
+        else:
+            parts = [before, prefix, behind, suffix, between, middle]
+        tokens = np.concatenate([tokens_of(self.framing.prefix), *parts, tokens_of(self.framing.end[:1])])
+        labels = np.where(np.isin(tokens[1:], self._ids), IGNORE, tokens[1:])
+        return Example(tokens[:-1], labels, record.origin)
+
+    def _parts(self, piece: Tokens, draws: Draws) -> list[Tokens]:
+        """Prefix, middle and suffix of a piece, cut at two random places."""
+        text = self.tokenizer.decode(piece.tolist())
+        first, second = sorted(draws.below(len(text) + 1) for _ in range(2))
+        # A tokenizer that puts a space before a text would put one into the middle of a word.
+        if not self.tokenizer.leading_space and "\ufffd" not in text:
+            found = self.tokenizer.encode_batch([text[:first], text[first:second], text[second:]])
+            if sum(map(len, found)) <= self._size:
+                return [tokens_of(ids) for ids in found]
+        cuts = sorted(draws.below(len(piece) + 1) for _ in range(2))
+        return np.split(piece, cuts)
