@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 from tiny_families import MODELS, inputs, save, their_logits, tiny_model
 
 from txtgen.checkpoint import load_weights
-from txtgen.config.model import DecoderConfig, EncoderDecoderConfig, LearnedPosition
+from txtgen.config.model import DecoderConfig, EncoderDecoderConfig, LearnedPosition, NgramConfig
 from txtgen.convert.families import Written, family_of, read_model, writable_family
 from txtgen.convert.fields import Fields, read_json
 from txtgen.convert.weights import Weights, open_file, open_weights
@@ -149,6 +149,7 @@ def test_our_own_recipes_find_their_family(family):
     ("option", "value"),
     [
         ("logit_softcap", 15.0),
+        ("ngrams", NgramConfig()),
         ("num_ffn_hidden_layers", 2),
         ("scale_embeddings", True),
         ("norm", "layer_norm"),

@@ -6,6 +6,7 @@ import torch
 from tiny_models import ARCHITECTURES, POSITIONS, logits_of, random_ids, source_for, tiny_model
 from torch import Tensor
 
+from txtgen.config.model import NgramConfig
 from txtgen.errors import UsageError
 from txtgen.model import Transformer
 
@@ -114,7 +115,10 @@ def test_steps_agree_within_a_sliding_window(architecture, position):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_any_order_of_operations(architecture, seed):
     choose = random.Random(seed)
-    model = tiny_model(architecture, choose.choice(list(POSITIONS)), num_kv_heads=choose.choice([1, 2, 4]))
+    ngrams = choose.choice([None, NgramConfig(max_order=choose.randint(2, 5), num_buckets=64)])
+    model = tiny_model(
+        architecture, choose.choice(list(POSITIONS)), num_kv_heads=choose.choice([1, 2, 4]), ngrams=ngrams
+    )
     lengths = [choose.randint(1, 4) for _ in range(choose.randint(1, 3))]
     _, state, reference = start(model, lengths)
     for step in range(10):

@@ -117,6 +117,19 @@ PositionConfig = Annotated[
 Activation = Literal["relu", "relu_squared", "gelu", "gelu_tanh", "silu"]
 
 
+class NgramConfig(Config):
+    """Embeddings of the n-grams that end at each token, added to its own.
+
+    What a small model would need many examples and its first layers to find out, which tokens came just before,
+    it is told. Source: Pagnoni et al. 2024, arXiv 2412.09871; Huang et al. 2025, arXiv 2501.16975.
+    """
+
+    max_order: Annotated[int, Field(ge=2, le=8)] = 4
+    """The longest n-grams; all shorter ones from two tokens on have embeddings too."""
+    num_buckets: Annotated[int, Field(ge=16, le=2**24)] = 16_384
+    """Vectors per order; n-grams that fall into the same bucket share one."""
+
+
 class TransformerConfig(Config):
     """What both architectures have in common."""
 
@@ -136,6 +149,8 @@ class TransformerConfig(Config):
     norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
     norm_position: Literal["pre", "post"] = "pre"
     norm_eps: Annotated[float, Field(gt=0.0, lt=0.1)] = 1e-5
+    ngrams: NgramConfig | None = None
+    """Embeddings of the (target) n-grams that end at each token; None: of tokens only."""
     embedding_norm: bool = False
     """Normalise the embeddings before the first layer."""
     qk_norm: bool = False

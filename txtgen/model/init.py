@@ -35,9 +35,9 @@ def initial_weight(config: ModelConfig, name: str, shape: torch.Size, seed: int)
     """The first value of one parameter, float32 on the CPU: a pure function of its name, its shape and the
     seed.
 
-    Norms are 1, biases 0, matrices normal with mean 0.
+    Norms are 1, biases and embeddings of n-grams 0, matrices normal with mean 0.
     """
-    if name.endswith((".bias", "output_bias")):
+    if name.endswith((".bias", "output_bias")) or name == "ngram_embedding.weight":
         return torch.zeros(shape, device="cpu")
     if name.endswith("_norm.weight"):
         return torch.ones(shape, device="cpu")

@@ -58,7 +58,7 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 
 def _reorder(cache: Tensor, rows: Tensor, used: int) -> Tensor:
-    """The cache [B,G,C,K] with row i copied from rows[i], in place unless there are more rows than before."""
+    """The cache [B,G,C,...] with row i copied from rows[i], in place unless there are more rows than before."""
     count = rows.shape[0]
     target = cache[:count]
     if count > cache.shape[0]:
@@ -86,16 +86,24 @@ class TransformerState:
         dtype: torch.dtype,
         device: torch.device,
         source_mask: Tensor | None = None,
+        reach: int = 0,
     ) -> None:
-        """An empty state for caches of shape [B,G,C,K]; source_mask [B,1,1,S] is added to cross-attention."""
+        """An empty state for caches of shape [B,G,C,K].
+
+        source_mask: [B,1,1,S], added to cross-attention. reach: how many tokens before a position its embedding
+        looks at.
+        """
         rows, _, self.capacity, _ = shape
         self.caches = [
             LayerCache(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(num_layers)
         ]
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._reach = reach
+        # Slot 0 has as many zeros before it as an embedding may look back.
+        self._tokens = _zeros((rows, 1, reach + self.capacity if reach else 0), torch.int64, device)
         self.source_mask = source_mask
         self._counts = [0] * rows
-        self._slots = torch.arange(self.capacity, device=device)[None]
+        self._slots = torch.arange(reach + self.capacity, device=device)[None]
         self._origins = list(range(rows))
         self._fold = 1
 
@@ -134,6 +142,15 @@ class TransformerState:
         self._counts = [length + count for length in self._counts]
         return window, keys, allowed
 
+    def with_context(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Remember tokens [B,N], which are to be read at positions [1|B,N]. Returns them after those that stand before
+        them: [B,reach+N].
+        """
+        columns = self._slots[:, : self._reach + tokens.shape[1]] + positions[:, :1]
+        rows = torch.arange(tokens.shape[0], device=tokens.device)[:, None]
+        self._tokens[rows, 0, columns[:, self._reach :]] = tokens
+        return self._tokens[rows, 0, columns]
+
     def select(self, rows: Tensor) -> None:
         """Make row i what row rows[i] was: reorders, copies or drops. rows: [B'] int64."""
         order: list[int] = rows.tolist()
@@ -143,6 +160,7 @@ class TransformerState:
         self.lengths = self.lengths[rows]
         self._counts = [self._counts[row] for row in order]
         used = max(self._counts, default=0)
+        self._tokens = _reorder(self._tokens, rows, self._reach + used if self._reach else 0)
         for cache in self.caches:
             cache.keys = _reorder(cache.keys, rows, used)
             cache.values = _reorder(cache.values, rows, used)

@@ -11,6 +11,7 @@ from txtgen.config.model import EncoderDecoderConfig, LearnedPosition, ModelConf
 from txtgen.errors import ConfigError, UsageError
 from txtgen.model.attention import additive, packed_mask
 from txtgen.model.layers import Stack
+from txtgen.model.ngrams import NgramEmbedding, with_room_before
 from txtgen.model.position import is_bounded, sinusoidal_table
 from txtgen.model.state import TransformerState
 
@@ -55,6 +56,8 @@ class Transformer(nn.Module):
         width = config.d_model
         vocab_size = _known(config.vocab_size, "model.vocab_size")
         self.token_embedding = nn.Embedding(vocab_size, width)
+        ngrams = config.ngrams
+        self.ngram_embedding = ngrams and NgramEmbedding(ngrams.max_order, ngrams.num_buckets, width)
         learned = isinstance(config.position, LearnedPosition)
         self.position_embedding = nn.Embedding(config.max_length, width) if learned else None
         self.source_embedding: nn.Embedding | None = None
@@ -87,8 +90,13 @@ class Transformer(nn.Module):
             fix = f"shorten it, or train a model with a larger {key}"
             raise UsageError(f"a {what} of {length} tokens is too long", f"the model's {key} is {limit}", fix)
 
-    def _embed(self, ids: Tensor, positions: Tensor, source: bool = False) -> Tensor:
-        """Embeddings [B,N,D] of ids [B,N] at positions [1|B,N], for the decoder or for the encoder."""
+    def _embed(
+        self, ids: Tensor, positions: Tensor, source: bool = False, state: TransformerState | None = None
+    ) -> Tensor:
+        """Embeddings [B,N,D] of ids [B,N] at positions [1|B,N], for the decoder or for the encoder.
+
+        A state has the tokens before them; without one they begin their rows.
+        """
         embedding, learned, stack = self.token_embedding, self.position_embedding, self.decoder
         if source and self.encoder is not None:
             embedding, stack = self.source_embedding or embedding, self.encoder
@@ -96,6 +104,10 @@ class Transformer(nn.Module):
         x = cast(Tensor, embedding(ids))
         if self.config.scale_embeddings:
             x = x * math.sqrt(self.config.d_model)
+        if self.ngram_embedding is not None and not source:
+            reach = self.ngram_embedding.reach
+            with_context = with_room_before(ids, reach) if state is None else state.with_context(ids, positions)
+            x = x + self.ngram_embedding(with_context, positions)
         if learned is not None:
             x = x + learned(positions)
         if isinstance(self.config.position, SinusoidalPosition):
@@ -210,10 +222,12 @@ class Transformer(nn.Module):
         source, mask = self.encode(prompt.source_ids, source_mask)
         shape = (rows, self.config.kv_heads, capacity, self.config.head_width)
         dtype, device = self.compute_dtype, prompt.input_ids.device
-        state = TransformerState(len(self.decoder.layers), shape, dtype, device, mask)
+        reach = 0 if self.ngram_embedding is None else self.ngram_embedding.reach
+        state = TransformerState(len(self.decoder.layers), shape, dtype, device, mask, reach)
         window, _, _ = state.advance(length)
         pattern = self.decoder.pattern(window.positions, None, dtype, causal=True, window=window, source_mask=mask)
-        hidden = self.decoder(self._embed(prompt.input_ids, window.positions), pattern, source, state.caches)
+        embedded = self._embed(prompt.input_ids, window.positions, state=state)
+        hidden = self.decoder(embedded, pattern, source, state.caches)
         state.truncate(prompt.lengths)
         last = hidden[torch.arange(rows, device=hidden.device), prompt.lengths - 1]
         return at_least_float32(self.head(last)), state
@@ -236,7 +250,7 @@ class Transformer(nn.Module):
             window=window,
             source_mask=state.source_mask,
         )
-        hidden = self.decoder(self._embed(tokens, window.positions), pattern, caches=state.caches)
+        hidden = self.decoder(self._embed(tokens, window.positions, state=state), pattern, caches=state.caches)
         return at_least_float32(self.head(hidden))
 
 
