@@ -33,6 +33,7 @@ KINDS: dict[str, Kind] = {
     "train.keep_last": "harmless",
     "train.keep_every": "harmless",
     "train.save_in_background": "harmless",
+    "train.patience": "harmless",
     # Files may move: their fingerprints tell whether they are the same.
     "data.sources.*path": "harmless",
     "data.on_bad_record": "harmless",
@@ -41,6 +42,7 @@ KINDS: dict[str, Kind] = {
     "train.optimizer.kind": "impossible",
     "train.optimizer.*": "risky",
     "train.schedule.*": "risky",
+    "train.ema_decay": "risky",
     "train.clip_norm": "risky",
     "train.label_smoothing": "risky",
     "train.dtype": "risky",

@@ -21,7 +21,7 @@ from txtgen.commands.staging import Staging
 from txtgen.commands.starting import environment
 from txtgen.config.commands import CheckpointConfig, chat_format
 from txtgen.data import merge_bookmarks
-from txtgen.distributed import reshard
+from txtgen.distributed import local, reshard, share_out
 from txtgen.errors import DivergedError, ResourceError
 from txtgen.files import require_space
 from txtgen.train import TrainState
@@ -182,7 +182,9 @@ class Saving:
     def checkpoint(self, progress: dict[str, Any] | None) -> Checkpoint:
         """The model as it is now, and with what a resumed run needs if any progress is given; on the CPU."""
         reshard(self.state.model)
-        state = {"model": self.state.model.state_dict(), "training": None}
+        state: dict[str, Any] = {"model": self.state.model.state_dict(), "training": None}
+        if self.state.average is not None:
+            state["model"].update(self.state.average.averaged)
         if progress is not None:
             state["training"] = {**progress, **self.loop_state()}
         taken = self._staging.take(state)
@@ -204,10 +206,15 @@ class Saving:
             "bookmark": merge_bookmarks(self.job.world.gather(state.bookmark)) if state.bookmark else {},
             "optimizer": state.optimizer.state_dict(),
             "non_finite": int(state.non_finite),
+            "weights": None if state.average is None else state.average.weights,
         }
 
     def restore(self, training: dict[str, Any]) -> None:
-        """Put the loop where the training state of a checkpoint says; its weights are in the model already."""
+        """Put the loop where the training state of a checkpoint says.
+
+        The weights of the checkpoint are in the model already. If they are an average, those that are trained come with
+        the training state.
+        """
         self.state.step = self.saved = training["step"]
         self.best = training["best"]
         self.last = self.job.folder.step_path(self.saved)
@@ -215,6 +222,9 @@ class Saving:
         self.state.bookmark = training["bookmark"]
         self.state.optimizer.load_state_dict(training["optimizer"], self.job.world)
         self.state.non_finite = training.get("non_finite", 0)
+        parameters = dict(self.state.model.named_parameters())
+        for name, weight in (training.get("weights") or {}).items():
+            local(parameters[name].detach()).copy_(local(share_out(weight, parameters[name], self.job.world)))
 
     def lineage(self) -> dict[str, Any]:
         """Where the weights come from and how they were made."""

@@ -28,7 +28,7 @@ from txtgen.data import (
 from txtgen.distributed import is_sharded
 from txtgen.errors import ResourceError, TxtgenError
 from txtgen.generator import Generation, Generator
-from txtgen.train import Speed, StepReport, TrainState, build_optimizer, refuse_non_finite, train
+from txtgen.train import Speed, StepReport, TrainState, WeightAverage, build_optimizer, refuse_non_finite, train
 
 logger = logging.getLogger(__name__)
 
@@ -104,12 +104,16 @@ class Session:
     """The step that was validated last; a resumed run owes what was due and not done."""
     better: dict[str, float] | None = None
     """What was measured of a model that is the best so far, until it is saved."""
+    no_better: int = 0
+    """Validations in a row that were not better than the best before them."""
     seconds_before: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         job = self.job
         self.state = TrainState(job.model, build_optimizer(job.model, job.config.train.optimizer))
+        if job.config.train.ema_decay is not None:
+            self.state.average = WeightAverage(job.model, job.config.train.ema_decay)
         self.saving = Saving(job, self.state)
         self.journal = Journal(job)
         self.objective: Objective = build_objective(
@@ -134,12 +138,13 @@ class Session:
         """Go on from the training state of a checkpoint."""
         self.saving.restore(training)
         self.validated = training["validated"]
+        self.no_better = training.get("no_better", 0)
         self.seconds_before = training["seconds"]
         self.job.folder.forget_after(self.state.step)
 
     def progress(self) -> dict[str, Any]:
         """What the training state of a checkpoint holds of this: what `restore` takes up."""
-        return {"validated": self.validated, "seconds": self.elapsed()}
+        return {"validated": self.validated, "no_better": self.no_better, "seconds": self.elapsed()}
 
     def elapsed(self) -> float:
         """Seconds of this run so far, earlier parts included."""
@@ -164,6 +169,9 @@ class Session:
             self.save_at_last()
             self.display.note(f"nothing to do: {self.state.step} of {config.steps} steps are done")
             return self.result(None)
+        if self.out_of_patience():
+            self.display.note(f"nothing to do: {self.no_better} validations without a better one; raise train.patience")
+            return self.result(None)
         self.status("running")
         self.journal.begin(self.state.step)
         steps = train(
@@ -186,7 +194,7 @@ class Session:
                 self.sample()
             if not ended:
                 self.save(resumable=due(report.step, config.save_every))
-            if ended:
+            if ended or self.out_of_patience():
                 break
         if self.validated < self.state.step and not self.must_stop():
             self.validate()
@@ -224,6 +232,11 @@ class Session:
         minutes = self.job.config.train.minutes
         return minutes is not None and self.job.world.any(time.monotonic() - self.started >= 60 * minutes)
 
+    def out_of_patience(self) -> bool:
+        """Whether validation has not become better for as long as the config allows."""
+        patience = self.job.config.train.patience
+        return patience is not None and self.no_better >= patience
+
     def batches(self) -> Iterator[Batch]:
         """The stream from where the run is."""
         batches = training_batches(self.saving, self.objective, self.report)
@@ -260,7 +273,8 @@ class Session:
 
     def validate(self) -> None:
         """Measure on the held-out text, if any is; keep the model as best.pth if it never was better."""
-        metrics = self.validation.measure(self.stop)
+        with self.state.averaged():
+            metrics = self.validation.measure(self.stop)
         if metrics is None:
             return
         self.validated = self.state.step
@@ -277,9 +291,11 @@ class Session:
             self.display.validation(metrics)
             self.journal.write({"step": self.state.step, **metrics, "seconds": self.elapsed()})
             logger.info("validation at step %d: %s", self.state.step, metrics)
+        self.no_better += 1
         # Rank 0 decides, for it alone knows whether the best model so far could be saved.
         if job.world.gather(self.validation.is_better(metrics, self.saving.best))[0]:
             self.better = {"step": self.state.step, **metrics}
+            self.no_better = 0
 
     def samples(self) -> Iterator[Generation]:
         """What the model makes of the sample prompts, once it is asked for."""
@@ -295,7 +311,9 @@ class Session:
             return
         goes_on = self.job.model.config.kind == "decoder" and chat_format(self.job.settled.data) is None
         joint = "" if goes_on else " -> "
-        for generation in self.samples():
+        with self.state.averaged():
+            generations = list(self.samples())
+        for generation in generations:
             if not self.job.world.is_main:
                 continue
             self.display.sample(generation.prompt, generation.text, joint)
@@ -336,8 +354,12 @@ class Session:
             told = f"cut {self.report.cut_examples:,} examples that were too long for {length:,} tokens"
             self.display.note(f"{told} (train.sequence_length, at most {most:,}) or for the source")
         result = self.result(self.stop.signal)
-        state = "finished" if self.state.step >= self.job.config.train.steps else "interrupted"
-        self.status(state, exit_code=result.exit_code, reason=self.stop.signal or state)
+        early = self.out_of_patience() and self.stop.signal is None
+        state = "finished" if early or self.state.step >= self.job.config.train.steps else "interrupted"
+        reason = f"no better validation in {self.no_better}" if early else self.stop.signal or state
+        self.status(state, exit_code=result.exit_code, reason=reason)
+        if early:
+            self.display.note(f"stopped early: {reason}")
         found = self.saving.best
         best = f", best validation {found['val_loss']:.4f} at step {found['step']}" if found else ""
         self.display.note(f"{state} at step {self.state.step} after {duration(self.elapsed())}{best}: {folder.path}")

@@ -119,6 +119,9 @@ class TrainConfig(Config):
     optimizer state, and gathers a layer's weights whenever it computes with them: for models too large for one."""
     rank_timeout_seconds: Annotated[float, Field(gt=0.0)] = 600.0
     """How long ranks wait for one another; a rank that is gone is noticed at once."""
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Average the weights over the steps: how much of the average stays in a step. Validation, samples, best.pth and
+    the model of every checkpoint then have the average; the weights themselves go on being trained."""
     clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
     on_non_finite: Literal["stop", "skip"] = "stop"
     """Of a step whose loss or gradient is not finite, which never reaches the weights. skip: leave it out and go on."""
@@ -127,6 +130,8 @@ class TrainConfig(Config):
     label_smoothing: Share = 0.0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matrix products. auto: bfloat16 on a GPU or CPU that computes in it natively, float32 elsewhere."""
+    patience: Count | None = None
+    """Stop after so many validations in a row without a better one; None: never."""
     log_every: Count = 10
     validate_every: NonNegative = 250
     """0: only at the end."""

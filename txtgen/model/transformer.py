@@ -56,8 +56,9 @@ class Transformer(nn.Module):
         width = config.d_model
         vocab_size = _known(config.vocab_size, "model.vocab_size")
         self.token_embedding = nn.Embedding(vocab_size, width)
-        ngrams = config.ngrams
-        self.ngram_embedding = ngrams and NgramEmbedding(ngrams.max_order, ngrams.num_buckets, width)
+        self.ngram_embedding: NgramEmbedding | None = None
+        if config.ngrams is not None:
+            self.ngram_embedding = NgramEmbedding(config.ngrams.max_order, config.ngrams.num_buckets, width)
         learned = isinstance(config.position, LearnedPosition)
         self.position_embedding = nn.Embedding(config.max_length, width) if learned else None
         self.source_embedding: nn.Embedding | None = None

@@ -1,5 +1,6 @@
 """Training: losses, optimizers, schedules and the loop."""
 
+from txtgen.train.average import WeightAverage
 from txtgen.train.cost import FlopCounts, count_flops, matrix_peak, peak_memory_bytes
 from txtgen.train.figures import Figures, StepReport
 from txtgen.train.loop import TrainState, refuse_non_finite, train
@@ -16,6 +17,7 @@ __all__ = [
     "Speed",
     "StepReport",
     "TrainState",
+    "WeightAverage",
     "batch_loss",
     "build_optimizer",
     "count_flops",

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from txtgen.data.types import Batch
 from txtgen.distributed import World, gradients_held_back, is_sharded, local, reshard, sum_gradients, total_norm
 from txtgen.errors import DivergedError
 from txtgen.model import Transformer
+from txtgen.train.average import WeightAverage
 from txtgen.train.cost import count_flops
 from txtgen.train.figures import Figures, StepReport
 from txtgen.train.loss import BatchLoss
@@ -37,6 +38,11 @@ class TrainState:
     bookmark: dict[str, Any] = field(default_factory=dict)
     horizon: Horizon | None = None
     non_finite: int | Tensor = 0
+    average: WeightAverage | None = None
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """While the block runs, the model has the weights that are to be used: averaged ones, if there are any."""
+        return nullcontext() if self.average is None else self.average.applied()
 
 
 def train(
@@ -82,6 +88,8 @@ def train(
         state.non_finite = (state.non_finite + 1) * non_finite
         share = learning_rate(config.schedule, step, state.horizon, 1.0)
         state.optimizer.step(share, leave_out=non_finite)
+        if state.average is not None:
+            state.average.update(step)
         state.step, state.tokens, state.bookmark = step, state.tokens + int(scored), batch.bookmark
         before, report = (
             report,
