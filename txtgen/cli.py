@@ -123,6 +123,44 @@ def finetune(
 
 
 @app.command()
+def cooldown(
+    checkpoint: Annotated[
+        str, typer.Option("--from", metavar="CHECKPOINT", help="A .pth with training state, or a run for its last.")
+    ],
+    steps: Annotated[int | None, typer.Option(help="In which the rate falls. [default: half of those done]")] = None,
+    minutes: Annotated[float | None, typer.Option(help="The same in time.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the new run. [default: RUN-cooldown and a number]")] = None,
+    runs_path: Annotated[str | None, typer.Option(help="Where the new run goes. [default: as its run said]")] = None,
+    settings: SetOptions = None,
+) -> None:
+    """Finish a run in its stable phase: a new run goes on from its checkpoint while the learning rate falls."""
+    from txtgen.commands import cooldown as command
+    from txtgen.config.commands import CooldownConfig
+    from txtgen.config.flags import from_flags
+
+    tree = {"checkpoint": checkpoint, "steps": steps, "minutes": minutes, "name": name, "runs_path": runs_path}
+    raise typer.Exit(command.run(from_flags(CooldownConfig, tree, None), settings or []).exit_code)
+
+
+@app.command()
+def average(
+    models: Annotated[list[str], typer.Argument(metavar="CHECKPOINT...", help="Each a .pth or a run folder.")],
+    out: Annotated[str, typer.Option(metavar="MODEL.pth", help="To write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace MODEL.pth if it exists.")] = False,
+    runs_path: RunsPath = "runs",
+    json_output: Json = False,
+) -> None:
+    """Make one model of several checkpoints: the mean of their weights."""
+    from txtgen.commands import average as command
+    from txtgen.commands.report import report_average
+    from txtgen.config.commands import AverageConfig
+    from txtgen.config.flags import from_flags
+
+    tree = {"models": models, "output": out, "overwrite": overwrite, "runs_path": runs_path}
+    report_average(command.run(from_flags(AverageConfig, tree, None)), json_output)
+
+
+@app.command()
 def generate(
     model: Model = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Text to go on from; may repeat.")] = None,

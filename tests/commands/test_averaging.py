@@ -57,3 +57,39 @@ def test_a_run_stops_when_validation_gets_no_better(workshop, capfd) -> None:
     assert "nothing to do: 2 validations" in capfd.readouterr().err
     assert run([*arguments, "--resume", "--set", "train.patience=4"]) == 0
     assert list(lines(folder, "val_loss")) == [1, 2, 3, 4, 5]
+
+
+def test_the_average_of_checkpoints_is_their_mean(workshop, trained, capfd) -> None:
+    parts = sorted((trained / "runs" / "decoder" / "checkpoints").iterdir())
+    assert run(["average", *map(str, parts), "--out", "mean.pth", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["path"] == "mean.pth"
+    mean, each = load_checkpoint(Path("mean.pth"), training=True), [load_checkpoint(path) for path in parts]
+    for name, weight in mean.model.items():
+        expected = torch.stack([one.model[name].double() for one in each]).mean(0).float()
+        torch.testing.assert_close(weight, expected, rtol=0, atol=1e-9)
+    assert mean.lineage["parents"] == [one.fingerprint for one in each]
+    assert mean.training is None
+    assert run(["generate", "mean.pth", "--prompt", "the", "--max-new-tokens", "2"]) == 0
+
+
+def test_the_average_of_one_model_is_that_model(workshop, trained) -> None:
+    last = str(trained / "runs" / "translator" / "last.pth")
+    assert run(["average", last, last, last, "--out", "same.pth"]) == 0
+    same, one = load_checkpoint(Path("same.pth")), load_checkpoint(Path(last))
+    assert all(torch.equal(weight, one.model[name]) for name, weight in same.model.items())
+    assert run(["average", last, last, "--out", "same.pth"]) == 9
+    assert run(["average", last, last, "--out", "same.pth", "--overwrite"]) == 0
+
+
+def test_other_models_and_tokenizers_are_refused(workshop, trained, capfd) -> None:
+    decoder, translator = (str(trained / "runs" / name / "last.pth") for name in ("decoder", "translator"))
+    assert run(["average", decoder, translator, "--out", "mean.pth"]) == 5
+    assert "they differ in model, tokenizer, weights" in capfd.readouterr().err.replace("\n", " ")
+    assert (
+        run(["pretrain", "decoder.yaml", "--name", "other", "--steps", "1", "--set", "tokenizer.vocab_size=280"]) == 0
+    )
+    assert run(["average", decoder, "runs/other", "--out", "mean.pth"]) == 5
+    assert "tokenizer" in capfd.readouterr().err
+    assert run(["average", decoder, "--out", "mean.pth"]) == 2
+    assert run(["average", decoder, decoder, "--out", "mean.bin"]) == 2
+    assert not Path("mean.pth").exists()

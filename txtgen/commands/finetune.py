@@ -38,7 +38,7 @@ def run(config: FinetuneConfig, launch: Launch | None = None) -> RunResult:
         take_over(model, base, where, start.world)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         display.note(f"model: {trained:,} parameters to train on {start.device}, {start.dtype}")
-        ancestors = tuple(base.lineage.get("ancestors", ()))
+        ancestors = (*base.lineage.get("ancestors", ()), base.fingerprint)
         job = Job(
             command="finetune",
             config=config,
@@ -49,7 +49,7 @@ def run(config: FinetuneConfig, launch: Launch | None = None) -> RunResult:
             dtype=start.dtype,
             world=start.world,
             base=base.config,
-            parents=ancestors if start.resumed else (*ancestors, base.fingerprint),
+            parents=start.parents if start.resumed else ancestors,
             resumed=start.resumed.training if start.resumed else None,
             changes=start.changes,
             accept_changes=start.accept_changes,

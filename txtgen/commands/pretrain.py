@@ -48,6 +48,7 @@ def run(config: PretrainConfig, launch: Launch | None = None) -> RunResult:
             folder=start.folder,
             dtype=start.dtype,
             world=start.world,
+            parents=start.parents,
             resumed=start.resumed.training if start.resumed else None,
             changes=start.changes,
             accept_changes=start.accept_changes,

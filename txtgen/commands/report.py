@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from txtgen.commands.average import Averaged
 from txtgen.commands.console import duration, table
 from txtgen.commands.convert import Conversion
 from txtgen.commands.evaluate import Evaluation
@@ -58,6 +59,23 @@ def report_conversion(conversion: Conversion, as_json: bool) -> None:
             "weights": f"{conversion.num_bytes / 1e6:,.1f} MB of {conversion.dtype}",
             "tokenizer": conversion.tokenizer,
             "chat": conversion.chat,
+        },
+    )
+
+
+def report_average(averaged: Averaged, as_json: bool) -> None:
+    """Show what was averaged into what."""
+    if as_json:
+        write_json(asdict(averaged))
+        return
+    rows: dict[str, object] = {f"checkpoint {number}": path for number, path in enumerate(averaged.parents, 1)}
+    table(
+        "",
+        {
+            **rows,
+            "written": averaged.path,
+            "parameters": f"{averaged.parameters:,}",
+            "sha256": averaged.fingerprint,
         },
     )
 

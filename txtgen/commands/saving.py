@@ -215,9 +215,11 @@ class Saving:
         The weights of the checkpoint are in the model already. If they are an average, those that are trained come with
         the training state.
         """
-        self.state.step = self.saved = training["step"]
+        self.state.step = training["step"]
         self.best = training["best"]
-        self.last = self.job.folder.step_path(self.saved)
+        here = self.job.folder.step_path(self.state.step)
+        if self.job.world.from_main(here.exists):  # not so in a run that goes on from another's checkpoint
+            self.saved, self.last = self.state.step, here
         self.state.tokens = training["tokens"]
         self.state.bookmark = training["bookmark"]
         self.state.optimizer.load_state_dict(training["optimizer"], self.job.world)

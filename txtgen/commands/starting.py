@@ -4,7 +4,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,19 +28,22 @@ from txtgen.model import Transformer, count_parameters
 @dataclass(frozen=True, slots=True)
 class Launch:
     """What the user asked of this start. stem: names the run when the config does not. accept_changes: a resumed run
-    may learn otherwise than it did."""
+    may learn otherwise than it did. origin: a checkpoint of another run that this one begins with, training state
+    included."""
 
     stem: str = "run"
     resume: bool = False
     overwrite: bool = False
     accept_changes: bool = False
+    origin: Checkpoint | None = None
 
 
 @dataclass(frozen=True)
 class Start:
     """A run that may begin: its folder (locked), where it computes, and the checkpoint that it resumes, if any.
 
-    changes: those that the user accepted in this and earlier resumes, each with its step.
+    parents: fingerprints of the checkpoints that a resumed run descends from, the nearest last. changes: those that the
+    user accepted in this and earlier resumes, each with its step.
     """
 
     folder: RunFolder
@@ -49,6 +52,7 @@ class Start:
     dtype: torch.dtype
     resumed: Checkpoint | None
     warnings: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
     changes: tuple[dict[str, Any], ...] = ()
     accept_changes: bool = False
 
@@ -82,7 +86,7 @@ def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
             folder.move_aside()
         with folder.lock():
             start = _start(folder, world, device, dtype, config, launch)
-            if start.resumed is not None and start.resumed.training is not None:
+            if launch.resume and start.resumed is not None and start.resumed.training is not None:
                 folder.go_on_from(start.resumed.training["step"])
             folder.write_text(folder.config, dump_config(config))
             yield start
@@ -103,24 +107,34 @@ def _folder_name(config: RunConfig, launch: Launch) -> str:
 def _start(
     folder: RunFolder, world: World, device: torch.device, dtype: torch.dtype, config: RunConfig, launch: Launch
 ) -> Start:
-    if not launch.resume:
+    if launch.resume:
+        path, checkpoint, warnings = read_once(folder.newest, world)
+        parents, changes = _history(checkpoint)
+        found = compare(checkpoint.config.run, config)
+        require_same_run(found, str(path), launch.accept_changes)
+        if found.risky:
+            step = checkpoint.lineage["step"]
+            warnings.append(f"changed after step {step}: {told(found.risky)}")
+            changes += ({"step": step, **{key: f"{old!r} -> {new!r}" for key, (old, new) in found.risky.items()}},)
+    elif launch.origin is not None:
+        parents, changes = _history(launch.origin)
+        parents, warnings = (*parents, launch.origin.fingerprint), []
+        # What was best in the other run is not in this one's folder.
+        checkpoint = replace(launch.origin, training={**(launch.origin.training or {}), "best": {}, "no_better": 0})
+    else:
         return Start(folder, world, device, dtype, None)
-    path, checkpoint, warnings = read_once(folder.newest, world)
-    before = checkpoint.lineage
-    changes = tuple(before.get("changes", ()))
-    found = compare(checkpoint.config.run, config)
-    require_same_run(found, str(path), launch.accept_changes)
-    if found.risky:
-        step = before["step"]
-        warnings.append(f"changed after step {step}: {told(found.risky)}")
-        changes += ({"step": step, **{key: f"{old!r} -> {new!r}" for key, (old, new) in found.risky.items()}},)
-    now = environment(config.train, device, dtype, world).items()
+    before, now = checkpoint.lineage, environment(config.train, device, dtype, world).items()
     other = ", ".join(f"{name} {before[name]} -> {value}" for name, value in now if before.get(name, value) != value)
     if other:
         warnings.append(
             f"not as the run was saved: {other}. Rounding will differ from the straight run, and what dropout draws may"
         )
-    return Start(folder, world, device, dtype, checkpoint, tuple(warnings), changes, launch.accept_changes)
+    return Start(folder, world, device, dtype, checkpoint, tuple(warnings), parents, changes, launch.accept_changes)
+
+
+def _history(checkpoint: Checkpoint) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
+    """Fingerprints of what a checkpoint descends from, and the changes that users accepted on the way."""
+    return tuple(checkpoint.lineage.get("ancestors", ())), tuple(checkpoint.lineage.get("changes", ()))
 
 
 def environment(train: TrainConfig, device: torch.device, dtype: torch.dtype, world: World) -> dict[str, Any]:

@@ -225,6 +225,43 @@ class ExportConfig(Config):
     """As large as a file of weights gets."""
 
 
+class CooldownConfig(Config):
+    """`txtgen cooldown`."""
+
+    checkpoint: str
+    """With a training state: a .pth, or a run folder for its last one."""
+    steps: Count | None = None
+    """In which the learning rate falls; None: as `minutes` say, or half as many as are done."""
+    minutes: Annotated[float, Field(gt=0.0)] | None = None
+    name: RunName | None = None
+    """Of the new run's folder; None: that of the run, -cooldown and a number."""
+    runs_path: str | None = None
+    """None: where the run itself was told to be."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """One budget."""
+        if self.steps is not None and self.minutes is not None:
+            yield "minutes", "and steps are two budgets; give one"
+
+
+class AverageConfig(Config):
+    """`txtgen average`."""
+
+    models: tuple[str, ...]
+    """At least two, each a .pth or a run folder."""
+    output: str
+    """The .pth to write."""
+    runs_path: str = "runs"
+    overwrite: bool = False
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """There must be something to average, and the output be called what every command takes for a model."""
+        if len(self.models) < 2:
+            yield "models", "one checkpoint has no average; give at least two"
+        if not self.output.endswith(".pth"):
+            yield "output", f"{self.output} does not end in .pth"
+
+
 class CheckpointConfig(Config):
     """What a checkpoint says of itself: enough to build, prompt and continue the model."""
 

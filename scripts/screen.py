@@ -1,0 +1,106 @@
+"""Runs configs with overrides and seeds, one after the other, and makes a table: what a recipe's claims rest on.
+
+    python scripts/screen.py PLAN.yaml [--runs-path runs/screen] [--table]
+
+A plan names its recipes; each is a config with `--set` options, and all are trained with every seed. What was run
+before is not run again, so a plan can be stopped and gone on with. `--table` only shows what there is.
+
+    seeds: [0, 1, 2]
+    evaluate: []                     # arguments of `txtgen evaluate` after training, such as [--beam-size, "5"]
+    recipes:
+      baseline: {config: configs/shakespeare-char.yaml, set: [train.minutes=5, "train.optimizer={kind: adamw}"]}
+      best: {config: configs/shakespeare-char-10min.yaml, set: [train.minutes=5]}
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+COLUMNS = ("steps", "tokens", "seconds", "val_loss", "val_bits_per_byte", "bleu", "chrf")
+"""steps, tokens: done. seconds: of the whole process. val_loss, val_bits_per_byte: of the best validation. bleu, chrf:
+of `txtgen evaluate`, where the plan asks for it."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--runs-path", type=Path, default=Path("runs/screen"))
+    parser.add_argument("--table", action="store_true", help="show what there is, and run nothing")
+    arguments = parser.parse_args()
+    plan = yaml.safe_load(arguments.plan.read_text(encoding="utf-8"))
+    results = arguments.runs_path / f"{arguments.plan.stem}.jsonl"
+    # Seeds outside, so that recipes which are stopped early can be compared, and share what the machine goes through.
+    for seed in plan["seeds"]:
+        for name, recipe in plan["recipes"].items():
+            if not arguments.table and (name, seed) not in {(one["recipe"], one["seed"]) for one in read(results)}:
+                run = arguments.runs_path / f"{arguments.plan.stem}-{name}-{seed}"
+                measured = {"recipe": name, "seed": seed, **trained(recipe, seed, run)}
+                if plan.get("evaluate"):
+                    measured.update(evaluated(plan["evaluate"], run))
+                with open(results, "a", encoding="utf-8") as handle:
+                    handle.write(json.dumps(measured) + "\n")
+    print(table(read(results)))
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    """What was measured so far."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def trained(recipe: dict[str, Any], seed: int, run: Path) -> dict[str, Any]:
+    """Train one recipe with one seed, and read what its folder tells."""
+    options = [text for setting in [*recipe.get("set", ()), f"seed={seed}"] for text in ("--set", setting)]
+    command = [sys.executable, "-m", "txtgen", "pretrain", recipe["config"], *options, "--overwrite"]
+    started = time.monotonic()
+    subprocess.run([*command, "--name", run.name, "--runs-path", str(run.parent)], check=True)
+    seconds = time.monotonic() - started
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    best = min((line for line in lines if "val_loss" in line), key=lambda line: line["val_loss"])
+    last = max((line for line in lines if "tokens" in line), key=lambda line: line["step"])
+    return {
+        "steps": last["step"],
+        "tokens": last["tokens"],
+        "seconds": round(seconds, 1),
+        "val_loss": best["val_loss"],
+        "val_bits_per_byte": best["val_bits_per_byte"],
+    }
+
+
+def evaluated(options: list[str], run: Path) -> dict[str, Any]:
+    """BLEU and chrF of a trained run."""
+    command = [sys.executable, "-m", "txtgen", "evaluate", str(run), *map(str, options), "--json"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    scores = found.get("translation") or {}
+    return {name: scores[name] for name in ("bleu", "chrf") if name in scores}
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """A row for each recipe, in Markdown: the mean over seeds and, from two on, the sample standard deviation."""
+    columns = [column for column in COLUMNS if any(column in one for one in results)]
+    rows = [["recipe", "seeds", *columns], ["---"] * (2 + len(columns))]
+    for name in dict.fromkeys(one["recipe"] for one in results):
+        runs = [one for one in results if one["recipe"] == name]
+        cells = [spread([one[column] for one in runs if column in one]) for column in columns]
+        rows.append([name, " ".join(str(one["seed"]) for one in runs), *cells])
+    return re.sub(r"^", "| ", "\n".join(" | ".join(row) + " |" for row in rows), flags=re.MULTILINE)
+
+
+def spread(values: list[float]) -> str:
+    """Mean and spread of figures."""
+    if not values:
+        return ""
+    mean = statistics.fmean(values)
+    shown = f"{mean:,.0f}" if mean >= 1000 else f"{mean:.4f}"
+    return shown if len(values) == 1 else f"{shown} ± {statistics.stdev(values):.{0 if mean >= 1000 else 4}f}"
+
+
+if __name__ == "__main__":
+    main()
