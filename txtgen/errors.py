@@ -84,7 +84,7 @@ class DivergedError(TxtgenError):
 
 
 class DistributedError(TxtgenError):
-    """Another rank failed, or did not answer in time."""
+    """Another rank failed or did not answer in time, or a process that helps this one was killed."""
 
     exit_code = 8
 

@@ -1,7 +1,9 @@
 """A tokenizer of bytes, and small ways to write corpora and to read batches back."""
 
 import json
+import os
 import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -112,3 +114,15 @@ def documents_of(batch: Batch) -> list[tuple[int, bytes]]:
 
 def _shown(label: int) -> bytes:
     return bytes([label]) if label < 256 else b"$"
+
+
+class FaultyTokenizer(ByteTokenizer):
+    """Fails, or kills its process, at a text that says so."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        for text in texts:
+            if "DIE" in text:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if "BUG" in text:
+                raise ZeroDivisionError("a bug")
+        return super().encode_batch(texts)

@@ -31,6 +31,7 @@ KINDS: dict[str, Kind] = {
     "train.validation_translations": "harmless",
     "train.save_every": "harmless",
     "train.keep_last": "harmless",
+    "train.*non_finite": "harmless",
     "train.keep_every": "harmless",
     "train.save_in_background": "harmless",
     "train.patience": "harmless",
@@ -38,6 +39,7 @@ KINDS: dict[str, Kind] = {
     "data.sources.*path": "harmless",
     "data.on_bad_record": "harmless",
     "data.max_bad_fraction": "harmless",
+    "data.workers": "harmless",
     # How weights are learnt from now on.
     "train.optimizer.kind": "impossible",
     "train.optimizer.*": "risky",

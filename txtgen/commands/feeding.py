@@ -1,26 +1,28 @@
 """What a run reads: the training stream from where the run is, and what is said when its files changed."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 
 from txtgen.commands.saving import Saving
 from txtgen.data import Batch, Objective, StreamReport, train_stream
 from txtgen.errors import DataError
 
 
-def training_batches(saving: Saving, objective: Objective, report: StreamReport) -> Iterator[Batch]:
+def training_batches(saving: Saving, objective: Objective, report: StreamReport) -> Generator[Batch]:
     """The batches of a run from where it is, changed files told in `report` and noted in its lineage.
 
     Raises:
         DataError: a file was changed since the checkpoint, or is not what it was when the stream began; naming it, and
             the checkpoint to go on from.
     """
-    job, state = saving.job, saving.state
+    job, state, workers = saving.job, saving.state, saving.job.config.data.workers
     stream = train_stream(
         job.config.data,
         objective,
         **job.stream_options,
         bookmark=state.bookmark or None,
         accept_changes=job.accept_changes,
+        workers=int(job.device.type != "cpu") if workers is None else workers,
         report=report,
     )
     if report.changed_files:
@@ -28,10 +30,11 @@ def training_batches(saving: Saving, objective: Objective, report: StreamReport)
     return _naming_the_checkpoint(stream, saving)
 
 
-def _naming_the_checkpoint(stream: Iterator[Batch], saving: Saving) -> Iterator[Batch]:
+def _naming_the_checkpoint(stream: Generator[Batch], saving: Saving) -> Generator[Batch]:
     try:
-        yield from stream
+        with closing(stream):
+            yield from stream
     except DataError as error:
-        last = f"the last checkpoint is {saving.job.folder.last}" if saving.saved else "nothing was saved yet"
+        last = f"the last checkpoint is {saving.last}" if saving.last else "nothing was saved yet"
         where = f"{error.where or 'the corpus'}, after step {saving.state.step}"
         raise DataError(error.what, where, f"{error.fix}; {last}") from error

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,7 @@ class Session:
 
     def run(self) -> RunResult:
         """The loop with everything around it."""
-        job, config = self.job, self.job.config.train
+        config = self.job.config.train
         if self.validation_is_owed():
             self.validate()
             self.save(resumable=True)
@@ -174,15 +174,19 @@ class Session:
             return self.result(None)
         self.status("running")
         self.journal.begin(self.state.step)
-        steps = train(
-            self.state,
-            self.batches(),
-            config,
-            dtype=job.dtype,
-            seed=job.config.seed,
-            world=job.world,
-        )
-        for report in steps:
+        with closing(training_batches(self.saving, self.objective, self.report)) as batches:
+            for line in self.report.changed_files:
+                self.display.note(f"another corpus than before: {line}")
+            self.steps(batches)
+        if self.validated < self.state.step and not self.must_stop():
+            self.validate()
+        self.save_at_last()
+        return self.finish()
+
+    def steps(self, batches: Iterator[Batch]) -> None:
+        """Train until the steps are done or something asks to stop, and do what is due on the way."""
+        job, config = self.job, self.job.config.train
+        for report in train(self.state, batches, config, dtype=job.dtype, seed=job.config.seed, world=job.world):
             self.take_up_save()
             self.unread.append(report)
             self.take_up(wait=self.acts_after(report.step))
@@ -196,10 +200,6 @@ class Session:
                 self.save(resumable=due(report.step, config.save_every))
             if ended or self.out_of_patience():
                 break
-        if self.validated < self.state.step and not self.must_stop():
-            self.validate()
-        self.save_at_last()
-        return self.finish()
 
     def acts_after(self, step: int) -> bool:
         """Whether something is to be done with the weights as they are after this step."""
@@ -236,13 +236,6 @@ class Session:
         """Whether validation has not become better for as long as the config allows."""
         patience = self.job.config.train.patience
         return patience is not None and self.no_better >= patience
-
-    def batches(self) -> Iterator[Batch]:
-        """The stream from where the run is."""
-        batches = training_batches(self.saving, self.objective, self.report)
-        for line in self.report.changed_files:
-            self.display.note(f"another corpus than before: {line}")
-        return batches
 
     def log(self, report: StepReport) -> None:
         """Show a step and write its line of metrics."""

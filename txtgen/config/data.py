@@ -257,6 +257,9 @@ class DataConfig(Config):
     """A record that cannot be read stops the run, or is left out and counted."""
     max_bad_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
     """Skipping more of the records than this is an error all the same."""
+    workers: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Processes of each rank that read and tokenise ahead of the training; 0: it does so itself. None: 1 beside a GPU,
+    0 on a CPU, whose cores they would take. The batches are the same whatever it is."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Weights are given for all sources or for none, and no objective has one by itself."""

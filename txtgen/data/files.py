@@ -4,7 +4,7 @@ import sys
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from txtgen.data.paths import stat_file, unreadable
 from txtgen.errors import DataError
@@ -116,7 +116,7 @@ class GzipFile:
     """A file that is unpacked as it is read, from the nearest snapshot of the decompressor before the place."""
 
     def __init__(self, path: str, head: bytes, spacing: int) -> None:
-        self.path = path
+        self.path, self._head, self._spacing = path, head, spacing
         if not head.startswith(b"\x1f\x8b"):
             raise DataError(f"'{path}' is not gzip, though its name ends in .gz", "", "rename it, or compress it again")
         self.start = 0
@@ -129,6 +129,10 @@ class GzipFile:
                 self._snapshots.append(place.copy())
         self.size = place.position
         self._current = place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A decompressor cannot be sent to another process, so a copy there unpacks the file anew."""
+        return _opened_again, (self.path, self._head, self._spacing, self.size)
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes from `offset` on."""
@@ -143,8 +147,19 @@ class GzipFile:
             pass
         data = b"".join(self._current.read_to(stop))
         if len(data) < stop - offset:
-            raise DataError(f"'{self.path}' has changed while it was in use", "", "leave the corpus alone, and resume")
+            raise _changed(self.path)
         return data
+
+
+def _opened_again(path: str, head: bytes, spacing: int, size: int) -> GzipFile:
+    file = GzipFile(path, head, spacing)
+    if file.size != size:
+        raise _changed(path)
+    return file
+
+
+def _changed(path: str) -> DataError:
+    return DataError(f"'{path}' has changed while it was in use", "", "leave the corpus alone, and resume")
 
 
 class _Unpacking:

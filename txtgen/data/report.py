@@ -25,7 +25,7 @@ class StreamReport:
     records: all that were looked at, the bad ones included. bad_records: left out because they could not be used.
     held_out: left out of the training because they validate. cut_examples: shortened because they were too long.
     bad_examples: the first bad records, each with its place and fault. changed_files: how files differ from what the
-    bookmark says, a line a file.
+    bookmark says, a line a file. reading: the file that was opened last.
     """
 
     records: int = 0
@@ -34,6 +34,7 @@ class StreamReport:
     cut_examples: int = 0
     bad_examples: list[str] = field(default_factory=list)
     changed_files: list[str] = field(default_factory=list)
+    reading: str = ""
 
 
 class BadRecordPolicy:

@@ -1,7 +1,10 @@
 """The training stream: an endless row of batches in an order that only the configuration, seed and corpus decide."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from txtgen.config.data import DataConfig
@@ -13,6 +16,7 @@ from txtgen.data.packing import Lane, Rows
 from txtgen.data.report import BadRecordPolicy, StreamReport
 from txtgen.data.supply import Feed, Mixture
 from txtgen.data.types import Batch
+from txtgen.data.workers import Share, work_ahead
 from txtgen.errors import ConfigError
 
 BYTES_PER_TOKEN = 64
@@ -32,8 +36,9 @@ def train_stream(
     world_size: int = 1,
     bookmark: Bookmark | None = None,
     accept_changes: bool = False,
+    workers: int = 0,
     report: StreamReport | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Endless training batches: the rows of each global batch that belong to one rank.
 
     Packed rows: a global batch has B = batch_tokens / length rows, and row b goes to the rank r for which b mod
@@ -52,6 +57,7 @@ def train_stream(
         bookmark: of the batch after which to go on, merged over all ranks; None or empty: from the beginning.
         accept_changes: go on although files are not what they were when the bookmark was made: from the same places in
             the order of the new text. Otherwise that is an error.
+        workers: processes that read and tokenise ahead; the batches are the same for every number. 0: this one does it.
         report: where records are counted and changed files are named.
 
     Raises:
@@ -59,30 +65,96 @@ def train_stream(
         DataError: the corpus cannot be read, is not what the bookmark is of, or holds nothing to learn; raised at
             once, except for what only reading on can find.
         CheckpointError: the bookmark is damaged.
+        DistributedError: while reading on, a worker was killed.
     """
     report = report or StreamReport()
-    rows = 0 if not objective.packed else rows_of_batch(batch_tokens, length, world_size)
+    rows = rows_of_batch(batch_tokens, length, world_size) if objective.packed else 0
     corpora = open_corpora(data.sources)
-    fraction = data.validation.fraction
-    split = Split(seed, fraction, held=False) if fraction else None
-    policy = BadRecordPolicy(data, report)
-    feeds = [Feed(corpus, objective, policy, seed, split) for corpus in corpora]
-    shares = _shares(corpora)
-    if objective.packed:
-        _look_over_small_corpus(data, corpora, objective, split, length)
-        header = Header("rows", seed, rows, corpora)
-        _check(header, bookmark, accept_changes, report)
+    header = Header("rows", seed, rows, corpora) if rows else Header("windows", seed, batch_tokens, corpora)
+    report.changed_files = header.check(bookmark) if bookmark else []
+    if not accept_changes:
+        refuse_changes(report.changed_files)
+    plan = Plan(data, corpora, objective, batch_tokens, length, seed, rank, world_size, rows, bookmark or {})
+    if rows:
+        _look_over_small_corpus(plan)
+    shares = plan.shares(workers)
+    batches = work_ahead(shares, report) if workers else shares[0](report)
+    return _with_header(batches, header.write())
+
+
+def _with_header(batches: Generator[Batch], header: Bookmark) -> Generator[Batch]:
+    with closing(batches):
+        for batch in batches:
+            yield replace(batch, bookmark={**header, **batch.bookmark})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides on the batches of one rank; it can be sent to another process.
+
+    rows: of a global batch of packed rows; 0: pairs. bookmark: of the batch after which to go on, or empty. The batches
+    have bookmarks without a header.
+    """
+
+    data: DataConfig
+    corpora: Sequence[Corpus]
+    objective: Objective
+    batch_tokens: int
+    length: int
+    seed: int
+    rank: int
+    world_size: int
+    rows: int
+    bookmark: Bookmark
+
+    def shares(self, workers: int) -> list[Share]:
+        """The work shared out to so many workers: lanes are dealt to them in turn, windows are all one's."""
+        if not self.rows:
+            return [self.pairs]
+        lanes = range(self.rank, self.rows, self.world_size)
+        # Checked here, where the bookmark can still be refused at once.
+        states = {lane: lane_state(self.bookmark, lane) if self.bookmark else [] for lane in lanes}
+        count = max(1, min(workers, len(lanes)))
+        return [partial(self.packed, {lane: states[lane] for lane in lanes[number::count]}) for number in range(count)]
+
+    def packed(self, states: dict[int, list[Any]], report: StreamReport) -> Generator[Batch]:
+        """The rows of some lanes, each from its state on."""
+        feeds, shares = self.feeds(report), _shares(self.corpora)
         lanes: dict[int, Lane] = {}
-        for number in range(rank, rows, world_size):
-            state = lane_state(bookmark, number) if bookmark else []
-            mixture = Mixture(feeds, shares, number, rows, seed, state[2:] or None)
+        for number, state in states.items():
+            mixture = Mixture(feeds, shares, number, self.rows, self.seed, state[2:] or None)
             lanes[number] = Lane(mixture, report, state)
-        return _packed(lanes, length, objective, header.write())
-    header = Header("windows", seed, batch_tokens, corpora)
-    _check(header, bookmark, accept_changes, report)
-    mixture = Mixture(feeds, shares, 0, 1, seed, bookmark["places"] if bookmark else None)
-    start = (bookmark["window"], bookmark["used"]) if bookmark else (0, 0)
-    return _pairs(mixture, start, objective, batch_tokens, seed, rank, world_size, header.write())
+        while True:
+            rows = Rows(len(lanes), self.length, self.objective)
+            for row, lane in enumerate(lanes.values()):
+                lane.fill(rows, row)
+            yield rows.batch(bookmark={"lanes": {str(number): lane.state() for number, lane in lanes.items()}})
+
+    def pairs(self, report: StreamReport) -> Generator[Batch]:
+        """The rank's rows of every batch of pairs."""
+        number, used = (self.bookmark["window"], self.bookmark["used"]) if self.bookmark else (0, 0)
+        places = self.bookmark["places"] if self.bookmark else None
+        mixture = Mixture(self.feeds(report), _shares(self.corpora), 0, 1, self.seed, places)
+        while True:
+            places = mixture.state()
+            batches = cut_window(read_window(mixture.take, mixture.epoch), self.batch_tokens, self.seed, number)
+            for place in range(used, len(batches)):
+                # After its last batch, a window is done with and need not be read again.
+                done = place + 1 == len(batches)
+                window = (
+                    {"window": number + 1, "used": 0, "places": mixture.state()}
+                    if done
+                    else {"window": number, "used": place + 1, "places": places}
+                )
+                yield pad_pairs(batches[place], self.objective, self.rank, self.world_size, window)
+            number, used = number + 1, 0
+
+    def feeds(self, report: StreamReport) -> list[Feed]:
+        """A new reader of each source."""
+        fraction = self.data.validation.fraction
+        split = Split(self.seed, fraction, held=False) if fraction else None
+        policy = BadRecordPolicy(self.data, report)
+        return [Feed(corpus, self.objective, policy, self.seed, split) for corpus in self.corpora]
 
 
 def rows_of_batch(batch_tokens: int, length: int, world_size: int) -> int:
@@ -104,66 +176,22 @@ def rows_of_batch(batch_tokens: int, length: int, world_size: int) -> int:
     return rows
 
 
-def _check(header: Header, bookmark: Bookmark | None, accept_changes: bool, report: StreamReport) -> None:
-    report.changed_files = header.check(bookmark) if bookmark else []
-    if not accept_changes:
-        refuse_changes(report.changed_files)
-
-
 def _shares(corpora: Sequence[Corpus]) -> list[float]:
     """The share of each source in the tokens: by the weights that are given, or else by size."""
     weights = [corpus.source.weight or float(corpus.num_bytes) for corpus in corpora]
     return [weight / sum(weights) for weight in weights]
 
 
-def _look_over_small_corpus(
-    data: DataConfig, corpora: Sequence[Corpus], objective: Objective, split: Split | None, length: int
-) -> None:
+def _look_over_small_corpus(plan: Plan) -> None:
     """Read a corpus that may be smaller than one row as a whole, and warn if it is.
 
     Raises:
         DataError: it holds too many bad records.
     """
-    if sum(corpus.num_bytes for corpus in corpora) > length * BYTES_PER_TOKEN:
+    if sum(corpus.num_bytes for corpus in plan.corpora) > plan.length * BYTES_PER_TOKEN:
         return
-    policy = BadRecordPolicy(data, StreamReport())
-    feeds = [Feed(corpus, objective, policy, 0, split) for corpus in corpora]
-    tokens = sum(example.size for feed in feeds for examples in feed.in_order() for example in examples)
-    policy.check()
-    if 0 < tokens < length:
-        _log.warning("the corpus has only %d tokens, and a row holds %d: it repeats within a row", tokens, length)
-
-
-def _packed(lanes: dict[int, Lane], length: int, objective: Objective, header: Bookmark) -> Iterator[Batch]:
-    while True:
-        rows = Rows(len(lanes), length, objective)
-        for row, lane in enumerate(lanes.values()):
-            lane.fill(rows, row)
-        states: dict[str, Any] = {str(number): lane.state() for number, lane in lanes.items()}
-        yield rows.batch(bookmark={**header, "lanes": states})
-
-
-def _pairs(
-    mixture: Mixture,
-    start: tuple[int, int],
-    objective: Objective,
-    batch_tokens: int,
-    seed: int,
-    rank: int,
-    world_size: int,
-    header: Bookmark,
-) -> Iterator[Batch]:
-    number, used = start
-    while True:
-        places = mixture.state()
-        batches = cut_window(read_window(mixture.take, mixture.epoch), batch_tokens, seed, number)
-        for place in range(used, len(batches)):
-            # After its last batch, a window is done with and need not be read again.
-            done = place + 1 == len(batches)
-            window = (
-                {"window": number + 1, "used": 0, "places": mixture.state()}
-                if done
-                else {"window": number, "used": place + 1, "places": places}
-            )
-            yield pad_pairs(batches[place], objective, rank, world_size, {**header, **window})
-        number, used = number + 1, 0
+    report = StreamReport()
+    tokens = sum(example.size for feed in plan.feeds(report) for examples in feed.in_order() for example in examples)
+    BadRecordPolicy(plan.data, report).check()
+    if 0 < tokens < plan.length:
+        _log.warning("the corpus has only %d tokens, and a row holds %d: it repeats within a row", tokens, plan.length)

@@ -74,6 +74,7 @@ class Feed:
         self._opened += 1
         epoch, place = divmod(number, len(self))
         block = int(self._epoch_order(epoch)[place])
+        self._policy.report.reading = self.corpus.files[self.corpus.blocks[block].file].path
         units = self.corpus.units(block)
         key = (Use.UNITS, self._seed, self.corpus.number, epoch, block)
         return OpenBlock(units, keyed_permutation(len(units), *key).tolist(), epoch)

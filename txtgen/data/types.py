@@ -168,18 +168,24 @@ class Batch:
         return replace(row, labels=torch.full_like(row.labels, IGNORE), origins=((),))
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
+        """The same batch on a device; to a GPU it is on its way when this returns."""
 
         def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+            return None if tensor is None else self._moved(tensor, device)
 
         return replace(
             self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            positions=self.positions.to(device, non_blocking=True),
-            segment_ids=self.segment_ids.to(device, non_blocking=True),
+            input_ids=self._moved(self.input_ids, device),
+            labels=self._moved(self.labels, device),
+            positions=self._moved(self.positions, device),
+            segment_ids=self._moved(self.segment_ids, device),
             bidirectional=move(self.bidirectional),
             source_ids=move(self.source_ids),
             source_mask=move(self.source_mask),
         )
+
+    @staticmethod
+    def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+        # Only from pinned memory does a copy to a GPU not wait.
+        pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+        return pinned.to(device, non_blocking=True)
