@@ -53,6 +53,12 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew; the ol
 AcceptChanges = Annotated[
     bool, typer.Option("--accept-changes", help="Resume although files or how they are learnt changed.")
 ]
+Nproc = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Processes on this machine: each has a GPU, or a share of the cores.")
+]
+MaxRestarts = Annotated[
+    int, typer.Option(min=0, metavar="N", help="Go on from the last checkpoint if a process is killed, so often.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and train nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[
@@ -81,6 +87,8 @@ def pretrain(
     resume: Resume = False,
     overwrite: Overwrite = False,
     accept_changes: AcceptChanges = False,
+    nproc: Nproc = 1,
+    max_restarts: MaxRestarts = 0,
     dry_run: DryRun = False,
     settings: SetOptions = None,
 ) -> None:
@@ -90,8 +98,9 @@ def pretrain(
     from txtgen.commands.launching import Request, launch
 
     request = Request(
-        "pretrain", tuple(inputs or ()), name, runs_path or "runs", None, resume, overwrite, accept_changes, dry_run
-    )
+        "pretrain", tuple(inputs or ()), name, runs_path or "runs", None, resume, overwrite, accept_changes, dry_run,
+        nproc, max_restarts,
+    )  # fmt: skip
     raise typer.Exit(launch(request, overrides))
 
 
@@ -108,6 +117,8 @@ def finetune(
     resume: Resume = False,
     overwrite: Overwrite = False,
     accept_changes: AcceptChanges = False,
+    nproc: Nproc = 1,
+    max_restarts: MaxRestarts = 0,
     dry_run: DryRun = False,
     settings: SetOptions = None,
 ) -> None:
@@ -117,8 +128,9 @@ def finetune(
     from txtgen.commands.launching import Request, launch
 
     request = Request(
-        "finetune", tuple(inputs or ()), name, runs_path or "runs", base, resume, overwrite, accept_changes, dry_run
-    )
+        "finetune", tuple(inputs or ()), name, runs_path or "runs", base, resume, overwrite, accept_changes, dry_run,
+        nproc, max_restarts,
+    )  # fmt: skip
     raise typer.Exit(launch(request, overrides))
 
 
@@ -478,5 +490,6 @@ def run(arguments: list[str]) -> int:
 
 def complain(error: TxtgenError) -> int:
     """Write an error to stderr, escaped; returns its exit code."""
-    sys.stderr.write(safe_text(f"error: {error}") + "\n")
+    if not error.told:
+        sys.stderr.write(safe_text(f"error: {error}") + "\n")
     return error.exit_code

@@ -37,6 +37,8 @@ class TxtgenError(Exception):
     """
 
     exit_code = 1
+    told = False
+    """Whether another process has told the user already."""
 
     def __init__(self, what: str, where: str = "", fix: str = "") -> None:
         super().__init__(what, where, fix)

@@ -9,7 +9,8 @@ from typing import Any
 from txtgen.checkpoint import load_checkpoint
 from txtgen.commands import finetune, pretrain
 from txtgen.commands.console import table
-from txtgen.commands.models import resolve_model
+from txtgen.commands.models import require_devices, resolve_model
+from txtgen.commands.ranks import follow_launcher, run_ranks, txtgen_command
 from txtgen.commands.sources import guess_source
 from txtgen.commands.starting import Launch
 from txtgen.config.commands import FinetuneConfig, PretrainConfig, row_length
@@ -39,6 +40,20 @@ class Request:
     overwrite: bool
     accept_changes: bool
     dry_run: bool
+    nproc: int = 1
+    max_restarts: int = 0
+
+    def arguments(self, overrides: list[str]) -> list[str]:
+        """The command line of a rank of this request."""
+        given = {"--name": self.name, "--runs-path": self.runs_path, "--base": self.base}
+        flags = {"--resume": self.resume, "--overwrite": self.overwrite, "--accept-changes": self.accept_changes}
+        return [
+            self.command,
+            *(part for flag, value in given.items() if value is not None for part in (flag, value)),
+            *(flag for flag, wanted in flags.items() if wanted),
+            *(part for setting in overrides for part in ("--set", setting)),
+            *("--", *self.inputs),
+        ]
 
 
 def launch(request: Request, overrides: list[str]) -> int:
@@ -55,18 +70,22 @@ def launch(request: Request, overrides: list[str]) -> int:
         raise UsageError("--resume and --overwrite contradict each other", "", "keep one of them")
     if request.accept_changes and not request.resume:
         raise UsageError("--accept-changes is for a resumed run", "", "add --resume, or leave it out")
+    follow_launcher()
     path, stem, settings = _config(request)
     options = Launch(stem, request.resume, request.overwrite, request.accept_changes)
-    settings += overrides
     if request.command == "pretrain":
-        pretrain_config = load_config(PretrainConfig, path, settings)
-        if request.dry_run:
-            return _show(pretrain.dry_run(pretrain_config))
-        return pretrain.run(pretrain_config, options).exit_code
-    finetune_config = load_config(FinetuneConfig, path, settings)
+        return _run(request, overrides, options, load_config(PretrainConfig, path, settings + overrides), pretrain)
+    return _run(request, overrides, options, load_config(FinetuneConfig, path, settings + overrides), finetune)
+
+
+def _run(request: Request, overrides: list[str], options: Launch, config: Any, command: Any) -> int:
     if request.dry_run:
-        return _show(finetune.dry_run(finetune_config))
-    return finetune.run(finetune_config, options).exit_code
+        return _show(command.dry_run(config))
+    if request.nproc > 1 or request.max_restarts:
+        require_devices(config.device, request.nproc)
+        command = txtgen_command(request.arguments(overrides))
+        return run_ranks(command, request.nproc, request.max_restarts, Path(config.runs_path))
+    return int(command.run(config, options).exit_code)
 
 
 def _show(rows: dict[str, object]) -> int:

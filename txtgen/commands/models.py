@@ -123,10 +123,27 @@ def select_device(name: str) -> torch.device:
     return _device(name)
 
 
+def require_devices(name: str, count: int) -> None:
+    """Refuse more processes than this machine has devices for.
+
+    Raises:
+        ConfigError: it has fewer GPUs, and each process needs one.
+    """
+    if select_device(name).type == "cuda" and count > torch.cuda.device_count():
+        raise ConfigError(
+            f"{count} processes need {count} GPUs", f"this machine has {torch.cuda.device_count()}", "start fewer"
+        )
+
+
 def _device(name: str) -> torch.device:
     """The device of this process: under torchrun every process of a machine has a GPU of its own."""
     rank = os.environ.get("LOCAL_RANK")
-    return torch.device("cuda", int(rank)) if name == "cuda" and rank is not None else torch.device(name)
+    if name != "cuda" or rank is None:
+        return torch.device(name)
+    if int(rank) >= torch.cuda.device_count():
+        where = f"this machine has {torch.cuda.device_count()}"
+        raise ConfigError(f"there is no GPU for local rank {rank}", where, "start fewer processes on it")
+    return torch.device("cuda", int(rank))
 
 
 def training_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -27,6 +27,11 @@ _STEP = re.compile(r"^step-(\d{8,})\.pth$")
 class RunFolder(RunPaths):
     """`runs/NAME/` in the hands of the run that writes it."""
 
+    @property
+    def launch(self) -> Path:
+        """Tells by which launch the run here was begun or gone on with last."""
+        return self.path / ".launch"
+
     @contextmanager
     def logging(self) -> Iterator[None]:
         """Write the package's log into log.txt while the block runs."""
@@ -219,6 +224,15 @@ class RunFolder(RunPaths):
 def retained(steps: list[int], keep_last: int, keep_every: int) -> set[int]:
     """Of these steps the last ones, and all multiples of `keep_every` if it is not 0."""
     return {*sorted(steps)[-keep_last:], *(step for step in steps if keep_every and step % keep_every == 0)}
+
+
+def begun_by(launch: str, runs_path: Path) -> RunFolder | None:
+    """The folder of the run that a launch began or went on with, or None."""
+    for mark in runs_path.glob("*/.launch"):
+        with suppress(OSError):
+            if mark.read_text(encoding="utf-8") == launch:
+                return RunFolder(mark.parent)
+    return None
 
 
 def next_name(runs_path: Path, stem: str) -> str:

@@ -13,7 +13,8 @@ import torch
 from txtgen.checkpoint import Checkpoint
 from txtgen.commands.changes import compare, require_same_run, told
 from txtgen.commands.models import select_device, training_dtype
-from txtgen.commands.run_folder import RunFolder, latest_name, next_name
+from txtgen.commands.ranks import is_restarted, launch_mark
+from txtgen.commands.run_folder import RunFolder, begun_by, latest_name, next_name
 from txtgen.commands.weights import read_once
 from txtgen.config.commands import RunConfig
 from txtgen.config.data import DataConfig
@@ -69,7 +70,7 @@ def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
     device = select_device(config.device)
     dtype = training_dtype(config.train.dtype, device)
     with open_world(device, config.train.rank_timeout_seconds) as world:
-        name = world.from_main(lambda: _folder_name(config, launch))
+        name, launch = world.from_main(lambda: _folder_name(config, launch))
         folder = RunFolder(Path(config.runs_path) / name)
         if not world.is_main:
             yield _start(folder, world, device, dtype, config, launch)
@@ -85,6 +86,8 @@ def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
                 pass  # nobody may be writing there
             folder.move_aside()
         with folder.lock():
+            if mark := launch_mark():
+                folder.write_note(folder.launch, mark)
             start = _start(folder, world, device, dtype, config, launch)
             if launch.resume and start.resumed is not None and start.resumed.training is not None:
                 folder.go_on_from(start.resumed.training["step"])
@@ -92,16 +95,19 @@ def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
             yield start
 
 
-def _folder_name(config: RunConfig, launch: Launch) -> str:
+def _folder_name(config: RunConfig, launch: Launch) -> tuple[str, Launch]:
+    """The name of the run's folder, and how to begin there: ranks that are started again go on with their run."""
     runs_path = Path(config.runs_path)
+    if is_restarted() and (before := begun_by(launch_mark() or "", runs_path)):
+        return before.path.name, replace(launch, resume=before.occupied, overwrite=False)
     if config.name is not None:
-        return config.name
+        return config.name, launch
     if launch.resume:
         latest = latest_name(runs_path, launch.stem)
         if latest is None:
             raise CheckpointError(f"no run named {launch.stem}-N to resume", str(runs_path), "start without --resume")
-        return latest
-    return next_name(runs_path, launch.stem)
+        return latest, launch
+    return next_name(runs_path, launch.stem), launch
 
 
 def _start(

@@ -78,7 +78,9 @@ class Peers:
         else:
             parts = [TxtgenError.exit_code, f"{type(error).__name__}: {error}", "", ""]
         with suppress(RuntimeError):
-            self._store.compare_set(FAILURE, "", json.dumps([self.rank, *parts]))
+            first = json.loads(self._store.compare_set(FAILURE, "", json.dumps([self.rank, *parts])))
+            if isinstance(error, TxtgenError) and first[0] != self.rank and first[1:3] == parts[:2]:
+                error.told = True
 
     def failure(self) -> BaseException | None:
         """Why another rank failed, in this rank's words, or None."""
@@ -88,9 +90,9 @@ class Peers:
         if code == 130:
             return KeyboardInterrupt()
         kind = {kind.exit_code: kind for kind in TxtgenError.__subclasses__()}.get(code, TxtgenError)
-        if kind is DistributedError or rank == self.rank:
-            return kind(what, where, fix)
-        return kind(f"rank {rank}: {what}", where, fix)
+        error = kind(what if kind is DistributedError else f"rank {rank}: {what}", where, fix)
+        error.told = self.rank != 0  # rank 0 repeats it: what the other one said may stand on another machine
+        return error
 
     def verdict(self) -> BaseException | None:
         """Which rank is to blame for a collective that failed, and why; None if none of the others is."""
@@ -133,7 +135,8 @@ class Peers:
     def announce(self) -> None:
         """Tell the others, who `wait`, that rank 0 has made something."""
         self._made += 1
-        self._store.set(f"made/{self._made}", "")
+        with suppress(RuntimeError):  # without a store they wait in the collective that follows
+            self._store.set(f"made/{self._made}", "")
 
     def wait(self) -> None:
         """Wait until rank 0 has made something, however long it takes, for as long as it lives.
@@ -143,14 +146,15 @@ class Peers:
         """
         self._made += 1
         beat, since = (-1, -1), time.monotonic()
-        while not self._store.check([f"made/{self._made}"]):
-            if (failure := self.failure()) is not None:
-                raise failure
-            if (now := self._beats()[0]) != beat:
-                beat, since = now, time.monotonic()
-            elif time.monotonic() - since > SILENCE_SECONDS:
-                raise self._gone([0])
-            time.sleep(0.02)
+        with suppress(RuntimeError):  # without a store, as above
+            while not self._store.check([f"made/{self._made}"]):
+                if (failure := self.failure()) is not None:
+                    raise failure
+                if (now := self._beats()[0]) != beat:
+                    beat, since = now, time.monotonic()
+                elif time.monotonic() - since > SILENCE_SECONDS:
+                    raise self._gone([0])
+                time.sleep(0.02)
 
 
 def open_store(timeout: timedelta) -> tuple[Store, int, int]:
