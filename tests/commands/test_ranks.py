@@ -45,3 +45,28 @@ def test_two_ranks_equal_one(workshop, config) -> None:
     assert run(["pretrain", "--resume", "--name", "two", "--steps", "4"]) == 0
     assert run(["pretrain", "--resume", "--name", "one", "--steps", "4"]) == 0
     assert losses("two") == pytest.approx(losses("one"), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_ranks_that_share_the_weights_average_like_one(workshop) -> None:
+    """The average is spread over the ranks as the weights are, and one rank goes on with it."""
+    arguments = ["pretrain", "decoder.yaml", "--dtype", "float32", "--set", "model.dropout=0.0", "--steps", "3"]
+    arguments += ["--set", "train.ema_decay=0.5", "--set", "train.schedule={kind: constant}"]
+    assert run([*arguments, "--name", "one"]) == 0
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "txtgen", *arguments, "--name", "two", "--set", "train.sharding=shard"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert losses("two") == pytest.approx(losses("one"), rel=1e-4)
+    one, two = (load_checkpoint(Path(f"runs/{name}/last.pth"), training=True) for name in ("one", "two"))
+    for name in one.model:
+        torch.testing.assert_close(two.model[name], one.model[name], rtol=1e-3, atol=2e-4)
+        torch.testing.assert_close(two.training["weights"][name], one.training["weights"][name], rtol=1e-3, atol=2e-4)
+    for name in ("one", "two"):
+        assert run(["pretrain", "--resume", "--name", name, "--steps", "5"]) == 0
+    assert losses("two") == pytest.approx(losses("one"), rel=1e-4)
