@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -491,5 +492,6 @@ def run(arguments: list[str]) -> int:
 def complain(error: TxtgenError) -> int:
     """Write an error to stderr, escaped; returns its exit code."""
     if not error.told:
-        sys.stderr.write(safe_text(f"error: {error}") + "\n")
+        with suppress(OSError, ValueError, AttributeError):  # nobody may be there to read it
+            sys.stderr.write(safe_text(f"error: {error}") + "\n")
     return error.exit_code

@@ -32,12 +32,13 @@ class TransientError(ResourceError):
 
 
 @contextmanager
-def replace_file(path: Path, needs: int = 0) -> Iterator[IO[bytes]]:
-    """A file handle whose content appears under `path` whole, flushed to disk, or not at all.
+def replace_file(path: Path, needs: int = 0, durable: bool = True) -> Iterator[IO[bytes]]:
+    """A file handle whose content appears under `path` whole, or not at all.
 
     Args:
         path: what is there already stays until the new content is whole.
         needs: bytes that must be free.
+        durable: flush it to disk before, so that no power cut takes the content away again.
 
     Raises:
         ResourceError: the disk is full, read-only, or the place not writable; a `TransientError` if the error may pass.
@@ -49,9 +50,11 @@ def replace_file(path: Path, needs: int = 0) -> Iterator[IO[bytes]]:
         with open(temporary, "w+b") as handle:
             yield handle
             handle.flush()
-            _flush(path, handle.fileno())
+            if durable:
+                _flush(path, handle.fileno())
         os.replace(temporary, path)
-        flush(path.parent)
+        if durable:
+            flush(path.parent)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

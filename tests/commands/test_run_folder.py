@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from txtgen.commands.run_folder import RunFolder, latest_name, next_name
+from txtgen.commands.status import Status
 from txtgen.errors import BusyError, ResourceError
 
 
@@ -31,7 +32,7 @@ def test_a_second_process_finds_the_folder_busy(folder) -> None:
         "with RunFolder(Path(sys.argv[1])).lock(): pass"
     )
     with folder.lock():
-        folder.write_status("running")
+        Status(folder.status).set("running")
         done = subprocess.run([sys.executable, "-c", code, folder.path], capture_output=True, text=True, check=False)
         assert "BusyError" in done.stderr
         with pytest.raises(BusyError, match="in use by process"), RunFolder(folder.path).lock():
@@ -80,7 +81,7 @@ def test_metrics_of_steps_done_again_are_dropped(folder) -> None:
 
 def test_status_is_always_whole(folder) -> None:
     folder.path.mkdir()
-    folder.write_status("running", step=3)
+    Status(folder.status).set("running", step=3)
     status = json.loads(folder.status.read_text())
     assert (status["state"], status["step"]) == ("running", 3)
     assert {"pid", "host", "time"} <= set(status)

@@ -12,6 +12,7 @@ from txtgen.cli import run
 from txtgen.commands.run_folder import RunFolder
 from txtgen.commands.run_record import MAX_FILE_BYTES, read_run
 from txtgen.commands.runs import list_runs
+from txtgen.commands.status import Status
 
 
 @pytest.fixture
@@ -94,8 +95,9 @@ def test_differences_are_told_key_by_key(trained, capfd) -> None:
 def test_a_run_whose_process_is_gone_is_killed(folder) -> None:
     code = (
         "import sys; from pathlib import Path; from txtgen.commands.run_folder import RunFolder\n"
+        "from txtgen.commands.status import Status\n"
         "folder = RunFolder(Path(sys.argv[1]))\n"
-        "with folder.lock(): folder.write_status('running', step=3); print('on', flush=True); sys.stdin.read()"
+        "with folder.lock(): Status(folder.status).set('running', step=3); print('on', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(folder.path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -108,7 +110,7 @@ def test_a_run_whose_process_is_gone_is_killed(folder) -> None:
 
 
 def test_another_process_with_the_same_number_is_not_the_run(folder) -> None:
-    folder.write_status("running", step=3)  # by this very process, which does not hold the folder
+    Status(folder.status).set("running", step=3)  # by this very process, which does not hold the folder
     assert read_run(folder.path).state == "killed"
     with folder.lock():
         assert read_run(folder.path).state == "running"

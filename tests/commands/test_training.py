@@ -68,7 +68,7 @@ def test_a_resumed_run_equals_the_straight_one(workshop, trained, config, monkey
     def interrupt(self, report) -> None:
         original(self, report)
         if report.step == 3:
-            self.stop.receive(signal.SIGTERM, None)
+            self.job.stop.receive(signal.SIGTERM, None)
 
     with monkeypatch.context() as patch:
         patch.setattr(training.Session, "log", interrupt)
@@ -207,7 +207,7 @@ def test_a_diverging_run_exits_7_and_keeps_the_last_good_checkpoint(workshop, ca
     error = capfd.readouterr().err
     assert "the gradient is not finite; step 5, documents " in error
     status = json.loads(Path("runs/a/status.json").read_text())
-    assert (status["state"], status["exit_code"], status["reason"][:24]) == ("failed", 7, "the gradient is not fini")
+    assert (status["state"], status["exit_code"], status["reason"][:24]) == ("diverged", 7, "the gradient is not fini")
     last = load_checkpoint(Path("runs/a/last.pth"))
     assert last.lineage["step"] == 4
     assert all(torch.isfinite(tensor).all() for tensor in last.model.values())

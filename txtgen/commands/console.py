@@ -1,10 +1,14 @@
 """Progress and messages on stderr, escaped; tables on stdout."""
 
+import io
 import logging
+import os
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Self, TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -23,12 +27,53 @@ PIPED_WIDTH = 240
 """Columns of a table that no terminal bounds."""
 
 
+class Terminal(io.TextIOBase):
+    """Standard error, which may go away while a run goes on: from then on, what is written to it goes nowhere."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """As standard error has it."""
+        return getattr(self._file(), "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        """Write if anybody is there to read."""
+        file = self._file()
+        if file is not None:
+            try:
+                file.write(text)
+                file.flush()
+            except (OSError, ValueError):
+                self._lose(file)
+        return len(text)
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        file = self._file()
+        return file is not None and not file.closed and file.isatty()
+
+    def fileno(self) -> int:
+        """The file's own number."""
+        file = self._file()
+        if file is None:
+            raise OSError("there is no standard error")
+        return file.fileno()
+
+    def _file(self) -> TextIO | None:
+        """Standard error itself, also while rich stands before it to keep its live line in order."""
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+    def _lose(self, file: TextIO) -> None:
+        """What Python, or C++ below it, writes there later must not fail either."""
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+
+
 class ProgressDisplay:
     """What a training run shows on stderr: a live line with a bar on a terminal, plain lines otherwise."""
 
     def __init__(self, steps: int, quiet: bool = False) -> None:
         self.steps = steps
-        self.console = Console(stderr=True, highlight=False, emoji=False, markup=False, quiet=quiet)
+        self.console = Console(file=cast(IO[str], Terminal()), highlight=False, emoji=False, markup=False, quiet=quiet)
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
         self._progress = Progress(
             TextColumn("step"),

@@ -53,6 +53,8 @@ def run(config: FinetuneConfig, launch: Launch | None = None) -> RunResult:
             resumed=start.resumed.training if start.resumed else None,
             changes=start.changes,
             accept_changes=start.accept_changes,
+            stop=start.stop,
+            status=start.status,
         )
         if job.row_length < (longest := model.config.max_length) and config.train.sequence_length is None:
             display.note(f"rows of {job.row_length:,} tokens; train.sequence_length may be up to {longest:,}")

@@ -6,6 +6,8 @@ from typing import Any, TypedDict
 import torch
 
 from txtgen.commands.run_folder import RunFolder
+from txtgen.commands.signals import StopRequest
+from txtgen.commands.status import Status
 from txtgen.config.commands import CheckpointConfig, RunConfig, inherited, row_length
 from txtgen.config.tokenizer import Framing
 from txtgen.distributed import World
@@ -30,6 +32,7 @@ class Job:
     parents: fingerprints of the checkpoints that it descends from, the nearest last. base: what the checkpoint that
     it goes on from says of itself, or None. resumed: the training state of that checkpoint, or None. changes: what
     resuming users accepted, each with its step. accept_changes: go on although the corpus is not what it was.
+    stop: what signals asked for. status: where the run says what it does.
     """
 
     command: str
@@ -45,6 +48,8 @@ class Job:
     resumed: dict[str, Any] | None = None
     changes: tuple[dict[str, Any], ...] = ()
     accept_changes: bool = False
+    stop: StopRequest = field(default_factory=StopRequest)
+    status: Status = field(default_factory=lambda: Status(None))
 
     @property
     def device(self) -> torch.device:

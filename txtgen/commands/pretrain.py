@@ -4,6 +4,7 @@ import torch
 
 from txtgen.commands.console import ProgressDisplay
 from txtgen.commands.job import Job
+from txtgen.commands.signals import interruptible
 from txtgen.commands.starting import Launch, Start, corpus, cost, require_memory, start_run, with_learning_rates
 from txtgen.commands.training import RunResult
 from txtgen.commands.training import run as run_training
@@ -52,6 +53,8 @@ def run(config: PretrainConfig, launch: Launch | None = None) -> RunResult:
             resumed=start.resumed.training if start.resumed else None,
             changes=start.changes,
             accept_changes=start.accept_changes,
+            stop=start.stop,
+            status=start.status,
         )
         return run_training(job, display)
 
@@ -117,7 +120,7 @@ def _tokenizer(settings: TokenizerConfig, config: PretrainConfig, which: Side, d
     if settings.path is not None:
         return load_tokenizer(settings.path)
     texts = sample_texts(config.data, which, max_bytes=settings.sample_bytes, seed=config.seed)
-    symbols = config.data.objective.control_symbols
-    tokenizer, sample = train_sentencepiece(settings.reserving(symbols), texts)
+    reserving = settings.reserving(config.data.objective.control_symbols)
+    tokenizer, sample = interruptible(lambda: train_sentencepiece(reserving, texts))
     display.note(f"tokenizer: {len(tokenizer):,} pieces from {sample.bytes_used:,} bytes of text")
     return tokenizer

@@ -4,7 +4,6 @@ The ranks see the environment that torchrun would give them. This process holds 
 another, so that no port need be known and no rank's end takes it away.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -19,6 +18,8 @@ from pathlib import Path
 from types import FrameType
 
 from txtgen.commands.run_folder import begun_by
+from txtgen.commands.run_record import read_object
+from txtgen.commands.status import Status
 from txtgen.errors import DistributedError, TxtgenError, UsageError
 
 GRACE_SECONDS = 30.0
@@ -133,10 +134,11 @@ def _note_end(mark: str, runs_path: Path, reason: str, code: int) -> None:
     folder = begun_by(mark, runs_path)
     if folder is None:
         return
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        if json.loads(folder.status.read_text(encoding="utf-8"))["state"] not in ("starting", "running"):
-            return
-    folder.write_status("failed", reason=reason, exit_code=code)
+    before = read_object(folder.status, [])
+    if "exit_code" in before:
+        return
+    known = {name: before[name] for name in ("step", "steps", "last_checkpoint") if name in before}
+    Status(folder.status).set("failed", **known, reason=reason, exit_code=code)
 
 
 @contextmanager

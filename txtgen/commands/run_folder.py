@@ -5,8 +5,6 @@ import logging
 import os
 import re
 import shutil
-import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -95,11 +93,6 @@ class RunFolder(RunPaths):
         """Write a file whole or not at all."""
         with replace_file(path) as handle:
             handle.write(text.encode())
-
-    def write_status(self, state: str, **facts: Any) -> None:
-        """Say in status.json what the run is doing."""
-        status = {"state": state, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time(), **facts}
-        self.write_note(self.status, json.dumps(status, indent=1) + "\n")
 
     def write_note(self, path: Path, text: str) -> None:
         """Write a file that the run can do without."""

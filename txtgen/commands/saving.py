@@ -77,7 +77,7 @@ class Saving:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Let a save in progress end; one that is cut off by a second Ctrl-C leaves nothing."""
-        if kind is KeyboardInterrupt:
+        if isinstance(error, KeyboardInterrupt):
             self._stop_at_once.set()
         self._writer.shutdown()
         if (write := self._writing) and (fault := write.future.exception()):

@@ -4,7 +4,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,8 @@ from txtgen.commands.changes import compare, require_same_run, told
 from txtgen.commands.models import select_device, training_dtype
 from txtgen.commands.ranks import is_restarted, launch_mark
 from txtgen.commands.run_folder import RunFolder, begun_by, latest_name, next_name
+from txtgen.commands.signals import StopRequest, listen
+from txtgen.commands.status import Status
 from txtgen.commands.weights import read_once
 from txtgen.config.commands import RunConfig
 from txtgen.config.data import DataConfig
@@ -44,7 +46,8 @@ class Start:
     """A run that may begin: its folder (locked), where it computes, and the checkpoint that it resumes, if any.
 
     parents: fingerprints of the checkpoints that a resumed run descends from, the nearest last. changes: those that the
-    user accepted in this and earlier resumes, each with its step.
+    user accepted in this and earlier resumes, each with its step. stop: what signals asked for. status: where the run
+    says what it does.
     """
 
     folder: RunFolder
@@ -56,6 +59,8 @@ class Start:
     parents: tuple[str, ...] = ()
     changes: tuple[dict[str, Any], ...] = ()
     accept_changes: bool = False
+    stop: StopRequest = field(default_factory=StopRequest)
+    status: Status = field(default_factory=lambda: Status(None))
 
 
 @contextmanager
@@ -69,12 +74,13 @@ def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
     """
     device = select_device(config.device)
     dtype = training_dtype(config.train.dtype, device)
-    with open_world(device, config.train.rank_timeout_seconds) as world:
+    with listen() as stop, open_world(device, config.train.rank_timeout_seconds) as world:
         name, launch = world.from_main(lambda: _folder_name(config, launch))
         folder = RunFolder(Path(config.runs_path) / name)
         if not world.is_main:
-            yield _start(folder, world, device, dtype, config, launch)
+            yield replace(_start(folder, world, device, dtype, config, launch), stop=stop)
             return
+        stop.announces = True
         if folder.occupied and not (launch.resume or launch.overwrite):
             raise BusyError(
                 "the run folder already holds a run",
@@ -92,7 +98,10 @@ def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
             if launch.resume and start.resumed is not None and start.resumed.training is not None:
                 folder.go_on_from(start.resumed.training["step"])
             folder.write_text(folder.config, dump_config(config))
-            yield start
+            status = Status(folder.status)
+            with folder.logging(), status.failures():
+                status.set("starting")
+                yield replace(start, stop=stop, status=status)
 
 
 def _folder_name(config: RunConfig, launch: Launch) -> tuple[str, Launch]:

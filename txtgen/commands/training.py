@@ -2,13 +2,11 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from txtgen.checkpoint import LoadedModel
 from txtgen.commands.console import ProgressDisplay, duration
@@ -16,7 +14,8 @@ from txtgen.commands.feeding import training_batches
 from txtgen.commands.job import Job
 from txtgen.commands.journal import Journal
 from txtgen.commands.saving import Saving, checkpoint_config
-from txtgen.commands.signals import EXIT_CODES, StopRequest, listen
+from txtgen.commands.signals import EXIT_CODES, Interrupted
+from txtgen.commands.status import State
 from txtgen.commands.validation import Validation
 from txtgen.config.commands import chat_format
 from txtgen.data import (
@@ -26,9 +25,18 @@ from txtgen.data import (
     build_objective,
 )
 from txtgen.distributed import is_sharded
-from txtgen.errors import ResourceError, TxtgenError
+from txtgen.errors import ResourceError
 from txtgen.generator import Generation, Generator
-from txtgen.train import Speed, StepReport, TrainState, WeightAverage, build_optimizer, refuse_non_finite, train
+from txtgen.train import (
+    Speed,
+    StepReport,
+    TrainState,
+    WeightAverage,
+    build_optimizer,
+    is_out_of_memory,
+    refuse_non_finite,
+    train,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,42 +60,29 @@ def run(job: Job, display: ProgressDisplay) -> RunResult:
     """Train, validate, sample and save until the steps are done, the time is up, or a signal asks to stop.
 
     Raises:
-        TxtgenError: with status.json saying how it failed; the last checkpoint stays.
+        TxtgenError: the run cannot go on; the last checkpoint stays.
     """
     try:
-        log = job.folder.logging() if job.world.is_main else nullcontext()
-        with listen() as stop, log, display, job.world.together():
-            session = Session(job, display, stop)
+        with job.status.failures(), _running_out_of_memory_told(job), display, job.world.together():
+            session = Session(job, display)
             with session.saving:
                 return session.run()
-    except (Exception, KeyboardInterrupt) as error:
-        if job.world.is_main:
-            job.folder.write_status("failed", reason=str(error) or "stopped at once", exit_code=exit_code_of(error))
-        if is_out_of_memory(error):
-            raise ResourceError(
-                "out of memory while training",
-                f"batch_tokens {job.config.train.batch_tokens}",
-                "set train.micro_batch_tokens lower (the batch stays the same), or shrink the model",
-            ) from error
-        raise
     finally:
         Journal(job).page(now=True)
 
 
-def exit_code_of(error: BaseException) -> int:
-    """The exit code that the process ends with because of this error."""
-    if isinstance(error, TxtgenError):
-        return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return EXIT_CODES["SIGINT"]
-    return ResourceError.exit_code if is_out_of_memory(error) else TxtgenError.exit_code
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; the CPU's allocator says so in words only."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+@contextmanager
+def _running_out_of_memory_told(job: Job) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            "out of memory while training",
+            f"batch_tokens {job.config.train.batch_tokens}",
+            "set train.micro_batch_tokens lower (the batch stays the same), or shrink the model",
+        ) from error
 
 
 @dataclass
@@ -96,7 +91,6 @@ class Session:
 
     job: Job
     display: ProgressDisplay
-    stop: StopRequest
     report: StreamReport = field(default_factory=StreamReport)
     unread: list[StepReport] = field(default_factory=list)
     """Steps whose figures may still be on their way."""
@@ -141,6 +135,7 @@ class Session:
         self.no_better = training.get("no_better", 0)
         self.seconds_before = training["seconds"]
         self.job.folder.forget_after(self.state.step)
+        self.job.status.set("starting", step=self.state.step, last_checkpoint=str(self.saving.last))
 
     def progress(self) -> dict[str, Any]:
         """What the training state of a checkpoint holds of this: what `restore` takes up."""
@@ -150,38 +145,43 @@ class Session:
         """Seconds of this run so far, earlier parts included."""
         return self.seconds_before + time.monotonic() - self.started
 
-    def status(self, state: str, **facts: Any) -> None:
-        """Say in status.json what is going on."""
-        if self.job.world.is_main:
-            steps = self.job.config.train.steps
-            last = {"last_checkpoint": str(self.saving.last)} if self.saving.last else {}
-            self.job.folder.write_status(state, step=self.state.step, steps=steps, **last, **facts)
-
     # -- the run
 
     def run(self) -> RunResult:
         """The loop with everything around it."""
-        config = self.job.config.train
-        if self.validation_is_owed():
-            self.validate()
-            self.save(resumable=True)
-        if self.state.step >= config.steps:
+        with self.job.stop.deferred():
+            if self.validation_is_owed():
+                self.validate()
+                self.save(resumable=True)
+            if told := self.nothing_to_do():
+                self.save_at_last()
+                self.display.note(f"nothing to do: {told}")
+                self.job.status.set("finished", step=self.state.step, exit_code=0)
+                return self.result(None)
+            self.journal.begin(self.state.step)
+            self.job.status.set("running", step=self.state.step, steps=self.job.config.train.steps)
+            if not self.must_stop():
+                self.learn()
+            if self.validated < self.state.step and not self.must_stop():
+                self.validate()
             self.save_at_last()
-            self.display.note(f"nothing to do: {self.state.step} of {config.steps} steps are done")
-            return self.result(None)
+        return self.finish()
+
+    def nothing_to_do(self) -> str:
+        """Why a resumed run has nothing left to do, if it has not."""
+        steps = self.job.config.train.steps
+        if self.state.step >= steps:
+            return f"{self.state.step} of {steps} steps are done"
         if self.out_of_patience():
-            self.display.note(f"nothing to do: {self.no_better} validations without a better one; raise train.patience")
-            return self.result(None)
-        self.status("running")
-        self.journal.begin(self.state.step)
+            return f"{self.no_better} validations without a better one; raise train.patience"
+        return ""
+
+    def learn(self) -> None:
+        """Train from where the run is."""
         with closing(training_batches(self.saving, self.objective, self.report)) as batches:
             for line in self.report.changed_files:
                 self.display.note(f"another corpus than before: {line}")
             self.steps(batches)
-        if self.validated < self.state.step and not self.must_stop():
-            self.validate()
-        self.save_at_last()
-        return self.finish()
 
     def steps(self, batches: Iterator[Batch]) -> None:
         """Train until the steps are done or something asks to stop, and do what is due on the way."""
@@ -190,22 +190,29 @@ class Session:
             self.take_up_save()
             self.unread.append(report)
             self.take_up(wait=self.acts_after(report.step))
-            ended = self.must_stop() or self.out_of_time()
-            self.take_up(wait=ended)
-            if due(report.step, config.validate_every) and not ended:
-                self.validate()
-            if due(report.step, job.config.samples.every) and not ended:
-                self.sample()
-            if not ended:
-                self.save(resumable=due(report.step, config.save_every))
-            if ended or self.out_of_patience():
-                break
+            for act, every in self.rhythms():
+                if due(report.step, every) and not self.must_stop():
+                    act()
+            if self.must_stop() or self.out_of_time():
+                self.take_up(wait=True)
+                return
+            self.save(resumable=due(report.step, config.save_every))
+            if self.out_of_patience():
+                return
 
     def acts_after(self, step: int) -> bool:
         """Whether something is to be done with the weights as they are after this step."""
+        train = self.job.config.train
+        periods = [train.save_every, *(every for _, every in self.rhythms())]
+        return step >= train.steps or any(due(step, every) for every in periods)
+
+    def rhythms(self) -> list[tuple[Callable[[], None], int]]:
+        """What is done every so many steps."""
         config = self.job.config
-        rhythms = (config.train.validate_every, config.train.save_every, config.samples.every)
-        return step >= config.train.steps or any(due(step, every) for every in rhythms)
+        return [
+            (self.validate, config.train.validate_every),
+            (self.sample, config.samples.every),
+        ]
 
     def take_up(self, wait: bool) -> None:
         """Log the steps whose figures are at hand, which on a GPU are all but the last, or wait for all.
@@ -217,6 +224,10 @@ class Session:
             refuse_non_finite(self.unread[0], self.job.config.train)
             self.log(self.unread.pop(0))
 
+    def at_once(self) -> AbstractContextManager[None]:
+        """What can be broken off at any point, because it changes nothing; not among several ranks, who meet in it."""
+        return self.job.stop.deferred(self.job.world.size > 1)
+
     def validation_is_owed(self) -> bool:
         """Whether the run was stopped before a validation that was due at this very step."""
         config = self.job.config.train
@@ -225,7 +236,7 @@ class Session:
 
     def must_stop(self) -> bool:
         """Whether any rank was asked to stop."""
-        return self.job.world.any(bool(self.stop))
+        return self.job.world.any(bool(self.job.stop))
 
     def out_of_time(self) -> bool:
         """Whether this start of the run has had its minutes, by the clock of any rank."""
@@ -241,6 +252,7 @@ class Session:
         """Show a step and write its line of metrics."""
         if not self.job.world.is_main:
             return
+        self.job.status.beat(step=report.step, loss=None if report.non_finite else report.loss)
         if report.non_finite:
             self.display.note(f"step {report.step} is left out: {report.fault}")
             logger.warning("step %d is left out: %s", report.step, report.fault)
@@ -266,8 +278,12 @@ class Session:
 
     def validate(self) -> None:
         """Measure on the held-out text, if any is; keep the model as best.pth if it never was better."""
-        with self.state.averaged():
-            metrics = self.validation.measure(self.stop)
+        with self.job.status.during("validating"), self.state.averaged():
+            try:
+                with self.at_once():
+                    metrics = self.validation.measure(self.job.stop)
+            except Interrupted:
+                return
         if metrics is None:
             return
         self.validated = self.state.step
@@ -304,24 +320,26 @@ class Session:
             return
         goes_on = self.job.model.config.kind == "decoder" and chat_format(self.job.settled.data) is None
         joint = "" if goes_on else " -> "
-        with self.state.averaged():
-            generations = list(self.samples())
-        for generation in generations:
-            if not self.job.world.is_main:
-                continue
-            self.display.sample(generation.prompt, generation.text, joint)
-            self.journal.sample(self.state.step, generation)
-            logger.info("sample at step %d: %r -> %r", self.state.step, generation.prompt, generation.text)
+        with self.job.status.during("sampling"), self.state.averaged(), suppress(Interrupted), self.at_once():
+            for generation in self.samples():
+                if not self.job.world.is_main:
+                    continue
+                self.display.sample(generation.prompt, generation.text, joint)
+                self.journal.sample(self.state.step, generation)
+                logger.info("sample at step %d: %r -> %r", self.state.step, generation.prompt, generation.text)
 
     def save(self, *, resumable: bool) -> None:
         """Begin to save this step: to be resumed from, as the best model, or both; or neither."""
         if resumable or self.better:
-            seconds = self.saving.save(self.progress() if resumable else None, self.better)
+            with self.job.status.during("saving"):
+                seconds = self.saving.save(self.progress() if resumable else None, self.better)
             self.note_save(seconds)
 
     def save_at_last(self) -> None:
         """Save this step if it is not yet, and wait until it stands."""
-        self.note_save(self.saving.finish(self.progress(), self.better))
+        with self.job.status.during("saving"):
+            seconds = self.saving.finish(self.progress(), self.better)
+        self.note_save(seconds)
 
     def note_save(self, seconds: float) -> None:
         """Note how long training stood still for saving."""
@@ -333,7 +351,7 @@ class Session:
         before = self.saving.last
         self.saving.settle(wait=False)
         if self.saving.last != before:
-            self.status("running")
+            self.job.status.set("running", last_checkpoint=str(self.saving.last))
 
     # -- the end
 
@@ -346,13 +364,19 @@ class Session:
             length, most = self.job.row_length, self.job.model.config.max_length
             told = f"cut {self.report.cut_examples:,} examples that were too long for {length:,} tokens"
             self.display.note(f"{told} (train.sequence_length, at most {most:,}) or for the source")
-        result = self.result(self.stop.signal)
-        early = self.out_of_patience() and self.stop.signal is None
-        state = "finished" if early or self.state.step >= self.job.config.train.steps else "interrupted"
-        reason = f"no better validation in {self.no_better}" if early else self.stop.signal or state
-        self.status(state, exit_code=result.exit_code, reason=reason)
+        result, stopped_by = self.result(self.job.stop.signal), self.job.stop.signal
+        early = self.out_of_patience() and stopped_by is None
+        done = early or self.state.step >= self.job.config.train.steps
+        state: State = "finished" if done else "interrupted"
+        self.job.status.set(
+            state,
+            step=self.state.step,
+            last_checkpoint=str(self.saving.last),
+            exit_code=result.exit_code,
+            reason=f"no better validation in {self.no_better}" if early else stopped_by or state,
+        )
         if early:
-            self.display.note(f"stopped early: {reason}")
+            self.display.note(f"stopped early: no better validation in {self.no_better}")
         found = self.saving.best
         best = f", best validation {found['val_loss']:.4f} at step {found['step']}" if found else ""
         self.display.note(f"{state} at step {self.state.step} after {duration(self.elapsed())}{best}: {folder.path}")

@@ -5,6 +5,7 @@ from txtgen.train.cost import FlopCounts, count_flops, matrix_peak, peak_memory_
 from txtgen.train.figures import Figures, StepReport
 from txtgen.train.loop import TrainState, refuse_non_finite, train
 from txtgen.train.loss import LossSums, batch_loss, cross_entropy_sums
+from txtgen.train.memory import is_out_of_memory
 from txtgen.train.optimizer import build_optimizer
 from txtgen.train.schedule import Horizon, learning_rate
 from txtgen.train.speed import Speed
@@ -22,6 +23,7 @@ __all__ = [
     "build_optimizer",
     "count_flops",
     "cross_entropy_sums",
+    "is_out_of_memory",
     "learning_rate",
     "matrix_peak",
     "peak_memory_bytes",
