@@ -7,7 +7,7 @@ import torch
 from txtgen.config.train import AdamWConfig, ConstantSchedule, MuonConfig, TrainConfig
 from txtgen.errors import CheckpointError
 from txtgen.train import TrainState, build_optimizer, train
-from txtgen.train.muon import Muon, orthogonalised
+from txtgen.train.muon import NEWTON_SCHULZ, Muon, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4), (3, 5, 8)])
@@ -20,6 +20,21 @@ def test_orthogonalised_keeps_singular_vectors_and_evens_out_singular_values(sha
     torch.testing.assert_close(inner, torch.diag_embed(diagonal), rtol=0, atol=1e-4)
     assert diagonal.min() > 0.5
     assert diagonal.max() < 1.3
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 8, 15), (3, 8, 16), (3, 40, 8), (24, 96)])
+def test_every_way_to_orthogonalise_is_the_published_iteration(shape) -> None:
+    """Also of matrices whose singular values span six powers of ten."""
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.randn(shape, dtype=torch.float64, generator=generator) * torch.logspace(0, -6, shape[-1])
+    x = matrices.mT if shape[-2] > shape[-1] else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(5):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    expected = x.mT if shape[-2] > shape[-1] else x
+    torch.testing.assert_close(orthogonalised(matrices), expected, rtol=0, atol=2e-3 * expected.abs().max().item())
 
 
 def test_a_step_is_the_published_one() -> None:

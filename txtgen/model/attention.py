@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from txtgen.config.model import TransformerConfig
 from txtgen.errors import UsageError
+from txtgen.model.functions import rms_norm
 from txtgen.model.position import Rotation, rotate
 from txtgen.model.state import KeysValues, LayerCache, Window
 
@@ -52,13 +53,21 @@ def packed_mask(segment_ids: Tensor, separate: bool, bidirectional: Tensor | Non
     return allowed[:, None]
 
 
-class HeadNorm(nn.RMSNorm):
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm over the last dimension."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x [...,D] in its own dtype."""
+        return rms_norm(x, self.weight, cast(float, self.eps))
+
+
+class HeadNorm(RMSNorm):
     """RMSNorm over the width of a head, in the dtype of the matrix products also under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [...,K] in its own dtype."""
         weight = cast(Tensor, self.weight).to(x.dtype)
-        return F.rms_norm(x, (x.shape[-1],), weight, self.eps).to(x.dtype)
+        return rms_norm(x, weight, cast(float, self.eps)).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -82,19 +91,18 @@ class Attention(nn.Module):
         self.q_norm = HeadNorm(width, config.norm_eps) if config.qk_norm else None
         self.k_norm = HeadNorm(width, config.norm_eps) if config.qk_norm else None
 
-    def _heads(self, x: Tensor) -> Tensor:
-        """[B,N,H*K] as [B,H,N,K]."""
-        return x.view(x.shape[0], x.shape[1], -1, self.head_width).transpose(1, 2)
+    def _heads(self, x: Tensor, norm: HeadNorm | None = None) -> Tensor:
+        """[B,N,H*K] as [B,H,N,K], normalised."""
+        heads = x.view(x.shape[0], x.shape[1], -1, self.head_width)
+        return (heads if norm is None else norm(heads)).transpose(1, 2)
 
     def queries(self, x: Tensor) -> Tensor:
         """Queries [B,H,N,K] of x [B,N,D]."""
-        queries = self._heads(self.q_proj(x))
-        return queries if self.q_norm is None else cast(Tensor, self.q_norm(queries))
+        return self._heads(self.q_proj(x), self.q_norm)
 
     def keys_values(self, x: Tensor) -> KeysValues:
         """Keys and values [B,G,N,K] of x [B,N,D]."""
-        keys, values = self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
-        return (keys if self.k_norm is None else self.k_norm(keys)), values
+        return self._heads(self.k_proj(x), self.k_norm), self._heads(self.v_proj(x))
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         """What the queries gather, projected back to [B,N,D]."""

@@ -15,7 +15,8 @@ from txtgen.config.model import (
     T5RelativePosition,
     TransformerConfig,
 )
-from txtgen.model.attention import CrossAttention, Pattern, SelfAttention, additive
+from txtgen.model.attention import CrossAttention, Pattern, RMSNorm, SelfAttention, additive
+from txtgen.model.functions import relu_squared
 from txtgen.model.position import Rotation, alibi_bias, relative_buckets, rotary, rotary_table, table_length
 from txtgen.model.state import LayerCache, Window
 
@@ -29,18 +30,18 @@ def make_norm(config: TransformerConfig) -> nn.Module:
         case "layer_norm":
             return nn.LayerNorm(config.d_model, config.norm_eps, bias=config.norm_bias)
         case "rms_norm":
-            return nn.RMSNorm(config.d_model, config.norm_eps)
+            return RMSNorm(config.d_model, config.norm_eps)
         case _:
             assert_never(config.norm)
 
 
 def make_activation(name: Activation) -> Callable[[Tensor], Tensor]:
-    """The function between two linear maps. Source of the squared relu: So et al. 2021, arXiv 2109.08668."""
+    """The function between two linear maps."""
     match name:
         case "relu":
             return F.relu
         case "relu_squared":
-            return lambda x: F.relu(x).square()
+            return relu_squared
         case "gelu":
             return F.gelu
         case "gelu_tanh":

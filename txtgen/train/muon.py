@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +19,38 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
     """
-    a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
     # A GPU has bfloat16 for it, which suffices; on a CPU float32 is as fast or faster.
-    x: Tensor = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32).reshape(-1, *matrices.shape[-2:])
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = _by_gram(x, steps) if x.shape[-1] >= 2 * x.shape[-2] and not x.is_cuda else _directly(x, steps)
+    return (x.mT if tall else x).reshape(matrices.shape).to(matrices.dtype)
+
+
+def _directly(x: Tensor, steps: int) -> Tensor:
+    """x <- (a + b G + c G^2) x with G = x x^T, so many times; x [M,R,C]."""
+    a, b, c = NEWTON_SCHULZ
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def _by_gram(x: Tensor, steps: int) -> Tensor:
+    """The same for wide x, in products of [R,R] alone but for the first and the last.
+
+    All factors are polynomials in the first G, so they commute: with P = a + b G + c G^2, the next G is P^2 G, and the
+    result the product of all P, times x. In bfloat16 this would lose too much.
+    """
+    a, b, c = NEWTON_SCHULZ
+    gram, factors = x @ x.mT, []
+    for step in range(steps):
+        factors.append(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
+        factors[-1].diagonal(dim1=-2, dim2=-1).add_(a)
+        if step < steps - 1:
+            gram = factors[-1] @ (factors[-1] @ gram)
+    return reduce(torch.matmul, factors) @ x
 
 
 class Muon(torch.optim.Optimizer):

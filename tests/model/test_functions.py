@@ -1,0 +1,58 @@
+"""Gradients written by hand beside those that autograd finds."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from txtgen.model.functions import relu_squared, rms_norm
+
+SHAPES = [(5, 8), (2, 3, 4, 6), (1, 3)]
+
+
+def both(function, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    """What a function gives, and the gradients of its inputs, none of whose layouts is plain."""
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    result = function(leaves[0].mT.contiguous().mT, *leaves[1:])
+    weights = random(*result.shape[::-1], dtype=result.dtype, seed=1)
+    return [result, *torch.autograd.grad((result * weights.permute(*reversed(range(weights.dim())))).sum(), leaves)]
+
+
+def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_relu_squared(shape, dtype) -> None:
+    x = random(*shape, dtype=dtype)
+    for ours, theirs in zip(both(relu_squared, x), both(lambda x: F.relu(x).square(), x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e-3])
+def test_rms_norm(shape, dtype, size) -> None:
+    x, weight = size * random(*shape, dtype=dtype), random(shape[-1], dtype=dtype)
+    ours = both(lambda x, w: rms_norm(x, w, 1e-5), x, weight)
+    theirs = both(lambda x, w: F.rms_norm(x, w.shape, w, 1e-5), x.double(), weight.double())
+    tolerance = 1e-11 if dtype == torch.float64 else 2e-5
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one.double(), other, rtol=0, atol=tolerance * max(1e-9, other.abs().max().item()))
+
+
+def test_rms_norm_of_nothing_is_nothing() -> None:
+    x = torch.zeros(2, 4, requires_grad=True)
+    rms_norm(x, torch.ones(4), 1e-6).sum().backward()
+    torch.testing.assert_close(x.grad, torch.full((2, 4), 1e3))
+
+
+def test_rms_norm_without_gradients_is_the_same() -> None:
+    x, weight = random(4, 8, dtype=torch.float32), random(8, dtype=torch.float32)
+    tracked = rms_norm(x.clone().requires_grad_(), weight, 1e-5)
+    assert tracked.requires_grad
+    torch.testing.assert_close(rms_norm(x, weight, 1e-5), tracked.detach())
+    with torch.no_grad():
+        torch.testing.assert_close(rms_norm(x, weight, 1e-5), tracked)
