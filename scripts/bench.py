@@ -1,10 +1,12 @@
-"""Speed beside a peer: interleaved rounds in one process, medians, and a look at who else uses the machine.
+"""Speed beside peers: interleaved rounds, medians, and a look at who else uses the machine.
 
-    python scripts/bench.py train            # tokens per second of a training step
-    python scripts/bench.py decode           # tokens per second of greedy decoding, batch 1
-    python scripts/bench.py train --shape small --rounds 5 --json
+    python scripts/bench.py train --shape small    # tokens per second of a training step, on one thread and on all
+    python scripts/bench.py decode                 # tokens per second of greedy decoding, batch 1
+    python scripts/bench.py loss CONFIG            # seconds to a validation loss, beside nanoGPT's recipe
+    python scripts/bench.py start CONFIG           # seconds to the first step, beside `import torch`
 
-The peer (transformers) is installed into an environment of its own, .venv-bench, which this script makes.
+The peers (transformers, litgpt, a plain GPT-2 as nanoGPT trains it) are installed into an environment of their own,
+.venv-bench, which this script makes.
 """
 
 import argparse
@@ -13,13 +15,13 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = ROOT / ".venv-bench"
-PEERS = ["transformers==4.57.6"]
+PEERS = ["transformers", "litgpt==0.5.13"]
 SHAPES = {
     "tiny": {"layers": 4, "width": 128, "heads": 4, "context": 64, "batch": 12, "vocabulary": 330},
     "small": {"layers": 6, "width": 384, "heads": 6, "context": 256, "batch": 16, "vocabulary": 8000},
@@ -29,154 +31,62 @@ SHAPES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "decode"])
+    parser.add_argument("what", choices=["train", "decode", "loss", "start"])
+    parser.add_argument("config", nargs="?", help="of the run, for loss and start")
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement of train and decode")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--peers", nargs="*", help="only these, such as plain")
+    parser.add_argument("--target", type=float, default=1.88, help="validation loss to reach")
+    parser.add_argument("--text", type=Path, default=ROOT / "../shared/data/shakespeare", help="train.txt and val.txt")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.what in ("loss", "start") and arguments.config is None:
+        parser.error(f"{arguments.what} needs a CONFIG")
     enter_environment()
-    candidates = (training if arguments.what == "train" else decoding)(SHAPES[arguments.shape], arguments.dtype)
-    report(measure(candidates, arguments.rounds, arguments.seconds), arguments)
+    match arguments.what:
+        case "loss":
+            show(time_to_loss(arguments), "seconds", arguments)
+        case "start":
+            show(time_to_first_step(arguments), "seconds", arguments)
+        case _:
+            from bench_candidates import decoding, training
+
+            candidates = (training if arguments.what == "train" else decoding)(SHAPES[arguments.shape], arguments)
+            show(measure(candidates, arguments.rounds, arguments.seconds), "tokens/s", arguments)
 
 
 def enter_environment() -> None:
-    """Run this script again inside .venv-bench, which is made if it is missing."""
+    """Run this script again inside .venv-bench, which is made if it is missing; txtgen is that of this checkout."""
     python = ENVIRONMENT / "bin" / "python"
-    if Path(sys.prefix) == ENVIRONMENT:
-        return
-    if not python.exists():
-        print("setting up .venv-bench", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-        install = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt"]
-        subprocess.run([*install, "-e", ROOT], check=True)
-        subprocess.run([*install, *PEERS], check=True)
-    os.execv(python, [str(python), *sys.argv])
+    if Path(sys.prefix) != ENVIRONMENT or os.environ.get("PYTHONPATH") != str(ROOT):
+        if not python.exists():
+            print("setting up .venv-bench", file=sys.stderr)
+            subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
+            # The peers have demands of their own on everything but torch.
+            pin = next(line for line in (ROOT / "constraints.txt").read_text().split() if line.startswith("torch=="))
+            subprocess.run([python, "-m", "pip", "install", "-q", pin, "-e", ROOT, *PEERS], check=True)
+        os.environ["PYTHONPATH"] = str(ROOT)
+        os.execv(python, [str(python), *sys.argv])
 
 
-Candidate = Callable[[], int]
-"""Does one piece of work and says how many tokens it was."""
+Rounds = dict[str, list[tuple[float, float]]]
+"""For each candidate and round, what was measured, and the share of the machine that others used meanwhile."""
 
 
-def training(shape: dict[str, int], dtype: str) -> dict[str, Candidate]:
-    """One optimizer step of either: forward, backward, clip, AdamW."""
+def measure(candidates: dict, rounds: int, seconds: float) -> Rounds:
+    """Tokens per second of candidates, each with its number of threads."""
     import torch
 
-    from txtgen.config.train import AdamWConfig, ConstantSchedule, TrainConfig
-    from txtgen.data.types import Batch
-    from txtgen.train import TrainState, build_optimizer, train
-
-    rows, width = shape["batch"], shape["context"]
-    ids = torch.randint(10, shape["vocabulary"], (rows, width + 1))
-    torch_dtype = getattr(torch, dtype)
-    batch = Batch(
-        input_ids=ids[:, :-1],
-        labels=ids[:, 1:].contiguous(),
-        positions=torch.arange(width).expand(rows, width).contiguous(),
-        segment_ids=torch.ones(rows, width, dtype=torch.int32),
-    )
-    model = own_model(shape).train()
-    state = TrainState(model, build_optimizer(model, AdamWConfig(learning_rate=1e-4)))
-    config = TrainConfig(steps=10**9, batch_tokens=rows * width, schedule=ConstantSchedule())
-    steps = train(state, iter(lambda: batch, None), config, dtype=torch_dtype)
-
-    peer = peer_model(shape).train()
-    optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-4, fused=True)
-
-    def own_step() -> int:
-        return next(steps).tokens
-
-    def peer_step() -> int:
-        with torch.autocast("cpu", dtype=torch_dtype, enabled=dtype != "float32"):
-            loss = peer(input_ids=batch.input_ids, labels=batch.labels, shift_labels=batch.labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss.item()
-        return rows * width
-
-    return {"txtgen": own_step, "transformers": peer_step}
-
-
-def decoding(shape: dict[str, int], dtype: str) -> dict[str, Candidate]:
-    """Greedy decoding of 64 tokens after a prompt of 16, batch 1."""
-    import torch
-
-    from txtgen.config.decoding import GreedyConfig
-    from txtgen.decode.search import search
-    from txtgen.decode.types import PromptBatch
-
-    torch_dtype = getattr(torch, dtype)
-    model = own_model({**shape, "context": max(128, shape["context"])}).eval().to(torch_dtype)
-    peer = peer_model({**shape, "context": max(128, shape["context"])}).eval().to(torch_dtype)
-    prompt = torch.randint(10, shape["vocabulary"], (1, 16))
-    new = 64
-
-    def own() -> int:
-        batch = PromptBatch(prompt, torch.tensor([16]))
-        search(model, batch, GreedyConfig(max_new_tokens=new), limits=[new])
-        return new
-
-    def other() -> int:
-        with torch.inference_mode():
-            peer.generate(prompt, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
-        return new
-
-    return {"txtgen": own, "transformers": other}
-
-
-def own_model(shape: dict[str, int]):
-    """A GPT-2 of this shape, by txtgen."""
-    from txtgen.config.model import DecoderConfig, LearnedPosition
-    from txtgen.model import build_model, init_weights
-
-    model = build_model(
-        DecoderConfig(
-            d_model=shape["width"],
-            num_layers=shape["layers"],
-            num_heads=shape["heads"],
-            max_length=shape["context"],
-            vocab_size=shape["vocabulary"],
-            activation="gelu_tanh",
-            position=LearnedPosition(),
-        ),
-        device="cpu",
-    )
-    init_weights(model, 0)
-    return model
-
-
-def peer_model(shape: dict[str, int]):
-    """A GPT-2 of this shape, by transformers."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    return GPT2LMHeadModel(
-        GPT2Config(
-            n_embd=shape["width"],
-            n_layer=shape["layers"],
-            n_head=shape["heads"],
-            n_positions=shape["context"],
-            vocab_size=shape["vocabulary"],
-            attn_pdrop=0.0,
-            embd_pdrop=0.0,
-            resid_pdrop=0.0,
-            bos_token_id=2,
-            eos_token_id=None,
-        )
-    )
-
-
-def measure(candidates: dict[str, Candidate], rounds: int, seconds: float) -> dict[str, list[tuple[float, float]]]:
-    """For each candidate and round, tokens per second and the share of the machine that others used meanwhile."""
-    for work in candidates.values():
+    for work, _ in candidates.values():
         work()
         work()
-    results: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
+    results: Rounds = {name: [] for name in candidates}
     for number in range(rounds):
         order = list(candidates.items())
-        for name, work in order if number % 2 == 0 else reversed(order):
+        for name, (work, threads) in order if number % 2 == 0 else reversed(order):
+            torch.set_num_threads(threads)
             before, started, tokens = processor_times(), time.perf_counter(), 0
             while time.perf_counter() - started < seconds:
                 tokens += work()
@@ -185,15 +95,87 @@ def measure(candidates: dict[str, Candidate], rounds: int, seconds: float) -> di
     return results
 
 
+def time_to_loss(arguments: argparse.Namespace) -> Rounds:
+    """Seconds from process start: of nanoGPT's recipe to its end, of a run of txtgen until its validation reaches the
+    target, and to its end."""
+    names = ("nanoGPT's recipe, whole process", f"txtgen to {arguments.target}", "txtgen to its end")
+    results: Rounds = {name: [] for name in names}
+    recipe = [sys.executable, str(ROOT / "scripts" / "plain_gpt2.py")]
+    texts = [str(arguments.text / name) for name in ("train.txt", "val.txt")]
+    for _ in range(arguments.rounds):
+        before, started = processor_times(), time.perf_counter()
+        loss = subprocess.run([*recipe, *texts], check=True, capture_output=True, text=True).stdout.strip()
+        taken = time.perf_counter() - started
+        results[names[0]].append((taken, foreign_share(before, processor_times())))
+        with tempfile.TemporaryDirectory() as runs:
+            before = processor_times()
+            reached, ended, losses = run_until(arguments, Path(runs))
+            foreign = foreign_share(before, processor_times())
+        results[names[1]].append((reached, foreign))
+        results[names[2]].append((ended, foreign))
+        print(f"nanoGPT {taken:.1f} s, loss {loss}; txtgen {reached:.1f} s, losses {losses}", file=sys.stderr)
+    return results
+
+
+def run_until(arguments: argparse.Namespace, runs: Path) -> tuple[float, float, list[float]]:
+    """Train as the config says. Returns the seconds until a validation line at or below the target was there (infinite:
+    none was), those until the end, and all validation losses. The whole of val.txt must be scored."""
+    started, reached = time.perf_counter(), float("inf")
+    settings = ["--set", "train.validation_batches=null"]
+    command = [sys.executable, "-m", "txtgen", "pretrain", arguments.config, "--name", "run", "--runs-path", str(runs)]
+    process = subprocess.Popen([*command, *settings], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        if reached == float("inf") and min(validation_losses(runs), default=9.9) <= arguments.target:
+            reached = time.perf_counter() - started
+        time.sleep(0.02)
+    ended = time.perf_counter() - started
+    if process.returncode:
+        sys.exit(f"txtgen ended with {process.returncode}")
+    losses = validation_losses(runs)
+    if reached == float("inf") and min(losses, default=9.9) <= arguments.target:
+        reached = ended
+    return reached, ended, losses
+
+
+def validation_losses(runs: Path) -> list[float]:
+    """Those that stand in the metrics of the run so far."""
+    path = runs / "run" / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    metrics = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [line["val_loss"] for line in metrics if "val_loss" in line]
+
+
+def time_to_first_step(arguments: argparse.Namespace) -> Rounds:
+    """Seconds of `import torch` in a process of its own, and of a run to the line of metrics of its first step."""
+    results: Rounds = {"import torch": [], "txtgen to its first step": []}
+    for _ in range(arguments.rounds):
+        before, started = processor_times(), time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import torch"], check=True)
+        taken = time.perf_counter() - started
+        results["import torch"].append((taken, foreign_share(before, processor_times())))
+        with tempfile.TemporaryDirectory() as runs:
+            before, started = processor_times(), time.perf_counter()
+            command = [sys.executable, "-m", "txtgen", "pretrain", arguments.config, "--steps", "1", "--name", "run"]
+            flags = ["--runs-path", runs, "--set", "train.schedule.warmup_steps=0"]
+            process = subprocess.Popen([*command, *flags], cwd=ROOT, stderr=subprocess.DEVNULL)
+            metrics = Path(runs) / "run" / "metrics.jsonl"
+            while process.poll() is None and not metrics.exists():
+                time.sleep(0.005)
+            taken = time.perf_counter() - started
+            process.wait()
+        results["txtgen to its first step"].append((taken, foreign_share(before, processor_times())))
+    return results
+
+
 def processor_times() -> tuple[float, float, float]:
-    """Seconds of processor time so far: of the whole machine busy, of all in all, of this process."""
+    """Seconds of processor time so far: of the whole machine busy, of all in all, of this process and those it ran."""
     try:
         fields = [float(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
     except OSError:
         return 0.0, 0.0, 0.0
-    tick = os.sysconf("SC_CLK_TCK")
+    tick, own = os.sysconf("SC_CLK_TCK"), os.times()
     idle = fields[3] + fields[4]
-    return (sum(fields) - idle) / tick, sum(fields) / tick, time.process_time()
+    return (sum(fields) - idle) / tick, sum(fields) / tick, sum(own[:4])
 
 
 def foreign_share(before: tuple[float, ...], after: tuple[float, ...]) -> float:
@@ -202,22 +184,20 @@ def foreign_share(before: tuple[float, ...], after: tuple[float, ...]) -> float:
     return max(0.0, busy - own) / total if total else 0.0
 
 
-def report(results: dict[str, list[tuple[float, float]]], arguments: argparse.Namespace) -> None:
-    """Medians over the rounds in which others used less than 6 % of the machine, and their ratio."""
+def show(results: Rounds, unit: str, arguments: argparse.Namespace) -> None:
+    """Medians over the rounds in which others used less than 6 % of the machine, and their ratio to the first."""
     rows = {}
     for name, rounds in results.items():
-        quiet = [rate for rate, foreign in rounds if foreign < 0.06]
-        rates = quiet or [rate for rate, _ in rounds]
-        rows[name] = {"tokens_per_second": statistics.median(rates), "quiet_rounds": len(quiet), "rounds": len(rounds)}
-    own, peer = (rows[name]["tokens_per_second"] for name in ("txtgen", "transformers"))
+        quiet = [value for value, foreign in rounds if foreign < 0.06]
+        median = statistics.median(quiet or [value for value, _ in rounds])
+        rows[name] = {"median": median, "quiet_rounds": len(quiet), "rounds": [value for value, _ in rounds]}
     if arguments.json:
         print(json.dumps({"what": arguments.what, "shape": arguments.shape, "dtype": arguments.dtype, **rows}))
         return
+    first = next(iter(rows.values()))["median"]
     for name, row in rows.items():
-        print(
-            f"{name:14} {row['tokens_per_second']:10,.0f} tokens/s   {row['quiet_rounds']}/{row['rounds']} quiet rounds"
-        )
-    print(f"ratio          {own / peer:10.2f}")
+        quiet = f"{row['quiet_rounds']}/{len(row['rounds'])} quiet rounds"
+        print(f"{name:36} {row['median']:12,.2f} {unit:9} {row['median'] / first:6.3f} of the first   {quiet}")
 
 
 if __name__ == "__main__":
