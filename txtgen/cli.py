@@ -148,11 +148,13 @@ def cooldown(
 ) -> None:
     """Finish a run in its stable phase: a new run goes on from its checkpoint while the learning rate falls."""
     from txtgen.commands import cooldown as command
+    from txtgen.commands.signals import exit_code_of
     from txtgen.config.commands import CooldownConfig
     from txtgen.config.flags import from_flags
 
     tree = {"checkpoint": checkpoint, "steps": steps, "minutes": minutes, "name": name, "runs_path": runs_path}
-    raise typer.Exit(command.run(from_flags(CooldownConfig, tree, None), settings or []).exit_code)
+    config = from_flags(CooldownConfig, tree, None)
+    raise typer.Exit(exit_code_of(lambda: command.run(config, settings or []).exit_code))
 
 
 @app.command()

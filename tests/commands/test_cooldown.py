@@ -1,6 +1,8 @@
 """Finishing a run in its stable phase, through the command line."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
+from txtgen.commands import pretrain
 
 WARM = "train.schedule={kind: constant, warmup_steps: 1}"
 
@@ -87,6 +90,13 @@ def test_what_cannot_be_cooled_down_is_refused(workshop, capfd, start, arguments
     assert run(["cooldown", "--from", "runs/long", *arguments]) == code
     assert message in capfd.readouterr().err
     assert [path.name for path in Path("runs").iterdir()] == ["long"]
+
+
+def test_a_signal_before_the_first_step_ends_it_with_its_code(workshop, monkeypatch) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "long", "--set", WARM]) == 0
+    monkeypatch.setattr(pretrain, "_model", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert run(["cooldown", "--from", "runs/long", "--name", "end"]) == 143
+    assert not Path("runs/end/last.pth").exists()
 
 
 def test_a_model_without_training_state_is_refused(workshop, trained, capfd) -> None:

@@ -11,7 +11,7 @@ from txtgen.commands import finetune, pretrain
 from txtgen.commands.console import table
 from txtgen.commands.models import require_devices, resolve_model
 from txtgen.commands.ranks import follow_launcher, run_ranks, txtgen_command
-from txtgen.commands.signals import Interrupted
+from txtgen.commands.signals import exit_code_of
 from txtgen.commands.sources import guess_source
 from txtgen.commands.starting import Launch
 from txtgen.config.commands import FinetuneConfig, PretrainConfig, row_length
@@ -86,10 +86,7 @@ def _run(request: Request, overrides: list[str], options: Launch, config: Any, c
         require_devices(config.device, request.nproc)
         command = txtgen_command(request.arguments(overrides))
         return run_ranks(command, request.nproc, request.max_restarts, Path(config.runs_path))
-    try:
-        return int(command.run(config, options).exit_code)
-    except Interrupted as stop:
-        return stop.exit_code
+    return exit_code_of(lambda: int(command.run(config, options).exit_code))
 
 
 def _show(rows: dict[str, object]) -> int:

@@ -102,3 +102,11 @@ def interruptible(work: Callable[[], Made]) -> Made:
     if failed:
         raise failed[0]
     return made[0]
+
+
+def exit_code_of(work: Callable[[], int]) -> int:
+    """The exit code that work gives back, or that of the signal which stopped it at once."""
+    try:
+        return work()
+    except Interrupted as stop:
+        return stop.exit_code
