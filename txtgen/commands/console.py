@@ -130,6 +130,11 @@ class ProgressDisplay:
         waiting = f"  waiting {figures['data_wait_share']:.0%}" if figures["data_wait_share"] >= 0.05 else ""
         self._speed = f"  mfu {figures['mfu']:.0%}{waiting}"
 
+    def fit(self, steps: int) -> None:
+        """Show that the run is to have so many steps."""
+        self.steps = steps
+        self._progress.update(self._task, total=steps)
+
     def validation(self, metrics: dict[str, float]) -> None:
         """Show what validation found, and keep its loss in the live line."""
         self._validation = f"  val {metrics['val_loss']:.4f}"

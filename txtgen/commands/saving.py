@@ -24,7 +24,7 @@ from txtgen.data import merge_bookmarks
 from txtgen.distributed import local, reshard, share_out
 from txtgen.errors import DivergedError, ResourceError
 from txtgen.files import require_space
-from txtgen.train import TrainState
+from txtgen.train import Horizon, TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -206,8 +206,15 @@ class Saving:
             "bookmark": merge_bookmarks(self.job.world.gather(state.bookmark)) if state.bookmark else {},
             "optimizer": state.optimizer.state_dict(),
             "non_finite": int(state.non_finite),
+            "micro_batch_tokens": [self.config.micro_batch_tokens, state.micro_batch_tokens],
+            "horizon": self.horizon(),
             "weights": None if state.average is None else state.average.weights,
         }
+
+    def horizon(self) -> list[Any]:
+        """The horizon of the run, and the length that the user wanted, for which alone it is good."""
+        horizon = self.state.horizon or Horizon(self.config.steps)
+        return [horizon.steps, horizon.since, horizon.share, self.config.steps, self.config.minutes]
 
     def restore(self, training: dict[str, Any]) -> None:
         """Put the loop where the training state of a checkpoint says.
@@ -224,6 +231,11 @@ class Saving:
         self.state.bookmark = training["bookmark"]
         self.state.optimizer.load_state_dict(training["optimizer"], self.job.world)
         self.state.non_finite = training.get("non_finite", 0)
+        said, used = training.get("micro_batch_tokens", [None, None])
+        self.state.micro_batch_tokens = used if said == self.config.micro_batch_tokens else None
+        *horizon, steps, minutes = training.get("horizon", [0, 0, 0.0, None, None])
+        if [steps, minutes] == [self.config.steps, self.config.minutes]:
+            self.state.horizon = Horizon(*horizon)
         parameters = dict(self.state.model.named_parameters())
         for name, weight in (training.get("weights") or {}).items():
             local(parameters[name].detach()).copy_(local(share_out(weight, parameters[name], self.job.world)))

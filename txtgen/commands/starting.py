@@ -21,7 +21,7 @@ from txtgen.commands.weights import read_once
 from txtgen.config.commands import RunConfig
 from txtgen.config.data import DataConfig
 from txtgen.config.loader import dump_config
-from txtgen.config.train import TrainConfig
+from txtgen.config.train import UNLIMITED, TrainConfig
 from txtgen.data import describe
 from txtgen.distributed import World, open_world
 from txtgen.errors import BusyError, CheckpointError, ResourceError
@@ -186,6 +186,8 @@ def cost(model: Transformer, config: RunConfig) -> dict[str, object]:
     rows["weights, gradients and optimizer"] = f"{(4 * counts['total'] + 12 * trained) / 1e6:,.1f} MB"
     rows["tokens a step"] = f"{config.train.batch_tokens:,}"
     rows["tokens in all"] = f"{config.train.batch_tokens * config.train.steps:,}"
+    if config.train.steps == UNLIMITED:
+        rows["tokens in all"] = f"as many as fit into {config.train.minutes:g} minutes"
     rows["checkpoint"] = f"{(4 * counts['total'] + 8 * trained) / 1e6:,.1f} MB"
     return rows
 

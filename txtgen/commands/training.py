@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,14 @@ from txtgen.data import (
     build_objective,
 )
 from txtgen.distributed import is_sharded
-from txtgen.errors import ResourceError
+from txtgen.errors import ResourceError, TxtgenError
 from txtgen.generator import Generation, Generator
 from txtgen.train import (
+    Horizon,
     Speed,
+    SpikeWatch,
     StepReport,
+    TimeBudget,
     TrainState,
     WeightAverage,
     build_optimizer,
@@ -94,6 +97,10 @@ class Session:
     report: StreamReport = field(default_factory=StreamReport)
     unread: list[StepReport] = field(default_factory=list)
     """Steps whose figures may still be on their way."""
+    spikes: SpikeWatch = field(default_factory=SpikeWatch)
+    told_micro_batch: int | None = None
+    complained: set[str] = field(default_factory=set)
+    """What is done beside training and failed, each told once."""
     validated: int = 0
     """The step that was validated last; a resumed run owes what was due and not done."""
     better: dict[str, float] | None = None
@@ -126,6 +133,7 @@ class Session:
         self.samples()  # refuses a prompt that is too long, before anything is trained
         if job.resumed is not None:
             self.restore(job.resumed)
+        self.budget = self.time_budget()
         job.world.from_main(self.saving.require_room)
 
     def restore(self, training: dict[str, Any]) -> None:
@@ -159,7 +167,7 @@ class Session:
                 self.job.status.set("finished", step=self.state.step, exit_code=0)
                 return self.result(None)
             self.journal.begin(self.state.step)
-            self.job.status.set("running", step=self.state.step, steps=self.job.config.train.steps)
+            self.job.status.set("running", step=self.state.step, steps=self.end)
             if not self.must_stop():
                 self.learn()
             if self.validated < self.state.step and not self.must_stop():
@@ -169,9 +177,10 @@ class Session:
 
     def nothing_to_do(self) -> str:
         """Why a resumed run has nothing left to do, if it has not."""
-        steps = self.job.config.train.steps
-        if self.state.step >= steps:
-            return f"{self.state.step} of {steps} steps are done"
+        if self.state.step >= self.end:
+            return f"{self.state.step} of {self.end} steps are done"
+        if self.budget is not None and self.budget.elapsed() >= self.budget.seconds:
+            return "the time of the run is over; raise train.minutes"
         if self.out_of_patience():
             return f"{self.no_better} validations without a better one; raise train.patience"
         return ""
@@ -190,12 +199,14 @@ class Session:
             self.take_up_save()
             self.unread.append(report)
             self.take_up(wait=self.acts_after(report.step))
+            self.tell_of_memory()
             for act, every in self.rhythms():
                 if due(report.step, every) and not self.must_stop():
                     act()
-            if self.must_stop() or self.out_of_time():
+            if self.must_stop():
                 self.take_up(wait=True)
                 return
+            self.fit_into_time(report.step)
             self.save(resumable=due(report.step, config.save_every))
             if self.out_of_patience():
                 return
@@ -204,7 +215,7 @@ class Session:
         """Whether something is to be done with the weights as they are after this step."""
         train = self.job.config.train
         periods = [train.save_every, *(every for _, every in self.rhythms())]
-        return step >= train.steps or any(due(step, every) for every in periods)
+        return step >= self.end or any(due(step, every) for every in periods)
 
     def rhythms(self) -> list[tuple[Callable[[], None], int]]:
         """What is done every so many steps."""
@@ -231,17 +242,66 @@ class Session:
     def validation_is_owed(self) -> bool:
         """Whether the run was stopped before a validation that was due at this very step."""
         config = self.job.config.train
-        last = self.state.step >= config.steps
+        last = self.state.step >= self.end
         return 0 < self.state.step != self.validated and (last or due(self.state.step, config.validate_every))
 
     def must_stop(self) -> bool:
         """Whether any rank was asked to stop."""
         return self.job.world.any(bool(self.job.stop))
 
-    def out_of_time(self) -> bool:
-        """Whether this start of the run has had its minutes, by the clock of any rank."""
-        minutes = self.job.config.train.minutes
-        return minutes is not None and self.job.world.any(time.monotonic() - self.started >= 60 * minutes)
+    @property
+    def end(self) -> int:
+        """The last step of the run, as far as it is decided."""
+        return self.state.horizon.steps if self.state.horizon else self.job.config.train.steps
+
+    def time_budget(self) -> TimeBudget | None:
+        """What the run's minutes are fitted by, if it has any."""
+        config = self.job.config.train
+        if config.minutes is None:
+            return None
+        return TimeBudget(60 * config.minutes, config.steps, self.elapsed(), self.state.horizon)
+
+    def fit_into_time(self, step: int) -> None:
+        """Decide anew how many steps the run is to have, by the clock of rank 0, when that is due."""
+        budget, world = self.budget, self.job.world
+        if budget is None or not world.any(budget.is_due(step) and world.is_main):
+            return
+        self.take_up(wait=True)
+        self.state.horizon = Horizon(*world.from_main(lambda: astuple(budget.decide(step))))
+        self.display.fit(self.end)
+        self.job.status.set("running", steps=self.end)
+        logger.info("after step %d: %d steps fit into the time", step, self.end)
+
+    def tell_of_memory(self) -> None:
+        """Say that micro-batches have become smaller."""
+        now = self.state.micro_batch_tokens
+        if now is not None and now != self.told_micro_batch:
+            self.told_micro_batch = now
+            self.complain("memory", f"memory ran out: from now on {now:,} tokens go through the model at once")
+
+    def complain(self, about: str, told: str) -> None:
+        """Say, once, that something went wrong which does not keep the run from going on."""
+        logger.warning(told)
+        if about not in self.complained:
+            self.complained.add(about)
+            self.display.note(told)
+
+    @contextmanager
+    def expendable(self, what: str, every: int) -> Iterator[None]:
+        """What training goes on without if it fails by a fault of ours; its time is noted.
+
+        Among several ranks it may not fail, for some would go on and some wait.
+        """
+        began = time.monotonic()
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, TxtgenError) or self.job.world.size > 1:
+                raise
+            logger.exception("%s at step %d failed", what, self.state.step)
+            self.complain(what, f"{what} at step {self.state.step} failed, and training goes on: {error!r}")
+        if self.budget is not None:
+            self.budget.note(what, time.monotonic() - began, every)
 
     def out_of_patience(self) -> bool:
         """Whether validation has not become better for as long as the config allows."""
@@ -259,7 +319,11 @@ class Session:
             return
         self.display.step(report)
         self.speed.add(report)
-        if report.step % self.job.config.train.log_every == 0 or report.step in (1, self.job.config.train.steps):
+        if usual := self.spikes.add(report.step, report.loss):
+            told = f"the loss jumped at step {report.step}: {report.loss:.4f} after about {usual:.4f}"
+            logger.warning(told)
+            self.display.note(told)
+        if report.step % self.job.config.train.log_every == 0 or report.step in (1, self.end):
             speed = self.speed.take()
             self.display.speed(speed)
             self.journal.write(
@@ -278,12 +342,11 @@ class Session:
 
     def validate(self) -> None:
         """Measure on the held-out text, if any is; keep the model as best.pth if it never was better."""
-        with self.job.status.during("validating"), self.state.averaged():
-            try:
-                with self.at_once():
-                    metrics = self.validation.measure(self.job.stop)
-            except Interrupted:
-                return
+        metrics, config = None, self.job.config.train
+        with self.job.status.during("validating"), self.expendable("validation", config.validate_every):
+            limit = self.state.micro_batch_tokens or config.micro_batch_tokens
+            with self.state.averaged(), suppress(Interrupted), self.at_once():
+                metrics = self.validation.measure(self.job.stop, limit)
         if metrics is None:
             return
         self.validated = self.state.step
@@ -320,7 +383,14 @@ class Session:
             return
         goes_on = self.job.model.config.kind == "decoder" and chat_format(self.job.settled.data) is None
         joint = "" if goes_on else " -> "
-        with self.job.status.during("sampling"), self.state.averaged(), suppress(Interrupted), self.at_once():
+        every = self.job.config.samples.every or self.job.config.train.validate_every
+        with (
+            self.job.status.during("sampling"),
+            self.expendable("sampling", every),
+            self.state.averaged(),
+            suppress(Interrupted),
+            self.at_once(),
+        ):
             for generation in self.samples():
                 if not self.job.world.is_main:
                     continue
@@ -344,6 +414,8 @@ class Session:
     def note_save(self, seconds: float) -> None:
         """Note how long training stood still for saving."""
         self.better = None
+        if self.budget is not None:
+            self.budget.note("saving", seconds, self.job.config.train.save_every)
         self.journal.write({"step": self.state.step, "save_seconds": seconds, "seconds": self.elapsed()})
 
     def take_up_save(self) -> None:
@@ -366,7 +438,7 @@ class Session:
             self.display.note(f"{told} (train.sequence_length, at most {most:,}) or for the source")
         result, stopped_by = self.result(self.job.stop.signal), self.job.stop.signal
         early = self.out_of_patience() and stopped_by is None
-        done = early or self.state.step >= self.job.config.train.steps
+        done = early or self.state.step >= self.end
         state: State = "finished" if done else "interrupted"
         self.job.status.set(
             state,
@@ -375,6 +447,9 @@ class Session:
             exit_code=result.exit_code,
             reason=f"no better validation in {self.no_better}" if early else stopped_by or state,
         )
+        if self.spikes.steps:
+            first, more = self.spikes.steps[0], len(self.spikes.steps) - 1
+            self.display.note(f"the loss jumped at step {first}" + (f" and {more} times after" if more else ""))
         if early:
             self.display.note(f"stopped early: no better validation in {self.no_better}")
         found = self.saving.best

@@ -20,7 +20,7 @@ class Validation:
         self.weights = objective.weights
         self.parts = validation_parts(data, objective, **job.stream_options) if holds_out else {}
 
-    def measure(self, stop: StopRequest) -> dict[str, float] | None:
+    def measure(self, stop: StopRequest, max_tokens: int | None = None) -> dict[str, float] | None:
         """Loss, bits per byte, and BLEU and chrF if one of them is the metric; empty if no text is held out.
 
         Of a mixture every part is measured on all of the text, and the loss of the whole is the mean by weight.
@@ -35,7 +35,7 @@ class Validation:
         found: dict[str, LossMetrics] = {}
         for name, batches in self.parts.items():
             wanted = takewhile(lambda _: not self.job.world.any(bool(stop)), islice(batches, config.validation_batches))
-            found[name] = evaluate_loss(self.job.model, wanted, self.job.dtype, self.job.world)
+            found[name] = evaluate_loss(self.job.model, wanted, self.job.dtype, self.job.world, max_tokens)
             if self.job.world.any(bool(stop)):
                 return None
         loss = weighted_loss(found, self.weights) if self.weights else found[""]

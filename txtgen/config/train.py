@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from txtgen.config.base import Config, Count, NonNegative, Share
 
@@ -99,12 +99,16 @@ ScheduleConfig = Annotated[
 ]
 
 
+UNLIMITED = 1_000_000_000
+"""Steps of a run that only its time ends."""
+
+
 class TrainConfig(Config):
     """The training loop. Whatever is counted is counted in optimizer steps."""
 
     steps: NonNegative = 1000
     minutes: Annotated[float, Field(gt=0.0)] | None = None
-    """Stop, saved, after this much time."""
+    """The time of the whole run, to which its schedule is fitted. Where steps are given too, whichever comes first."""
     batch_tokens: Count = 8192
     """Tokens of one optimizer step, over all ranks and micro-batches. Packed rows: rows * sequence_length.
     Sequence to sequence: the padded target and source tokens of a batch do not exceed it."""
@@ -155,6 +159,14 @@ class TrainConfig(Config):
     def _usual_optimizer(cls, value: Any) -> Any:
         """An optimizer of no kind is AdamW."""
         return {"kind": "adamw", **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_many_as_fit(cls, value: Any) -> Any:
+        """Where only the time is given, the steps are as many as fit into it."""
+        if isinstance(value, dict) and value.get("minutes") is not None and value.get("steps") is None:
+            return {**value, "steps": UNLIMITED}
+        return value
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """A warm-up must end before the run does."""

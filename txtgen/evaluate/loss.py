@@ -9,7 +9,7 @@ import torch
 from txtgen.data.types import Batch
 from txtgen.distributed import World
 from txtgen.model import Transformer
-from txtgen.train import batch_loss
+from txtgen.train import batch_loss, is_out_of_memory, micro_batches, smaller_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,36 @@ def _perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
+def _nll(model: Transformer, batch: Batch, limit: int | None, world: World) -> tuple[float, int | None]:
+    """The loss of a batch, and how much of one goes through the model at once after that."""
+    while True:
+        try:
+            return sum(float(batch_loss(model, part).nll) for part in micro_batches(batch, limit)), limit
+        except (MemoryError, RuntimeError) as error:
+            if world.size > 1 or not is_out_of_memory(error):
+                raise
+        limit = smaller_batch(model, batch, limit)
+
+
 def evaluate_loss(
-    model: Transformer, batches: Iterable[Batch], dtype: torch.dtype = torch.float32, world: World | None = None
+    model: Transformer,
+    batches: Iterable[Batch],
+    dtype: torch.dtype = torch.float32,
+    world: World | None = None,
+    max_tokens: int | None = None,
 ) -> LossMetrics:
-    """Score every batch once, over all ranks; the model is left in the mode that it was in."""
+    """Score every batch once, over all ranks; the model is left in the mode that it was in.
+
+    Args:
+        model: to be measured.
+        batches: this rank's part of them.
+        dtype: of the matrix products.
+        world: of ranks that measure together.
+        max_tokens: at most so many go through the model at once, and fewer if memory runs out; None: a batch.
+
+    Raises:
+        ResourceError: memory runs out for a single row.
+    """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -56,7 +82,8 @@ def evaluate_loss(
             for batch in batches:
                 tokens += batch.num_scored
                 num_bytes += batch.bytes
-                nll += float(batch_loss(model, batch.to(device)).nll)
+                part, max_tokens = _nll(model, batch.to(device), max_tokens, world or World())
+                nll += part
     finally:
         model.train(was_training)
     nll, total, size = (world or World()).sum([nll, float(tokens), float(num_bytes)])

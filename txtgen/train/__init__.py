@@ -1,14 +1,16 @@
 """Training: losses, optimizers, schedules and the loop."""
 
 from txtgen.train.average import WeightAverage
+from txtgen.train.budget import TimeBudget
 from txtgen.train.cost import FlopCounts, count_flops, matrix_peak, peak_memory_bytes
 from txtgen.train.figures import Figures, StepReport
-from txtgen.train.loop import TrainState, refuse_non_finite, train
+from txtgen.train.loop import TrainState, micro_batches, refuse_non_finite, smaller_batch, train
 from txtgen.train.loss import LossSums, batch_loss, cross_entropy_sums
 from txtgen.train.memory import is_out_of_memory
 from txtgen.train.optimizer import build_optimizer
 from txtgen.train.schedule import Horizon, learning_rate
 from txtgen.train.speed import Speed
+from txtgen.train.spikes import SpikeWatch
 
 __all__ = [
     "Figures",
@@ -16,7 +18,9 @@ __all__ = [
     "Horizon",
     "LossSums",
     "Speed",
+    "SpikeWatch",
     "StepReport",
+    "TimeBudget",
     "TrainState",
     "WeightAverage",
     "batch_loss",
@@ -26,7 +30,9 @@ __all__ = [
     "is_out_of_memory",
     "learning_rate",
     "matrix_peak",
+    "micro_batches",
     "peak_memory_bytes",
     "refuse_non_finite",
+    "smaller_batch",
     "train",
 ]

@@ -18,6 +18,7 @@ from txtgen.train.average import WeightAverage
 from txtgen.train.cost import count_flops
 from txtgen.train.figures import Figures, StepReport
 from txtgen.train.loss import BatchLoss
+from txtgen.train.memory import is_out_of_memory, smaller_micro_batch
 from txtgen.train.optimizer import Optimizers
 from txtgen.train.schedule import Horizon, learning_rate
 
@@ -28,7 +29,8 @@ class TrainState:
 
     tokens: scored tokens so far, over all ranks. bookmark: the place in the stream after the last step. horizon: how
     long the run is to be; None: as its config says. non_finite: how many steps in a row, up to the last one, left the
-    weights as they were, because of a loss or gradient that is not finite.
+    weights as they were, because of a loss or gradient that is not finite. micro_batch_tokens: what goes through the
+    model at once since memory ran out; None: as its config says.
     """
 
     model: Transformer
@@ -38,6 +40,7 @@ class TrainState:
     bookmark: dict[str, Any] = field(default_factory=dict)
     horizon: Horizon | None = None
     non_finite: int | Tensor = 0
+    micro_batch_tokens: int | None = None
     average: WeightAverage | None = None
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -60,8 +63,12 @@ def train(
     itself. The loop only learns of it when the figures are at hand, on a GPU after the next step was begun, so that the
     device never waits. Who saves or measures in between calls `refuse_non_finite` first.
 
+    Where memory runs out on the way to the gradients, the step is done again with smaller micro-batches, and so are all
+    later ones. Several ranks cannot: some would wait for what another one no longer sends.
+
     Raises:
         DivergedError: a loss or gradient is not finite, more often in a row than the config allows.
+        ResourceError: memory runs out for a single row.
     """
     world = world or World()
     reshard(state.model)
@@ -78,9 +85,9 @@ def train(
         step = state.step + 1
         state.model.train()
         # Dropout depends on seed, step and rank alone, so that a resumed run draws what the straight one drew.
-        torch.manual_seed(((seed * 1_000_003 + step) * 1_000_003 + world.rank) % 2**63)
+        key = ((seed * 1_000_003 + step) * 1_000_003 + world.rank) % 2**63
         with world.together():
-            losses = _accumulate(loss, batch.to(device), config, dtype, world)
+            losses = _within_memory(state, loss, batch.to(device), config, dtype, world, key)
         scored, positions = world.sum([float(batch.num_scored), float(batch.num_tokens)])
         norm = _scale_and_clip(parameters, scored, config.clip_norm, world, is_sharded(state.model))
         found = torch.cat([world.sum_tensor(losses), norm[None]])
@@ -133,11 +140,47 @@ def refuse_non_finite(report: StepReport, config: TrainConfig) -> None:
     )
 
 
-def _accumulate(loss: nn.Module, batch: Batch, config: TrainConfig, dtype: torch.dtype, world: World) -> Tensor:
+def _within_memory(
+    state: TrainState,
+    loss: nn.Module,
+    batch: Batch,
+    config: TrainConfig,
+    dtype: torch.dtype,
+    world: World,
+    key: int,
+) -> Tensor:
+    """As `_accumulate`, again and again with the same draws and ever smaller micro-batches if memory runs out."""
+    while True:
+        torch.manual_seed(key)
+        limit = state.micro_batch_tokens or config.micro_batch_tokens
+        try:
+            return _accumulate(loss, batch, limit, dtype, world)
+        except (MemoryError, RuntimeError) as error:
+            if world.size > 1 or not is_out_of_memory(error):
+                raise
+        # Here and not in the handler, where the traceback would still hold what fills the memory.
+        state.optimizer.forget_gradients()
+        state.micro_batch_tokens = smaller_batch(state.model, batch, limit)
+
+
+def smaller_batch(model: nn.Module, batch: Batch, limit: int | None) -> int:
+    """The limit of a micro-batch after this batch did not fit into memory with that limit.
+
+    Raises:
+        ResourceError: not even one row fits.
+    """
+    if batch.input_ids.is_cuda:
+        torch.cuda.empty_cache()
+    rows, width = batch.input_ids.shape[0], row_width(batch)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return smaller_micro_batch(min(limit or rows * width, rows * width), width, count)
+
+
+def _accumulate(loss: nn.Module, batch: Batch, limit: int | None, dtype: torch.dtype, world: World) -> Tensor:
     """Add the gradients of the summed loss, micro-batch by micro-batch. Returns the sums (objective, nll) [2]."""
     total = torch.zeros(2, device=batch.input_ids.device)
-    parts = list(micro_batches(batch, config.micro_batch_tokens))
-    if is_sharded(loss) and config.micro_batch_tokens is not None:
+    parts = list(micro_batches(batch, limit))
+    if is_sharded(loss) and limit is not None:
         # A rank may have a row less than another, yet all must compute equally often.
         parts += [parts[0].unscored()] * (world.max(len(parts)) - len(parts))
     for number, part in enumerate(parts, 1):
@@ -152,10 +195,14 @@ def _accumulate(loss: nn.Module, batch: Batch, config: TrainConfig, dtype: torch
 def micro_batches(batch: Batch, max_tokens: int | None) -> Iterator[Batch]:
     """The batch in blocks of rows whose padded tokens stay within max_tokens, at least one row each."""
     count = batch.input_ids.shape[0]
-    width = batch.input_ids.shape[1] + (0 if batch.source_ids is None else batch.source_ids.shape[1])
-    rows = count if max_tokens is None else max(1, max_tokens // width)
+    rows = count if max_tokens is None else max(1, max_tokens // row_width(batch))
     for start in range(0, count, rows):
         yield batch.rows(start, start + rows)
+
+
+def row_width(batch: Batch) -> int:
+    """Tokens of a row, source and padding included."""
+    return batch.input_ids.shape[1] + (0 if batch.source_ids is None else batch.source_ids.shape[1])
 
 
 def _scale_and_clip(
