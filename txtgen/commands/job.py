@@ -9,7 +9,9 @@ from txtgen.commands.run_folder import RunFolder
 from txtgen.commands.signals import StopRequest
 from txtgen.commands.status import Status
 from txtgen.config.commands import CheckpointConfig, RunConfig, inherited, row_length
+from txtgen.config.data import SubwordSampling
 from txtgen.config.tokenizer import Framing
+from txtgen.data import Objective, build_objective
 from txtgen.distributed import World
 from txtgen.model import Transformer
 from txtgen.tokenizer import Tokenizer
@@ -70,6 +72,18 @@ class Job:
     def row_length(self) -> int:
         """Positions of a packed row, or of the longest target."""
         return row_length(self.config.train.sequence_length, self.model.config, self.framing)
+
+    def objective(self, sampling: SubwordSampling | None = None) -> Objective:
+        """What the run learns. sampling: how the tokens of a training text are drawn; None: for validation."""
+        return build_objective(
+            self.settled.data.objective,
+            self.tokenizer,
+            self.source_tokenizer,
+            max_length=self.row_length,
+            max_source_length=self.model.config.source_length,
+            framing=self.framing,
+            sampling=sampling,
+        )
 
     @property
     def stream_options(self) -> StreamOptions:

@@ -20,9 +20,7 @@ from txtgen.commands.validation import Validation
 from txtgen.config.commands import chat_format
 from txtgen.data import (
     Batch,
-    Objective,
     StreamReport,
-    build_objective,
 )
 from txtgen.distributed import is_sharded
 from txtgen.errors import ResourceError, TxtgenError
@@ -117,18 +115,11 @@ class Session:
             self.state.average = WeightAverage(job.model, job.config.train.ema_decay)
         self.saving = Saving(job, self.state)
         self.journal = Journal(job)
-        self.objective: Objective = build_objective(
-            job.settled.data.objective,
-            job.tokenizer,
-            job.source_tokenizer or job.tokenizer,
-            max_length=job.row_length,
-            max_source_length=job.model.config.source_length,
-            framing=job.framing,
-        )
+        self.objective = job.objective(job.config.data.subword_sampling)
         self.generator = Generator(
             LoadedModel(job.model, job.tokenizer, job.source_tokenizer, checkpoint_config(job)), batch_size=64
         )
-        self.validation = Validation(job, self.objective, self.generator)
+        self.validation = Validation(job, job.objective(), self.generator)
         self.speed = Speed(job.device, job.dtype)
         self.samples()  # refuses a prompt that is too long, before anything is trained
         if job.resumed is not None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from txtgen.config.base import Config, NonNegative
-from txtgen.config.objectives import PAIRS, CausalLmObjective, Objective, TextObjective
+from txtgen.config.objectives import PAIRS, TEXTS, CausalLmObjective, Objective, TextObjective
 from txtgen.config.shape import sections, tag
 from txtgen.config.tokenizer import CHAT_ROLES
 
@@ -230,6 +230,23 @@ ObjectiveConfig = Annotated[
 ]
 
 
+class SubwordSampling(Config):
+    """Subword regularisation: the tokens of a training text are drawn anew in every epoch from all that spell it.
+
+    Texts that are validated on or generated from always have the same tokens.
+
+    Source: Kudo 2018, arXiv 1804.10959, for unigram; Provilkov et al. 2019, arXiv 1910.13267, for bpe.
+    """
+
+    alpha: Annotated[float, Field(gt=0.0, le=10.0)] = 0.1
+    """unigram: the probability of a segmentation is raised to this power, so less is more random. bpe: the share of
+    merges that are left out, below 1; more is more random."""
+    nbest_size: Annotated[int, Field(ge=2, le=512)] | None = None
+    """unigram: draw among so many likeliest segmentations of a line; None: among all of the text."""
+    side: Literal["both", "source", "target"] = "both"
+    """Of pairs, the side whose tokens are drawn."""
+
+
 BleuTokenizer = Literal["13a", "zh", "none", "char", "intl"]
 
 
@@ -253,6 +270,8 @@ class DataConfig(Config):
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
     validation: ValidationConfig = ValidationConfig()
     objective: ObjectiveConfig = CausalLmObjective()
+    subword_sampling: SubwordSampling | None = None
+    """How the tokens of a training text are drawn; None: a text always has the same."""
     on_bad_record: Literal["raise", "skip"] = "raise"
     """A record that cannot be read stops the run, or is left out and counted."""
     max_bad_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
@@ -266,5 +285,15 @@ class DataConfig(Config):
         given = [source.weight is not None for source in self.sources]
         if any(given) and not all(given):
             yield "sources", "some sources have a weight and some have none; give all of them one, or none"
+        if self.subword_sampling is not None:
+            yield from self._sampling_problems(self.subword_sampling.side)
         if self.objective.weight is not None:
             yield "objective.weight", "only the parts of a mixture have one"
+
+    def _sampling_problems(self, side: str) -> Iterator[tuple[str, str]]:
+        if any(isinstance(part, ChatObjective) for part in self.objective.members) or any(
+            source.kind == "chat" for source in self.sources
+        ):
+            yield "subword_sampling", "the tokens of conversations cannot be drawn; leave it out"
+        elif side != "both" and self.objective.readable & TEXTS:
+            yield "subword_sampling.side", f"is {side}, but plain text has no sides; leave it out"

@@ -20,6 +20,7 @@ class Use(enum.IntEnum):
     RECORD = 7
     PART = 8
     NOISE = 9
+    SUBWORDS = 10
 
 
 def keyed_word(*key: int) -> int:

@@ -6,6 +6,8 @@ Such a text is cut at that character, which goes through its byte pieces instead
 
 import hashlib
 import json
+import re
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import chain, compress, pairwise
@@ -34,6 +36,13 @@ MAX_MODEL_BYTES = 256 * 1024 * 1024
 
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 """Appended to a .model file, a protobuf message, it sets normalizer_spec.add_dummy_prefix to false."""
+
+_AS_IT_IS: Mapping[str, Any] = {}
+"""No options: the one segmentation that a model gives a text."""
+
+_SAMPLING = threading.Lock()
+
+_LINES = re.compile(r"[^\n]*\n|[^\n]+")
 
 _FAULTS = {
     "unk is not defined": "it has no piece for unknown text (<unk>)",
@@ -171,11 +180,48 @@ class SentencePieceTokenizer(ByteJoiner):
         """
         return self._encode_checked(texts)
 
+    @cached_property
+    def can_sample(self) -> bool:
+        """Whether texts have several segmentations: unigram and bpe models can draw them, char and word models not."""
+        try:
+            self.sample("a", 0, 0.1)
+        except RuntimeError:
+            return False
+        return True
+
+    def sample(self, text: str, seed: int, alpha: float, nbest_size: int | None = None) -> list[int]:
+        """The ids of a segmentation of a text that depends on the seed alone; it decodes to the same text.
+
+        Args:
+            text: as for `encode`.
+            seed: its last 32 bits count.
+            alpha: unigram: how much likelier segmentations are preferred; bpe: the share of merges left out.
+            nbest_size: unigram: draw among so many likeliest segmentations of each line; None: among all.
+
+        Raises:
+            DataError: as for `encode`.
+
+        Source: Kudo 2018, arXiv 1804.10959; bpe: Provilkov et al. 2019, arXiv 1910.13267.
+        """
+        refuse_surrogates([text])
+        # The best segmentations of a long text would all be the same but for a word, and finding them takes long.
+        by_line = nbest_size is not None and not self.leading_space
+        parts = _LINES.findall(text) if by_line else [text]
+        options = {"enable_sampling": True, "alpha": alpha, "nbest_size": nbest_size or -1}
+        # The generator belongs to the process, and so to whoever seeded it last.
+        with _SAMPLING:
+            sentencepiece.set_random_generator_seed(seed % 2**32)
+            return [token for part in parts for token in self._encode_one(part, options)]
+
+    def _encode_one(self, text: str, options: Mapping[str, Any] = _AS_IT_IS) -> list[int]:
+        """The ids of a text by the way that it needs."""
+        return self._encode_plain(text, options) if self._is_plain(text) else self._encode_special_case(text, options)
+
     def _encode_checked(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of texts, each by the way that it needs."""
         try:
-            if len(texts) == 1 and self._is_plain(texts[0]):
-                return [self._encode_plain(texts[0])]  # without the threads of a batch
+            if len(texts) == 1:
+                return [self._encode_one(texts[0])]  # without the threads of a batch
             batch = self._encode_plain(list(texts))
             for row, text in enumerate(texts):
                 if not self._is_plain(text):
@@ -186,16 +232,16 @@ class SentencePieceTokenizer(ByteJoiner):
         return batch
 
     @overload
-    def _encode_plain(self, text: str) -> list[int]: ...
+    def _encode_plain(self, text: str, options: Mapping[str, Any] = ...) -> list[int]: ...
 
     @overload
-    def _encode_plain(self, text: list[str]) -> list[list[int]]: ...
+    def _encode_plain(self, text: list[str], options: Mapping[str, Any] = ...) -> list[list[int]]: ...
 
-    def _encode_plain(self, text: str | list[str]) -> Any:
+    def _encode_plain(self, text: str | list[str], options: Mapping[str, Any] = _AS_IT_IS) -> Any:
         """What SentencePiece makes of a text, or of each of several, as ids."""
         if self._vocabulary is None:
-            return self._processor.encode(text)
-        found = self._processor.encode(text, out_type=str)
+            return self._processor.encode(text, **options)
+        found = self._processor.encode(text, out_type=str, **options)
         return self._ids_of(found) if isinstance(text, str) else list(map(self._ids_of, found))
 
     def _is_plain(self, text: str) -> bool:
@@ -213,16 +259,17 @@ class SentencePieceTokenizer(ByteJoiner):
         symbol = text[: text.find("<<") + 2]
         return symbol if symbol in self.control_ids else ""
 
-    def _encode_special_case(self, text: str) -> list[int]:
+    def _encode_special_case(self, text: str, options: Mapping[str, Any] = _AS_IT_IS) -> list[int]:
         """The ids of a text that begins with a language, spells a special piece, or that U+2581 parts."""
         language = self._language(text)
         if language:
-            return [self.control_ids[language], *self.encode(text.removeprefix(language))]
+            return [self.control_ids[language], *self._encode_one(text.removeprefix(language), options)]
         if places := self._spoken.places(text):
             cuts = [0, *(start + 1 for start, _ in places), len(text)]
             first_part, *parts = [text[start:end] for start, end in pairwise(cuts)]
-            return [*self.encode(first_part), *chain.from_iterable(map(self._after_special.encode, parts))]
-        first, *others = self._encode_plain(text.split(SPACE))
+            rest = (self._after_special._encode_one(part, options) for part in parts)
+            return [*self._encode_one(first_part, options), *chain.from_iterable(rest)]
+        first, *others = [self._encode_plain(part, options) for part in text.split(SPACE)]
         for ids in others:
             first += self._space_ids
             first += ids

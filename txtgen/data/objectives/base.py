@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from txtgen.config.tokenizer import Framing
+from txtgen.data.objectives.encoding import Encoder
 from txtgen.data.types import IGNORE, BadRecord, Example, Origin, Record, Tokens
 from txtgen.errors import ConfigError
-from txtgen.tokenizer import Tokenizer
 
 Outcome = list[Example] | BadRecord
 """What becomes of a record: its examples, or what is wrong with it."""
@@ -32,8 +32,9 @@ class Objective(ABC):
     stands for.
     """
 
-    def __init__(self, tokenizer: Tokenizer, framing: Framing, *, packed: bool, separate: bool = False) -> None:
-        self.tokenizer, self.framing = tokenizer, framing
+    def __init__(self, encode: Encoder, framing: Framing, *, packed: bool, separate: bool = False) -> None:
+        self.encode, self.framing = encode, framing
+        self.tokenizer = tokenizer = encode.tokenizer
         self.packed, self.separate = packed, separate
         self.pad_id = tokenizer.special.pad_id
         self.token_bytes = np.array([len(tokenizer.token_bytes(i)) for i in range(len(tokenizer))], np.int64)

@@ -9,6 +9,7 @@ from txtgen.config.data import (
     ObjectiveConfig,
     PartConfig,
     Seq2SeqObjective,
+    SubwordSampling,
     TokensChatFormat,
 )
 from txtgen.config.objectives import (
@@ -22,6 +23,7 @@ from txtgen.config.objectives import (
 from txtgen.config.tokenizer import Framing
 from txtgen.data.objectives.base import Objective, Room
 from txtgen.data.objectives.denoising import Denoising, SpanCorruption
+from txtgen.data.objectives.encoding import Encoder
 from txtgen.data.objectives.mixture import Mixture, Part
 from txtgen.data.objectives.pairs import Chat, Seq2Seq
 from txtgen.data.objectives.texts import CausalLm, FillInMiddle, PrefixLm
@@ -38,6 +40,7 @@ def build_objective(
     max_length: int,
     max_source_length: int | None = None,
     framing: Framing | None = None,
+    sampling: SubwordSampling | None = None,
 ) -> Objective:
     """The objective that a configuration describes.
 
@@ -50,9 +53,11 @@ def build_objective(
         max_source_length: tokens of a source at most, 0 for a decoder, which reads none. None: as max_length where
             only an encoder-decoder can learn the objective, or a part of it, or else 0.
         framing: the tokens around texts; None: txtgen's own.
+        sampling: how segmentations of texts are drawn, for training only; None: every text has one.
 
     Raises:
-        ConfigError: the tokenizer lacks control symbols that the objective needs, or nothing fits into an example.
+        ConfigError: the tokenizer lacks control symbols that the objective needs, or cannot draw segmentations; or
+            nothing fits into an example.
     """
     if max_source_length is None:
         has_encoder = any(part.architectures == ("encoder_decoder",) for part in config.members)
@@ -60,34 +65,36 @@ def build_objective(
     sources = source_tokenizer or tokenizer
     framing = framing or own_framing(tokenizer.special, sources.special if max_source_length else None)
     room = Room(max_length, max_source_length)
+    encode = Encoder(tokenizer, sampling if sampling and sampling.side != "source" else None)
+    encode_source = Encoder(sources, sampling if sampling and sampling.side != "target" else None)
     if not isinstance(config, MixtureObjective):
-        return _part(config, tokenizer, sources, framing, room)
+        return _part(config, encode, encode_source, framing, room)
     parts = {}
     for name, part in config.named.items():
         reads = (TextRecord,) if part.reads == TEXTS else (PairRecord, ChatRecord)
-        parts[name] = Part(_part(part, tokenizer, sources, framing, room), reads, part.weight or 1.0)
+        parts[name] = Part(_part(part, encode, encode_source, framing, room), reads, part.weight or 1.0)
     return Mixture(parts)
 
 
-def _part(config: PartConfig, tokenizer: Tokenizer, sources: Tokenizer, framing: Framing, room: Room) -> Objective:
+def _part(config: PartConfig, encode: Encoder, encode_source: Encoder, framing: Framing, room: Room) -> Objective:
     """The objective of a configuration that is no mixture."""
-    ids = _control_ids(config.control_symbols, config.kind, tokenizer)
+    ids = _control_ids(config.control_symbols, config.kind, encode.tokenizer)
     match config:
         case CausalLmObjective():
-            return CausalLm(config, tokenizer, framing)
+            return CausalLm(config, encode, framing)
         case PrefixLmObjective():
-            return PrefixLm(tokenizer, framing, room)
+            return PrefixLm(encode, framing, room)
         case SpanCorruptionObjective():
-            return SpanCorruption(config, tokenizer, framing, room, ids)
+            return SpanCorruption(config, encode, framing, room, ids)
         case DenoisingObjective():
-            return Denoising(config, tokenizer, framing, room, ids[0] if ids else tokenizer.special.unk_id)
+            return Denoising(config, encode, framing, room, ids[0] if ids else encode.tokenizer.special.unk_id)
         case FillInMiddleObjective():
             before, behind, between = ids
-            return FillInMiddle(config, tokenizer, framing, room, (before, behind, between))
+            return FillInMiddle(config, encode, framing, room, (before, behind, between))
         case Seq2SeqObjective():
-            return Seq2Seq(config.format or TokensChatFormat(), tokenizer, sources, framing, room)
+            return Seq2Seq(config.format or TokensChatFormat(), encode, encode_source, framing, room)
         case ChatObjective():
-            return Chat(config, tokenizer, framing, room)
+            return Chat(config, encode, framing, room)
         case _:
             assert_never(config)
 

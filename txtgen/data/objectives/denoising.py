@@ -9,6 +9,7 @@ import numpy as np
 from txtgen.config.objectives import DenoisingObjective, SpanCorruptionObjective
 from txtgen.config.tokenizer import Framing
 from txtgen.data.objectives.base import Room, framed_source, pair, pieces, require_room, row, tokens_of
+from txtgen.data.objectives.encoding import Encoder
 from txtgen.data.objectives.noise import (
     Mask,
     cut_spans,
@@ -23,7 +24,6 @@ from txtgen.data.objectives.texts import TextObjective
 from txtgen.data.order import Draws
 from txtgen.data.types import Example, TextRecord, Tokens
 from txtgen.errors import ConfigError
-from txtgen.tokenizer import Tokenizer
 
 _ENDS_SENTENCE = re.compile(r"""[.!?…]["'”’»)\]]*$""")
 _ENDS_WITHOUT_SPACE = re.compile(r"[。！？][”’」』）]*$|[\n。！？]\s*$|[।۔؟]\s*$")
@@ -43,9 +43,9 @@ class SpanCorruption(TextObjective):
     name = "span_corruption"
 
     def __init__(
-        self, config: SpanCorruptionObjective, tokenizer: Tokenizer, framing: Framing, room: Room, sentinels: list[int]
+        self, config: SpanCorruptionObjective, encode: Encoder, framing: Framing, room: Room, sentinels: list[int]
     ) -> None:
-        super().__init__(tokenizer, framing, packed=not room.source, separate=True)
+        super().__init__(encode, framing, packed=not room.source, separate=True)
         self._sentinels = tokens_of(sentinels)
         self._density, self._mean_span = config.noise_density, config.mean_span_length
         self._size = require_room(longest(lambda length: self._fits(length, room), 2 * (room.source + room.target)))
@@ -92,14 +92,13 @@ class Denoising(TextObjective):
 
     name = "denoising"
 
-    def __init__(
-        self, config: DenoisingObjective, tokenizer: Tokenizer, framing: Framing, room: Room, mask_id: int
-    ) -> None:
-        super().__init__(tokenizer, framing, packed=False)
+    def __init__(self, config: DenoisingObjective, encode: Encoder, framing: Framing, room: Room, mask_id: int) -> None:
+        super().__init__(encode, framing, packed=False)
         self._config, self._mask_id = config, mask_id
         around = len(framing.prefix)
         self._source_size = room.source - around - len(framing.suffix)
         self._size = require_room(min(self._source_size, room.target - around - len(framing.decoder_start)))
+        tokenizer = encode.tokenizer
         texts = [tokenizer.token_bytes(token).decode(errors="replace") for token in range(len(tokenizer))]
         self._ends = np.array([bool(_ENDS_SENTENCE.search(text)) for text in texts], np.bool_)
         self._ends_anyway = np.array([bool(_ENDS_WITHOUT_SPACE.search(text)) for text in texts], np.bool_)

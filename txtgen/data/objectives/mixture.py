@@ -25,7 +25,7 @@ class Mixture(Objective):
         one = objectives[0]
         # Wherever one part reads in both directions, what stands before must be hidden from it.
         separate = any(objective.separate for objective in objectives)
-        super().__init__(one.tokenizer, one.framing, packed=one.packed, separate=separate)
+        super().__init__(one.encode, one.framing, packed=one.packed, separate=separate)
         self._parts = parts
 
     @property

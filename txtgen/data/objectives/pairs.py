@@ -10,16 +10,16 @@ from txtgen.chat import encode_chat
 from txtgen.config.data import ChatFormat, ChatObjective, TokensChatFormat
 from txtgen.config.tokenizer import Framing
 from txtgen.data.objectives.base import Objective, Outcome, Room, framed_source, misfit, pair, tokens_of
+from txtgen.data.objectives.encoding import Encoder
 from txtgen.data.types import IGNORE, BadRecord, ChatRecord, Example, Message, PairRecord, Record, TextRecord, Tokens
 from txtgen.errors import DataError
-from txtgen.tokenizer import Tokenizer
 
 
 class Chat(Objective):
     """Predict the turns of the chosen roles from all that stands before them."""
 
-    def __init__(self, config: ChatObjective, tokenizer: Tokenizer, framing: Framing, room: Room) -> None:
-        super().__init__(tokenizer, framing, packed=True, separate=config.separate_documents)
+    def __init__(self, config: ChatObjective, encode: Encoder, framing: Framing, room: Room) -> None:
+        super().__init__(encode, framing, packed=True, separate=config.separate_documents)
         self._format, self._roles = config.format or TokensChatFormat(), config.roles
         self._max_length = room.target
 
@@ -62,18 +62,19 @@ class Seq2Seq(Objective):
     """
 
     def __init__(
-        self, format: ChatFormat, tokenizer: Tokenizer, source_tokenizer: Tokenizer, framing: Framing, room: Room
+        self, format: ChatFormat, encode: Encoder, encode_source: Encoder, framing: Framing, room: Room
     ) -> None:
-        super().__init__(tokenizer, framing, packed=False)
-        self.source_tokenizer = source_tokenizer
+        super().__init__(encode, framing, packed=False)
+        self.encode_source, self.source_tokenizer = encode_source, encode_source.tokenizer
         self._format = format
         self._max_length, self._max_source_length = room.target, room.source
 
-    def batch(self, records: Sequence[Record], _keys: Sequence[int]) -> list[Outcome]:
+    def batch(self, records: Sequence[Record], keys: Sequence[int]) -> list[Outcome]:
         """One example a pair, and one for every assistant turn that answers something."""
         pairs = [record for record in records if isinstance(record, PairRecord)]
-        sources = self.source_tokenizer.encode_batch([each.source for each in pairs])
-        targets = self.tokenizer.encode_batch([each.target for each in pairs])
+        pair_keys = [key for record, key in zip(records, keys, strict=True) if isinstance(record, PairRecord)]
+        sources = self.encode_source([each.source for each in pairs], pair_keys)
+        targets = self.encode([each.target for each in pairs], pair_keys)
         encoded = zip(sources, targets, strict=True)
         outcomes: list[Outcome] = []
         for record in records:

@@ -20,9 +20,9 @@ from txtgen.data.objectives.base import (
     row,
     tokens_of,
 )
+from txtgen.data.objectives.encoding import Encoder
 from txtgen.data.order import Draws, Use
 from txtgen.data.types import IGNORE, Example, Record, TextRecord, Tokens
-from txtgen.tokenizer import Tokenizer
 
 
 class TextObjective(Objective):
@@ -33,7 +33,7 @@ class TextObjective(Objective):
     def batch(self, records: Sequence[Record], keys: Sequence[int]) -> list[Outcome]:
         """The examples of each text."""
         texts = text_records(records, self.name)
-        encoded = self.tokenizer.encode_batch([record.text for record in texts])
+        encoded = self.encode([record.text for record in texts], keys)
         return [
             list(self.examples(tokens_of(ids), record, Draws(Use.NOISE, key)))
             for record, ids, key in zip(texts, encoded, keys, strict=True)
@@ -59,13 +59,13 @@ class CausalLm(Objective):
     with the document, its first token is not predicted and nothing follows its last.
     """
 
-    def __init__(self, config: CausalLmObjective, tokenizer: Tokenizer, framing: Framing) -> None:
-        super().__init__(tokenizer, framing, packed=True, separate=config.separate_documents)
+    def __init__(self, config: CausalLmObjective, encode: Encoder, framing: Framing) -> None:
+        super().__init__(encode, framing, packed=True, separate=config.separate_documents)
 
-    def batch(self, records: Sequence[Record], _keys: Sequence[int]) -> list[Outcome]:
+    def batch(self, records: Sequence[Record], keys: Sequence[int]) -> list[Outcome]:
         """One example a record; none of a single token in the middle of a document."""
         texts = text_records(records, "causal_lm")
-        encoded = self.tokenizer.encode_batch([record.text for record in texts])
+        encoded = self.encode([record.text for record in texts], keys)
         return continued(texts, encoded, self.framing)
 
 
@@ -99,8 +99,8 @@ class PrefixLm(TextObjective):
 
     name = "prefix_lm"
 
-    def __init__(self, tokenizer: Tokenizer, framing: Framing, room: Room) -> None:
-        super().__init__(tokenizer, framing, packed=not room.source, separate=True)
+    def __init__(self, encode: Encoder, framing: Framing, room: Room) -> None:
+        super().__init__(encode, framing, packed=not room.source, separate=True)
         begin, end = len(framing.prefix), len(framing.suffix)
         # Of a pair, either side has at least one token of the piece.
         sides = (room.source - begin - end, room.target - len(framing.decoder_start) - begin + 1)
@@ -132,12 +132,12 @@ class FillInMiddle(Objective):
     def __init__(
         self,
         config: FillInMiddleObjective,
-        tokenizer: Tokenizer,
+        encode: Encoder,
         framing: Framing,
         room: Room,
         ids: tuple[int, int, int],
     ) -> None:
-        super().__init__(tokenizer, framing, packed=True, separate=config.separate_documents)
+        super().__init__(encode, framing, packed=True, separate=config.separate_documents)
         self._rate, self._spm_rate = config.rate, config.spm_rate
         self._ids = tokens_of(ids)
         self._size = require_room(room.target - len(framing.prefix) - len(ids))
@@ -145,7 +145,7 @@ class FillInMiddle(Objective):
     def batch(self, records: Sequence[Record], keys: Sequence[int]) -> list[Outcome]:
         """One example of each text that stays as it is; of the others, one for every piece that fits a row."""
         texts = text_records(records, "fill_in_middle")
-        encoded = self.tokenizer.encode_batch([record.text for record in texts])
+        encoded = self.encode([record.text for record in texts], keys)
         outcomes = continued(texts, encoded, self.framing)
         for number, (record, ids, key) in enumerate(zip(texts, encoded, keys, strict=True)):
             draws = Draws(Use.NOISE, key)
@@ -171,7 +171,8 @@ class FillInMiddle(Objective):
         first, second = sorted(draws.below(len(text) + 1) for _ in range(2))
         # A tokenizer that puts a space before a text would put one into the middle of a word.
         if not self.tokenizer.leading_space and "\ufffd" not in text:
-            found = self.tokenizer.encode_batch([text[:first], text[first:second], text[second:]])
+            keys = [draws.below(2**53) for _ in range(3)]
+            found = self.encode([text[:first], text[first:second], text[second:]], keys)
             if sum(map(len, found)) <= self._size:
                 return [tokens_of(ids) for ids in found]
         cuts = sorted(draws.below(len(piece) + 1) for _ in range(2))
