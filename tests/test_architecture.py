@@ -19,6 +19,7 @@ FLOORS = {
     "archive": 2,
     "tokenizer": 2,
     "chat": 2,
+    "infilling": 2,
     "distributed": 2,
     "model": 2,
     "decode": 2,

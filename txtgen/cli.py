@@ -213,6 +213,9 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Of sampling.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 16,
     independent: Annotated[bool, typer.Option("--independent", help="Each prompt by itself, exactly.")] = False,
+    gap: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Stands in a prompt for what is to be filled in, such as ___.")
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Do not wrap the prompt of a chat model as a user turn.")] = False,
     special: Annotated[
         bool, typer.Option("--special", help="Spellings of special tokens in the prompt become those tokens.")
@@ -265,6 +268,7 @@ def generate(
         "decoding": {name: value for name, value in decoding.items() if value is not None},
         "batch_size": batch_size,
         "independent": independent,
+        "gap": gap,
         "raw": raw,
         "special": special,
         "json_output": json_output,

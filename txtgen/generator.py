@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from txtgen.config.decoding import DecodingConfig, SampleConfig, SequenceBias, r
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.decode import FinishReason, Hypothesis, PromptBatch, Steps, run_steps, search_steps
 from txtgen.errors import DataError, ResourceError, UsageError
+from txtgen.infilling import Gaps, gap_marks, with_gaps
 from txtgen.model import Transformer, is_bounded
 from txtgen.tokenizer import IncrementalDecoder, Tokenizer, never_written, own_framing
 
@@ -42,6 +43,9 @@ class Generation:
     token or stop string. token_ids: the generated tokens, the end token included. prompt_token_ids: what the
     model was given, special tokens included; the source, for an encoder-decoder. logprob: the sum of the
     tokens' natural log-probabilities under the model itself. score: what results are ranked by.
+
+    Where a prompt had gaps, `text` is the whole text with the gaps filled, and `fills` is what stands in each; it is
+    empty otherwise, and where the model wrote the whole text anew.
     """
 
     prompt_index: int
@@ -53,6 +57,7 @@ class Generation:
     logprob: float
     score: float
     finish_reason: FinishReason
+    fills: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """The generated text."""
@@ -61,12 +66,13 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class _EncodedPrompt:
-    """A prompt as the model is given it, and how many tokens may follow."""
+    """A prompt as the model is given it, how many tokens may follow, and the gaps that they fill, if any."""
 
     number: int
     text: str
     token_ids: tuple[int, ...]
     limit: int
+    gaps: Gaps | None = None
 
 
 class Generator:
@@ -94,9 +100,16 @@ class Generator:
         source = self._reader.special if self._max_source_length else None
         self._framing = loaded.config.framing or own_framing(tokenizer.special, source)
         self._suppress = never_written(tokenizer, loaded.config.framing, model.vocab_size or 0)
+        self._suppress_beside_gaps = sorted({*self._suppress} - {*gap_marks(tokenizer.control_ids)})
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], *, raw: bool = False, special: bool = False, **options: Any
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        raw: bool = False,
+        special: bool = False,
+        gap: str | None = None,
+        **options: Any,
     ) -> list[Generation]:
         """The results of every prompt, in the order of the prompts; those of one prompt are consecutive.
 
@@ -104,6 +117,8 @@ class Generator:
             prompts: texts, or conversations for a chat model, which takes a text as the user's first turn.
             raw: go on from the text itself, even with a chat model.
             special: spellings of special tokens in a text are those tokens, such as "<extra_id_0>" for T5.
+            gap: what stands in a text for what is to be filled in, by a model that has learnt to; it is then not
+                gone on from.
             options: settings of `txtgen.config.decoding`, such as strategy="beam", beam_size=4.
 
         Raises:
@@ -111,14 +126,20 @@ class Generator:
             DivergedError: the model's scores are not finite.
             ResourceError: the memory does not suffice.
         """
-        return list(self.iterate(prompts, raw=raw, special=special, **options))
+        return list(self.iterate(prompts, raw=raw, special=special, gap=gap, **options))
 
     def iterate(
-        self, prompts: Prompt | Sequence[Prompt], *, raw: bool = False, special: bool = False, **options: Any
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        raw: bool = False,
+        special: bool = False,
+        gap: str | None = None,
+        **options: Any,
     ) -> Iterator[Generation]:
         """As `generate`, but each result comes as soon as it and all before it are finished."""
         decoding = self._resolve(options)
-        return self._finish_in_order(self._encode_all(_listed(prompts), raw, special, decoding), decoding)
+        return self._finish_in_order(self._encode_all(_listed(prompts), raw, special, gap, decoding), decoding)
 
     def stream(self, prompt: Prompt, *, raw: bool = False, special: bool = False, **options: Any) -> Iterator[str]:
         """The text of one result in pieces, as it is decided: no half characters, no parts of stop strings.
@@ -131,7 +152,7 @@ class Generator:
         decoding = self._resolve({"num_return": 1, **options})
         if decoding.num_return > 1:
             raise UsageError(f"num_return is {decoding.num_return}", "stream", "a stream shows one result")
-        return self._stream(self._encode_all([prompt], raw, special, decoding)[0], decoding)
+        return self._stream(self._encode_all([prompt], raw, special, None, decoding)[0], decoding)
 
     # -- text to tokens
 
@@ -146,12 +167,13 @@ class Generator:
         return _with_token_ids(decoding, self.loaded.tokenizer)
 
     def _encode_all(
-        self, prompts: Sequence[Prompt], raw: bool, special: bool, decoding: DecodingConfig
+        self, prompts: Sequence[Prompt], raw: bool, special: bool, gap: str | None, decoding: DecodingConfig
     ) -> list[_EncodedPrompt]:
+        raw = raw or gap is not None
         if special and not raw and self.loaded.config.chat is not None:
             told = "a chat template places the special tokens, and no prompt of a chat model may spell them"
             raise UsageError(told, "special", "add --raw (raw=True) to go on from the text itself, or leave it out")
-        encoded = [self._encode(number, prompt, raw, special, decoding) for number, prompt in enumerate(prompts)]
+        encoded = [self._encode(number, prompt, raw, special, gap, decoding) for number, prompt in enumerate(prompts)]
         wanted = decoding.max_new_tokens or 0
         cut = sum(prompt.limit < wanted for prompt in encoded)
         if cut:
@@ -161,11 +183,12 @@ class Generator:
         return encoded
 
     def _encode(
-        self, number: int, prompt: Prompt, raw: bool, special: bool, decoding: DecodingConfig
+        self, number: int, prompt: Prompt, raw: bool, special: bool, gap: str | None, decoding: DecodingConfig
     ) -> _EncodedPrompt:
         where = f"prompt {number + 1}"
         try:
-            ids = self._prompt_ids(prompt, raw, special, where)
+            gaps = self._gaps(prompt, gap, special, where) if gap is not None else None
+            ids = self._prompt_ids(prompt, raw, special, where) if gaps is None else gaps.token_ids
         except DataError as error:
             # It is a corpus that brings such a text elsewhere; here the user does.
             raise UsageError(error.what, f"{where}, {error.where}", error.fix) from error
@@ -174,7 +197,7 @@ class Generator:
         prefix = () if chat is not None and chat.complete else self._framing.prefix
         if not self._max_source_length:
             ids = [*prefix, *ids] or [self._reader.special.bos_id]
-            return _EncodedPrompt(number, text, tuple(ids), self._limit(len(ids), where, decoding))
+            return _EncodedPrompt(number, text, tuple(ids), self._limit(len(ids), where, decoding), gaps)
         if not ids:
             raise UsageError("an empty prompt", where, "an encoder-decoder needs a source")
         ids = [*prefix, *ids, *self._framing.suffix]
@@ -184,7 +207,22 @@ class Generator:
                 where,
                 "shorten it, or cut it into several prompts",
             )
-        return _EncodedPrompt(number, text, tuple(ids), self._limit(len(self._framing.decoder_start), where, decoding))
+        limit = self._limit(len(self._framing.decoder_start), where, decoding)
+        return _EncodedPrompt(number, text, tuple(ids), limit, gaps)
+
+    def _gaps(self, prompt: Prompt, gap: str, special: bool, where: str) -> Gaps:
+        """A text with gaps."""
+        if not isinstance(prompt, str):
+            raise UsageError("the prompt is a conversation, which has no gaps", where, "give a text")
+        return with_gaps(
+            prompt,
+            gap,
+            self._reader.encode_with_special if special else self._reader.encode,
+            self._reader.control_ids,
+            has_encoder=bool(self._max_source_length),
+            leading_space=self._reader.leading_space,
+            where=where,
+        )
 
     def _prompt_ids(self, prompt: Prompt, raw: bool, special: bool, where: str) -> list[int]:
         """The tokens of a prompt, without beginning and end."""
@@ -225,10 +263,17 @@ class Generator:
         device = next(self.loaded.model.parameters()).device
         ids, lengths = _padded([prompt.token_ids for prompt in prompts], self._reader.special.pad_id, device)
         if not self._max_source_length:
-            return PromptBatch(ids, lengths)
+            both = [self._reads_both_ways(prompt) for prompt in prompts]
+            return PromptBatch(ids, lengths, bidirectional=torch.tensor(both, device=device) if any(both) else None)
         mask = torch.arange(ids.shape[1], device=device) < lengths[:, None]
         start = torch.tensor(self._framing.decoder_start, device=device).expand(len(prompts), -1)
         return PromptBatch(start, torch.full_like(lengths, start.shape[1]), ids, mask)
+
+    def _reads_both_ways(self, prompt: _EncodedPrompt) -> bool:
+        """Whether the tokens of a decoder's prompt see one another in both directions, as the model has learnt."""
+        if prompt.gaps is not None:
+            return prompt.gaps.kind == "spans"
+        return self.loaded.config.bidirectional_prompt
 
     # -- tokens to tokens
 
@@ -240,7 +285,7 @@ class Generator:
             decoding,
             limits=[prompt.limit for prompt in prompts],
             eos_ids=self._framing.end,
-            suppress=self._suppress,
+            suppress=self._suppress if prompts[0].gaps is None else self._suppress_beside_gaps,
             prompt_indices=[prompt.number for prompt in prompts],
             first_sample=first_sample,
             stop=_StopStrings(self.loaded.tokenizer, decoding.stop, contexts) if decoding.stop else None,
@@ -312,17 +357,36 @@ class Generator:
     ) -> Generation:
         text = _new_text(self.loaded.tokenizer, self._context(prompt), hypothesis.token_ids)
         ends = [text.index(stop) for stop in decoding.stop if stop in text]
+        text = text[: min(ends)] if ends else text
+        fills: tuple[str, ...] = ()
+        if prompt.gaps is not None:
+            text, fills = self._filled(prompt.gaps, hypothesis.token_ids, text)
         return Generation(
             prompt_index=prompt.number,
             index=index,
             prompt=prompt.text,
-            text=text[: min(ends)] if ends else text,
+            text=text,
             token_ids=hypothesis.token_ids,
             prompt_token_ids=prompt.token_ids,
             logprob=hypothesis.logprob,
             score=hypothesis.score,
             finish_reason=hypothesis.finish_reason,
+            fills=fills,
         )
+
+    def _filled(self, gaps: Gaps, token_ids: Sequence[int], written: str) -> tuple[str, tuple[str, ...]]:
+        """The whole text of a prompt with gaps, and what stands in each of them. written: the text of the tokens."""
+        decode = self.loaded.tokenizer.decode
+        match gaps.kind:
+            case "middle":
+                prefix, suffix = map(decode, gaps.parts)
+                return prefix + written + suffix, (written,)
+            case "spans":
+                return decode(gaps.filled(token_ids)), tuple(map(decode, gaps.fills(token_ids)))
+            case "whole":
+                return written, ()
+            case _:
+                assert_never(gaps.kind)
 
 
 def _with_token_ids(decoding: DecodingConfig, tokenizer: Tokenizer) -> DecodingConfig:

@@ -42,7 +42,8 @@ def run(config: GenerateConfig) -> None:
         independent=config.independent,
     )
     decoding = resolve_decoding(generator.loaded.config.generation, config.decoding)
-    if len(prompts) == 1 and not lines and not config.json_output and decoding.num_return == 1:
+    whole = lines or config.json_output or config.gap is not None
+    if len(prompts) == 1 and not whole and decoding.num_return == 1:
         _stream(generator, prompts[0], config)
         return
     for generation in answers(generator, prompts, config, lines):
@@ -57,7 +58,7 @@ def answers(generator: Generator, prompts: list[Prompt], config: GenerateConfig,
     blank = lines and isinstance(generator.loaded.config.model, EncoderDecoderConfig)
     asked = [number for number, prompt in enumerate(prompts) if not (blank and not str(prompt).strip())]
     texts = [prompts[number] for number in asked]
-    found = generator.iterate(texts, raw=config.raw, special=config.special, **config.decoding)
+    found = generator.iterate(texts, raw=config.raw, special=config.special, gap=config.gap, **config.decoding)
     results = (replace(generation, prompt_index=asked[generation.prompt_index]) for generation in found)
     pending = next(results, None)
     for number, prompt in enumerate(prompts):

@@ -19,7 +19,7 @@ from txtgen.checkpoint import Checkpoint, save_checkpoint
 from txtgen.commands.job import Job
 from txtgen.commands.staging import Staging
 from txtgen.commands.starting import environment
-from txtgen.config.commands import CheckpointConfig, chat_format
+from txtgen.config.commands import CheckpointConfig, bidirectional_prompt, chat_format
 from txtgen.data import merge_bookmarks
 from txtgen.distributed import local, reshard, share_out
 from txtgen.errors import DivergedError, ResourceError
@@ -265,6 +265,7 @@ def checkpoint_config(job: Job) -> CheckpointConfig:
         model=job.model.config,
         chat=chat_format(job.settled.data),
         framing=job.framing,
+        bidirectional_prompt=bidirectional_prompt(job.settled.data.objective),
         generation=job.settled.generation,
         run={"command": job.command, **job.config.plain()},
     )

@@ -366,14 +366,14 @@ class Session:
         if not samples.prompts:
             return iter(())
         options = {name: value for name, value in samples.decoding.model_dump().items() if value is not None}
-        return self.generator.iterate(list(samples.prompts), **options)
+        return self.generator.iterate(list(samples.prompts), gap=samples.gap, **options)
 
     def sample(self) -> None:
         """Show what the model makes of the sample prompts. All ranks of a sharded model make it together."""
         if not (self.job.world.is_main or is_sharded(self.job.model)):
             return
         goes_on = self.job.model.config.kind == "decoder" and chat_format(self.job.settled.data) is None
-        joint = "" if goes_on else " -> "
+        joint = "" if goes_on and self.job.config.samples.gap is None else " -> "
         every = self.job.config.samples.every or self.job.config.train.validate_every
         with (
             self.job.status.during("sampling"),

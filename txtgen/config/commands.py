@@ -40,6 +40,8 @@ class SamplesConfig(Config):
     every: NonNegative = 0
     """Steps between samples; 0: whenever validation runs."""
     decoding: DecodingConfig = SampleConfig(max_new_tokens=64, temperature=0.8)
+    gap: Annotated[str, Field(min_length=1)] | None = None
+    """What stands in a prompt for text to be filled in; None: prompts are gone on from."""
 
 
 class RunConfig(Config):
@@ -157,6 +159,8 @@ class GenerateConfig(Config):
     batch_size: Count = 16
     independent: bool = False
     """Each row on its own: exactly the same text whatever else is generated."""
+    gap: Annotated[str, Field(min_length=1)] | None = None
+    """What stands in a prompt for text to be filled in; None: prompts are gone on from."""
     raw: bool = False
     """Do not put the prompt of a chat model into a user turn."""
     special: bool = False
@@ -271,6 +275,8 @@ class CheckpointConfig(Config):
     framing: Framing | None = None
     """The tokens around texts, of a model that comes from elsewhere; None: txtgen's own, and then no text can make
     the model write a special or control token."""
+    bidirectional_prompt: bool = False
+    """A decoder reads prompts in both directions, because it has learnt to go on from no others."""
     generation: DecodingConfig = GreedyConfig()
     run: dict[str, Any] = Field(default_factory=dict)
     """The resolved configuration of the run that made it."""
@@ -285,6 +291,12 @@ def chat_format(data: DataConfig) -> ChatFormat | None:
             case Seq2SeqObjective(format=format) if any(source.kind == "chat" for source in data.sources):
                 return format or TokensChatFormat()
     return None
+
+
+def bidirectional_prompt(objective: ObjectiveConfig) -> bool:
+    """Whether a decoder learns to go on from a text only when it has read it in both directions."""
+    kinds = {part.kind for part in objective.members}
+    return "prefix_lm" in kinds and kinds.isdisjoint({"causal_lm", "fill_in_middle", "chat"})
 
 
 Run = TypeVar("Run", bound=RunConfig)

@@ -62,6 +62,10 @@ def export_folder(
         raise CheckpointError(
             f"{chosen.name} has no place for {sorted(lost)[0]}", "model", "use the config that made the weights"
         )
+    if checkpoint.config.bidirectional_prompt:
+        logger.warning(
+            "transformers will read prompts in one direction, and this model has learnt to read them in both"
+        )
     with _appearing(folder) as place:
         dtype = dtype or next(iter(checkpoint.model.values())).dtype
         named = {

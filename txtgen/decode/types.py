@@ -13,13 +13,15 @@ class PromptBatch:
     """Prompts of unequal length, padded on the right.
 
     input_ids: [B,T] int64, what the decoder starts from. lengths: [B] int64, each at least 1. source_ids:
-    [B,S] int64 and source_mask: [B,S] bool (True is a token), for an encoder-decoder.
+    [B,S] int64 and source_mask: [B,S] bool (True is a token), for an encoder-decoder. bidirectional: [B] bool, the
+    prompts whose tokens see one another in both directions; None: none do.
     """
 
     input_ids: Tensor
     lengths: Tensor
     source_ids: Tensor | None = None
     source_mask: Tensor | None = None
+    bidirectional: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of prompts, B."""

@@ -35,6 +35,10 @@ class Prompt(Protocol):
     def source_mask(self) -> Tensor | None:
         """[B,S] bool, True is a token."""
 
+    @property
+    def bidirectional(self) -> Tensor | None:
+        """[B] bool, prompts whose tokens see one another in both directions."""
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """x in float32, or as it is if it is float64."""
@@ -226,7 +230,14 @@ class Transformer(nn.Module):
         reach = 0 if self.ngram_embedding is None else self.ngram_embedding.reach
         state = TransformerState(len(self.decoder.layers), shape, dtype, device, mask, reach)
         window, _, _ = state.advance(length)
-        pattern = self.decoder.pattern(window.positions, None, dtype, causal=True, window=window, source_mask=mask)
+        allowed = None
+        if prompt.bidirectional is not None:
+            inside = torch.arange(length, device=device) < prompt.lengths[:, None]
+            both = inside & prompt.bidirectional[:, None]
+            allowed = packed_mask(inside.int(), separate=False, bidirectional=both)
+        pattern = self.decoder.pattern(
+            window.positions, allowed, dtype, causal=allowed is None, window=window, source_mask=mask
+        )
         embedded = self._embed(prompt.input_ids, window.positions, state=state)
         hidden = self.decoder(embedded, pattern, source, state.caches)
         state.truncate(prompt.lengths)
