@@ -43,6 +43,11 @@ def config_of(corpus, task):
             return data_config(chat, tsv, objective={"kind": "chat"})
         case "pairs":
             return data_config(tsv, objective={"kind": "seq2seq"})
+        case "mixture":
+            kinds = ("causal_lm", "prefix_lm", "fill_in_middle", "chat")
+            return data_config(lines, tsv, objective={"kind": "mixture", "parts": [{"kind": kind} for kind in kinds]})
+        case "denoising":
+            return data_config(lines, objective={"kind": "denoising"})
 
 
 def stream(data, workers=0, rank=0, world_size=1, bookmark=None, report=None, objective=None):
@@ -55,7 +60,7 @@ def children():
     return {process.pid for process in multiprocessing.active_children()}
 
 
-@pytest.mark.parametrize("task", ["text", "chat", "pairs"])
+@pytest.mark.parametrize("task", ["text", "chat", "pairs", "mixture", "denoising"])
 def test_every_number_of_workers_and_ranks_gives_the_same_batches(corpus, task):
     data = config_of(corpus, task)
     straight = [plain(batch) for batch in islice(stream(data), 12)]
