@@ -20,11 +20,13 @@ app = typer.Typer(
 )
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Train a tokenizer, or look at one.")
 convert_app = typer.Typer(no_args_is_help=True, help="Bring models in from Hugging Face's format, and out to it.")
+check_app = typer.Typer(no_args_is_help=True, help="Prove on a run what txtgen promises of it.")
 runs_app = typer.Typer(no_args_is_help=True, help="List runs, show or compare them, write a run's report.html.")
 config_app = typer.Typer(no_args_is_help=True, help="Show a config with everything resolved, or its JSON schema.")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(convert_app, name="convert")
 app.add_typer(runs_app, name="runs")
+app.add_typer(check_app, name="check")
 app.add_typer(config_app, name="config")
 
 Inputs = Annotated[
@@ -452,6 +454,26 @@ def runs_report(name: Run, runs_path: ListedRuns = "runs", json_output: Json = F
 
     path = str(write_page(find_run(name, runs_path)))
     write_result(json.dumps({"path": path}) if json_output else path)
+
+
+@check_app.command("resume")
+def check_resume(
+    run: Run,
+    steps: Annotated[int | None, typer.Option(help="Continue so many steps, twice. [default: up to the last]")] = None,
+    device: Device = "auto",
+    runs_path: ListedRuns = "runs",
+    json_output: Json = False,
+) -> None:
+    """Continue a copy from the checkpoint before the last, and compare batches, losses and weights."""
+    from txtgen.commands import check as command
+    from txtgen.commands.report import report_check
+    from txtgen.config.commands import CheckConfig
+    from txtgen.config.flags import from_flags
+
+    tree = {"run": run, "steps": steps, "device": device, "runs_path": runs_path}
+    found = command.run(from_flags(CheckConfig, tree))
+    report_check(found, json_output)
+    raise typer.Exit(found.exit_code)
 
 
 @config_app.command("show")

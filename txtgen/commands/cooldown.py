@@ -8,18 +8,15 @@ itself may go on. Source: Hägele et al. 2024, arXiv 2405.18392.
 from pathlib import Path
 from typing import Any
 
-from txtgen.checkpoint import Checkpoint, load_checkpoint
+from txtgen.checkpoint import load_checkpoint
 from txtgen.commands import finetune, pretrain
 from txtgen.commands.changes import compare, require_same_run
-from txtgen.commands.starting import Launch
+from txtgen.commands.starting import Launch, config_of
 from txtgen.commands.training import RunResult
-from txtgen.config.commands import CooldownConfig, FinetuneConfig, PretrainConfig
-from txtgen.config.loader import config_from_tree
+from txtgen.config.commands import CooldownConfig, PretrainConfig
 from txtgen.config.train import ConstantSchedule, ScheduleConfig, TrainConfig, TrapezoidSchedule
 from txtgen.errors import CheckpointError, ConfigError
 from txtgen.train import Horizon, learning_rate
-
-Learner = PretrainConfig | FinetuneConfig
 
 
 def run(config: CooldownConfig, settings: list[str]) -> RunResult:
@@ -44,8 +41,8 @@ def run(config: CooldownConfig, settings: list[str]) -> RunResult:
         raise CheckpointError(
             "the checkpoint has no training state to go on from", str(path), "give last.pth or checkpoints/step-N.pth"
         )
-    before = _config(checkpoint, [])
-    learner = _config(checkpoint, settings)
+    before = config_of(checkpoint, [])
+    learner = config_of(checkpoint, settings)
     require_same_run(compare(checkpoint.config.run, learner), str(path), accept=False)
     train = cooled(before.train, checkpoint.training, config.steps, config.minutes, str(path))
     updated = learner.model_copy(
@@ -55,15 +52,6 @@ def run(config: CooldownConfig, settings: list[str]) -> RunResult:
     if isinstance(updated, PretrainConfig):
         return pretrain.run(updated, launch)
     return finetune.run(updated, launch)
-
-
-def _config(checkpoint: Checkpoint, settings: list[str]) -> Learner:
-    """The config of the run that made a checkpoint."""
-    tree = dict(checkpoint.config.run)
-    source = "the config of the checkpoint's run"
-    if tree.pop("command", "pretrain") == "finetune":
-        return config_from_tree(FinetuneConfig, tree, settings, source=source)
-    return config_from_tree(PretrainConfig, tree, settings, source=source)
 
 
 def cooled(

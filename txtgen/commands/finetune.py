@@ -6,7 +6,7 @@ from txtgen.checkpoint import Checkpoint, check_tokenizer, load_checkpoint
 from txtgen.commands.console import ProgressDisplay
 from txtgen.commands.job import Job
 from txtgen.commands.models import resolve_model
-from txtgen.commands.starting import Launch, corpus, cost, start_run, with_learning_rates
+from txtgen.commands.starting import Launch, Start, corpus, cost, start_run, with_learning_rates
 from txtgen.commands.training import RunResult
 from txtgen.commands.training import run as run_training
 from txtgen.commands.weights import place, read_once, take_over
@@ -31,34 +31,39 @@ def run(config: FinetuneConfig, launch: Launch | None = None) -> RunResult:
         display = ProgressDisplay(config.train.steps, quiet=not start.world.is_main)
         for warning in start.warnings:
             display.note(warning)
-        base = start.resumed or read_once(lambda: _base(config), start.world)
-        where = config.base or str(start.folder.path)
-        model = prepare(base, config, where)
-        place(model, config.train.sharding, start.device, start.world)
-        take_over(model, base, where, start.world)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        display.note(f"model: {trained:,} parameters to train on {start.device}, {start.dtype}")
-        ancestors = (*base.lineage.get("ancestors", ()), base.fingerprint)
-        job = Job(
-            command="finetune",
-            config=config,
-            model=model,
-            tokenizer=base.tokenizer,
-            source_tokenizer=base.source_tokenizer,
-            folder=start.folder,
-            dtype=start.dtype,
-            world=start.world,
-            base=base.config,
-            parents=start.parents if start.resumed else ancestors,
-            resumed=start.resumed.training if start.resumed else None,
-            changes=start.changes,
-            accept_changes=start.accept_changes,
-            stop=start.stop,
-            status=start.status,
-        )
-        if job.row_length < (longest := model.config.max_length) and config.train.sequence_length is None:
-            display.note(f"rows of {job.row_length:,} tokens; train.sequence_length may be up to {longest:,}")
-        return run_training(job, display)
+        return run_training(build(config, start, display), display)
+
+
+def build(config: FinetuneConfig, start: Start, display: ProgressDisplay) -> Job:
+    """The run that a config and a start make: the base model, or as far as it was saved."""
+    base = start.resumed or read_once(lambda: _base(config), start.world)
+    where = config.base or str(start.folder.path)
+    model = prepare(base, config, where)
+    place(model, config.train.sharding, start.device, start.world)
+    take_over(model, base, where, start.world)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    display.note(f"model: {trained:,} parameters to train on {start.device}, {start.dtype}")
+    ancestors = (*base.lineage.get("ancestors", ()), base.fingerprint)
+    job = Job(
+        command="finetune",
+        config=config,
+        model=model,
+        tokenizer=base.tokenizer,
+        source_tokenizer=base.source_tokenizer,
+        folder=start.folder,
+        dtype=start.dtype,
+        world=start.world,
+        base=base.config,
+        parents=start.parents if start.resumed else ancestors,
+        resumed=start.resumed.training if start.resumed else None,
+        changes=start.changes,
+        accept_changes=start.accept_changes,
+        stop=start.stop,
+        status=start.status,
+    )
+    if job.row_length < (longest := model.config.max_length) and config.train.sequence_length is None:
+        display.note(f"rows of {job.row_length:,} tokens; train.sequence_length may be up to {longest:,}")
+    return job
 
 
 def dry_run(config: FinetuneConfig) -> dict[str, object]:

@@ -30,33 +30,35 @@ def run(config: PretrainConfig, launch: Launch | None = None) -> RunResult:
         display = ProgressDisplay(config.train.steps, quiet=not start.world.is_main)
         for warning in start.warnings:
             display.note(warning)
-        tokenizer, source_tokenizer = start.world.from_main(lambda: _tokenizers(config, start, display))
-        model = _model(config, tokenizer, source_tokenizer, start.device)
-        place(model, config.train.sharding, start.device, start.world)
-        if start.resumed is not None:
-            take_over(model, start.resumed, str(start.folder.path), start.world)
-        else:
-            begin(model, config.seed)
-        display.note(
-            f"model: {sum(p.numel() for p in model.parameters()):,} parameters on {start.device}, {start.dtype}"
-        )
-        job = Job(
-            command="pretrain",
-            config=config,
-            model=model,
-            tokenizer=tokenizer,
-            source_tokenizer=source_tokenizer,
-            folder=start.folder,
-            dtype=start.dtype,
-            world=start.world,
-            parents=start.parents,
-            resumed=start.resumed.training if start.resumed else None,
-            changes=start.changes,
-            accept_changes=start.accept_changes,
-            stop=start.stop,
-            status=start.status,
-        )
-        return run_training(job, display)
+        return run_training(build(config, start, display), display)
+
+
+def build(config: PretrainConfig, start: Start, display: ProgressDisplay) -> Job:
+    """The run that a config and a start make: its tokenizers and its model, new or as they were saved."""
+    tokenizer, source_tokenizer = start.world.from_main(lambda: _tokenizers(config, start, display))
+    model = _model(config, tokenizer, source_tokenizer, start.device)
+    place(model, config.train.sharding, start.device, start.world)
+    if start.resumed is not None:
+        take_over(model, start.resumed, str(start.folder.path), start.world)
+    else:
+        begin(model, config.seed)
+    display.note(f"model: {sum(p.numel() for p in model.parameters()):,} parameters on {start.device}, {start.dtype}")
+    return Job(
+        command="pretrain",
+        config=config,
+        model=model,
+        tokenizer=tokenizer,
+        source_tokenizer=source_tokenizer,
+        folder=start.folder,
+        dtype=start.dtype,
+        world=start.world,
+        parents=start.parents,
+        resumed=start.resumed.training if start.resumed else None,
+        changes=start.changes,
+        accept_changes=start.accept_changes,
+        stop=start.stop,
+        status=start.status,
+    )
 
 
 def dry_run(config: PretrainConfig) -> dict[str, object]:

@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from txtgen.commands.average import Averaged
-from txtgen.commands.console import duration, table
+from txtgen.commands.check import ResumeCheck
+from txtgen.commands.console import columns, duration, table
 from txtgen.commands.convert import Conversion
 from txtgen.commands.evaluate import Evaluation
 from txtgen.commands.inspect import Inspection
@@ -61,6 +62,23 @@ def report_conversion(conversion: Conversion, as_json: bool) -> None:
             "chat": conversion.chat,
         },
     )
+
+
+def report_check(check: ResumeCheck, as_json: bool) -> None:
+    """Show how a continuation compares, step by step and as a whole."""
+    if as_json:
+        write_json(asdict(check))
+        return
+    lines = []
+    for trace in check.steps:
+        other = check.others.get(trace.step)
+        mark = "" if other is None else "same" if other == trace.loss else "DIFFERENT"
+        lines.append((str(trace.step), trace.batch, repr(trace.loss), "" if other is None else repr(other), mark))
+    columns("", ("step", "batch", "loss", f"loss of {check.against}", ""), lines)
+    rows: dict[str, object] = {"continued": f"{check.path}, from step {check.start}", "against": check.against}
+    rows |= {name: "same" if same else "DIFFERENT" for name, same in check.same.items()}
+    rows |= {"machine": check.machine or "as the run was made on", "resuming is": check.verdict}
+    table("", rows)
 
 
 def report_average(averaged: Averaged, as_json: bool) -> None:

@@ -18,9 +18,9 @@ from txtgen.commands.run_folder import RunFolder, begun_by, latest_name, next_na
 from txtgen.commands.signals import StopRequest, listen
 from txtgen.commands.status import Status
 from txtgen.commands.weights import read_once
-from txtgen.config.commands import RunConfig
+from txtgen.config.commands import FinetuneConfig, PretrainConfig, RunConfig
 from txtgen.config.data import DataConfig
-from txtgen.config.loader import dump_config
+from txtgen.config.loader import config_from_tree, dump_config
 from txtgen.config.train import UNLIMITED, TrainConfig
 from txtgen.data import describe
 from txtgen.distributed import World, open_world
@@ -138,8 +138,7 @@ def _start(
         checkpoint = replace(launch.origin, training={**(launch.origin.training or {}), "best": {}, "no_better": 0})
     else:
         return Start(folder, world, device, dtype, None)
-    before, now = checkpoint.lineage, environment(config.train, device, dtype, world).items()
-    other = ", ".join(f"{name} {before[name]} -> {value}" for name, value in now if before.get(name, value) != value)
+    other = differing(checkpoint.lineage, config.train, device, dtype, world)
     if other:
         warnings.append(
             f"not as the run was saved: {other}. Rounding will differ from the straight run, and what dropout draws may"
@@ -150,6 +149,23 @@ def _start(
 def _history(checkpoint: Checkpoint) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
     """Fingerprints of what a checkpoint descends from, and the changes that users accepted on the way."""
     return tuple(checkpoint.lineage.get("ancestors", ())), tuple(checkpoint.lineage.get("changes", ()))
+
+
+def differing(
+    lineage: dict[str, Any], train: TrainConfig, device: torch.device, dtype: torch.dtype, world: World
+) -> str:
+    """How what decides rounding and dropout differs from what a checkpoint's lineage says, as name old -> new."""
+    now = environment(train, device, dtype, world).items()
+    return ", ".join(f"{key} {lineage[key]} -> {value}" for key, value in now if lineage.get(key, value) != value)
+
+
+def config_of(checkpoint: Checkpoint, settings: list[str]) -> PretrainConfig | FinetuneConfig:
+    """The config of the run that made a checkpoint, after --set options."""
+    tree = dict(checkpoint.config.run)
+    source = "the config of the checkpoint's run"
+    if tree.pop("command", "pretrain") == "finetune":
+        return config_from_tree(FinetuneConfig, tree, settings, source=source)
+    return config_from_tree(PretrainConfig, tree, settings, source=source)
 
 
 def environment(train: TrainConfig, device: torch.device, dtype: torch.dtype, world: World) -> dict[str, Any]:

@@ -266,6 +266,18 @@ class AverageConfig(Config):
             yield "output", f"{self.output} does not end in .pth"
 
 
+class CheckConfig(Config):
+    """`txtgen check resume`."""
+
+    run: str
+    """A run folder, or its name under runs_path."""
+    steps: Count | None = None
+    """So many from the checkpoint before the last, twice; None: up to the last, once."""
+    runs_path: str = "runs"
+    device: Device = "auto"
+    """auto: as the run says."""
+
+
 class CheckpointConfig(Config):
     """What a checkpoint says of itself: enough to build, prompt and continue the model."""
 
