@@ -47,6 +47,7 @@ KINDS: dict[str, Kind] = {
     "train.ema_decay": "risky",
     "train.clip_norm": "risky",
     "train.label_smoothing": "risky",
+    "data.subword_sampling*": "risky",
     "train.dtype": "risky",
     "model.*dropout": "risky",
     "dropout": "risky",
