@@ -3,8 +3,9 @@
 from collections.abc import Generator
 from contextlib import closing
 
+from txtgen.commands.job import Job
 from txtgen.commands.saving import Saving
-from txtgen.data import Batch, Objective, StreamReport, train_stream
+from txtgen.data import Batch, Objective, StreamReport, describe, train_stream
 from txtgen.errors import DataError
 
 
@@ -16,6 +17,7 @@ def training_batches(saving: Saving, objective: Objective, report: StreamReport)
             the checkpoint to go on from.
     """
     job, state, workers = saving.job, saving.state, saving.job.config.data.workers
+    _require_same_corpus(job)
     stream = train_stream(
         job.config.data,
         objective,
@@ -28,6 +30,22 @@ def training_batches(saving: Saving, objective: Objective, report: StreamReport)
     if report.changed_files:
         saving.changes.append({"step": state.step, "data": report.changed_files})
     return _naming_the_checkpoint(stream, saving)
+
+
+def _require_same_corpus(job: Job) -> None:
+    """Refuse ranks on several machines whose files differ: what one of them calls its rows, another may have learnt."""
+    if job.world.size == 1:
+        return
+    found = [(summary.name, summary.files, summary.num_bytes) for summary in describe(job.config.data)]
+    all_found = job.world.gather(found)
+    for rank, theirs in enumerate(all_found):
+        for number, (ours, other) in enumerate(zip(all_found[0], theirs, strict=True)):
+            if ours[1:] != other[1:]:
+                raise DataError(
+                    f"rank {rank} finds {other[1]:,} files of {other[2]:,} bytes, rank 0 {ours[1]:,} of {ours[2]:,}",
+                    f"data.sources.{number}: {ours[0]}",
+                    "put the same files on every machine",
+                )
 
 
 def _naming_the_checkpoint(stream: Generator[Batch], saving: Saving) -> Generator[Batch]:

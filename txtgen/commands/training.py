@@ -237,8 +237,10 @@ class Session:
         return 0 < self.state.step != self.validated and (last or due(self.state.step, config.validate_every))
 
     def must_stop(self) -> bool:
-        """Whether any rank was asked to stop."""
-        return self.job.world.any(bool(self.job.stop))
+        """Whether any rank was asked to stop: then all were, by the same signal."""
+        signals = (None, *EXIT_CODES)
+        self.job.stop.signal = signals[self.job.world.max(signals.index(self.job.stop.signal))]
+        return bool(self.job.stop)
 
     @property
     def end(self) -> int:

@@ -71,7 +71,12 @@ class World:
 
     def max(self, value: int) -> int:
         """The greatest of the values of all ranks."""
-        return max(self.gather(value))
+        if self.size == 1:
+            return value
+        greatest = torch.tensor(value)
+        with self.together():
+            dist.all_reduce(greatest, dist.ReduceOp.MAX)
+        return int(greatest)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""

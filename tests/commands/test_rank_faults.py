@@ -1,0 +1,230 @@
+"""Faults of real ranks: whatever happens to one of them, all end soon, for the same reason, and nothing is lost."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from txtgen.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.slow
+
+PATIENCE_SECONDS = 400
+"""For a machine that is busy with other things; nothing here waits so long."""
+
+
+def environment(**changes: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), **changes}
+
+
+def pretrain(*arguments: str, name: str = "run") -> list[str]:
+    fixed = ["--dtype", "float32", "--set", "train.validate_every=0", "--set", "samples.prompts=[]", "--name", name]
+    return [sys.executable, "-m", "txtgen", "pretrain", "decoder.yaml", *fixed, *arguments]
+
+
+def begin(*arguments: str, name: str = "run", prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """A run of two ranks, in a session of its own."""
+    command = [*prefix, *pretrain("--nproc", "2", *arguments, name=name)]
+    return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    return process.returncode, errors
+
+
+def wait_for(found: Callable[[], Any]) -> Any:
+    limit = time.monotonic() + PATIENCE_SECONDS
+    while not (value := found()):
+        assert time.monotonic() < limit, "it never came"
+        time.sleep(0.05)
+    return value
+
+
+def rank_process(parent: int, rank: int) -> int | None:
+    """The process of a rank that this one started."""
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            if f"\nPPid:\t{parent}\n" in status.read_text():
+                variables = (status.parent / "environ").read_bytes().split(b"\0")
+                if f"RANK={rank}".encode() in variables:
+                    return int(status.parent.name)
+        except OSError:
+            continue
+    return None
+
+
+def steps(name: str = "run") -> int:
+    try:
+        lines = Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()
+        return max((json.loads(line)["step"] for line in lines), default=0)
+    except (OSError, ValueError):
+        return 0
+
+
+def status(name: str = "run") -> dict[str, Any]:
+    return json.loads(Path(f"runs/{name}/status.json").read_text())
+
+
+def weights(name: str) -> dict[str, torch.Tensor]:
+    return load_checkpoint(Path(f"runs/{name}/last.pth")).model
+
+
+def gone(pids: list[int]) -> bool:
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+def test_a_killed_rank_costs_no_more_than_the_steps_since_the_last_save(workshop, sharding) -> None:
+    long = ("--steps", "60", "--set", f"train.sharding={sharding}")
+    assert subprocess.run(pretrain("--nproc", "2", *long, name="straight"), env=environment()).returncode == 0
+    process = begin("--max-restarts", "1", *long)
+    wait_for(lambda: steps() > 10)
+    os.kill(rank_process(process.pid, 1), signal.SIGKILL)
+    code, errors = end(process)
+    assert code == 0, errors
+    assert "error: rank 1 was killed by SIGKILL" in errors
+    assert "restart 1 of 1" in errors
+    assert status()["state"] == "finished"
+    assert steps() == 60
+    for weight, straight in zip(weights("run").values(), weights("straight").values(), strict=True):
+        assert torch.equal(weight, straight)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_told_by_exit_code_message_and_status(workshop, rank) -> None:
+    process = begin("--steps", "100000")
+    wait_for(lambda: steps() > 3)
+    pids = [rank_process(process.pid, number) for number in (0, 1)]
+    os.kill(pids[rank], signal.SIGKILL)
+    code, errors = end(process)
+    assert code == 8
+    assert f"error: rank {rank} was killed by SIGKILL" in errors
+    assert "Traceback" not in errors
+    assert status()["state"] == "failed"
+    assert status()["exit_code"] == 8
+    assert f"rank {rank}" in status()["reason"]
+    assert gone(pids)
+
+
+def test_a_rank_that_stands_still_is_named(workshop) -> None:
+    process = begin("--steps", "100000", "--set", "train.rank_timeout_seconds=20")
+    wait_for(lambda: steps() > 3)
+    os.kill(rank_process(process.pid, 1), signal.SIGSTOP)
+    code, errors = end(process)
+    assert code == 8
+    assert "rank 1 (process" in errors
+    assert status()["exit_code"] == 8
+
+
+@pytest.mark.parametrize("to", ["launcher", "rank 1"])
+def test_sigterm_stops_all_ranks_with_one_save(workshop, to) -> None:
+    process = begin("--steps", "100000", "--set", "train.save_every=0")
+    wait_for(lambda: steps() > 3)
+    os.kill(process.pid if to == "launcher" else rank_process(process.pid, 1), signal.SIGTERM)
+    code, errors = end(process)
+    assert code == 143, errors
+    assert status()["state"] == "interrupted"
+    assert status()["exit_code"] == 143
+    assert status()["reason"] == "SIGTERM"
+    assert len(list(Path("runs/run/checkpoints").glob("*.pth"))) == 1
+
+
+def test_ranks_save_and_end_when_their_launcher_is_killed(workshop) -> None:
+    process = begin("--steps", "100000", "--set", "train.save_every=0")
+    wait_for(lambda: steps() > 3)
+    pids = [rank_process(process.pid, number) for number in (0, 1)]
+    process.kill()
+    process.communicate(timeout=PATIENCE_SECONDS)
+    wait_for(lambda: gone(pids))
+    assert status()["state"] == "interrupted"
+    assert len(list(Path("runs/run/checkpoints").glob("*.pth"))) == 1
+
+
+def test_a_full_disk_stops_all_ranks(workshop) -> None:
+    limited = ("sh", "-c", 'ulimit -f 16; exec "$@"', "sh")
+    process = begin("--steps", "5", "--set", "train.save_every=0", prefix=limited)
+    code, errors = end(process)
+    assert code == 6, errors
+    assert "disk is full" in errors
+    assert errors.count("error:") <= 2
+    assert not list(Path("runs").glob("run/**/*.pth"))
+
+
+def two_ranks(folders: list[Path], arguments: list[str], port: int) -> list[tuple[int, str]]:
+    """Two ranks as two machines would have them, each in a folder of its own; their exit codes and messages."""
+    processes = []
+    for rank, folder in enumerate(folders):
+        variables = environment(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        processes.append(subprocess.Popen(arguments, cwd=folder, env=variables, stderr=subprocess.PIPE, text=True))
+    return [end(process) for process in processes]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("other", ["missing", "different"])
+def test_ranks_with_other_corpora_stop_for_the_same_reason(workshop, tmp_path, other) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    (folders[0] / "text").mkdir()
+    (folders[0] / "text" / "a.txt").write_text((workshop / "text" / "a.txt").read_text())
+    if other == "different":
+        (folders[1] / "text").mkdir()
+        (folders[1] / "text" / "a.txt").write_text((workshop / "text" / "a.txt").read_text() + "one more\n")
+    arguments = pretrain("--runs-path", str(tmp_path / "runs"), "--set", "data.sources.0.path=text")
+    arguments[arguments.index("decoder.yaml")] = str(workshop / "decoder.yaml")
+    for code, errors in two_ranks(folders, arguments, free_port()):
+        assert code == 4, errors
+    assert json.loads((tmp_path / "runs" / "run" / "status.json").read_text())["exit_code"] == 4
+
+
+def test_a_rendezvous_that_cannot_be_reached_is_told_with_its_address(workshop) -> None:
+    port = str(free_port())
+    variables = environment(RANK="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    arguments = pretrain("--set", "train.rank_timeout_seconds=2")
+    process = subprocess.Popen(arguments, env=variables, stderr=subprocess.PIPE, text=True)
+    code, errors = end(process)
+    assert code == 8
+    assert f"127.0.0.1:{port}" in errors
+    assert "within 2 seconds" in errors
+
+
+def test_a_port_in_use_is_told_with_its_address(workshop) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        variables = environment(RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        arguments = pretrain("--set", "train.rank_timeout_seconds=2")
+        process = subprocess.Popen(arguments, env=variables, stderr=subprocess.PIPE, text=True)
+        code, errors = end(process)
+    assert code == 8
+    assert f"127.0.0.1:{port}" in errors
+
+
+def test_torchrun_starts_lost_ranks_again_and_they_resume(workshop) -> None:
+    assert subprocess.run(pretrain("--nproc", "2", "--steps", "60", name="straight"), env=environment()).returncode == 0
+    torchrun = ["-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    command = pretrain("--steps", "60")
+    command[1:2] = [*torchrun, "-m"]
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: steps() > 10)
+    os.kill(rank_process(process.pid, 1), signal.SIGKILL)
+    code, errors = end(process)
+    assert code == 0, errors
+    for weight, straight in zip(weights("run").values(), weights("straight").values(), strict=True):
+        assert torch.equal(weight, straight)
