@@ -20,6 +20,32 @@ def losses(name: str) -> list[float]:
     ]
 
 
+@pytest.mark.slow
+def test_ranks_and_sharding_change_between_resumes(workshop) -> None:
+    arguments = [
+        "decoder.yaml",
+        "--dtype",
+        "float32",
+        "--set",
+        "model.dropout=0.0",
+        "--set",
+        "train.schedule.kind=constant",
+    ]
+    assert run(["pretrain", *arguments, "--name", "one", "--steps", "6"]) == 0
+    assert run(["pretrain", *arguments, "--name", "many", "--steps", "2"]) == 0
+    command = [sys.executable, "-m", "txtgen", "pretrain", *arguments, "--name", "many", "--resume"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for steps, settings in (("3", ["--set", "train.sharding=shard"]), ("4", [])):
+        subprocess.run([*command, "--steps", steps, "--nproc", "2", *settings], env=environment, check=True)
+    assert run(["pretrain", *arguments, "--name", "many", "--resume", "--steps", "6"]) == 0
+    lines = [json.loads(line) for line in Path("runs/many/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    straight = [json.loads(line) for line in Path("runs/one/metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines if "loss" in line] == pytest.approx(
+        [line["loss"] for line in straight if "loss" in line], rel=1e-4
+    )
+
+
 @pytest.mark.parametrize("config", ["decoder", "translator"])
 def test_two_ranks_equal_one(workshop, config) -> None:
     arguments = ["pretrain", f"{config}.yaml", "--dtype", "float32", "--set", "model.dropout=0.0"]

@@ -5,6 +5,8 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from txtgen.distributed import open_world
 class RankPool:
     """Processes of one world, on this machine, over gloo."""
 
-    def __init__(self, size: int = 2) -> None:
+    def __init__(self, size: int = 2, timeout: timedelta = timedelta(seconds=300)) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -23,8 +25,9 @@ class RankPool:
         self._pipes, self._processes = [], []
         for rank in range(size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, size, port, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(rank, size, port, timeout, theirs), daemon=True)
             process.start()
+            theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
 
@@ -32,23 +35,29 @@ class RankPool:
         """What function(world, *arguments) returns on each rank."""
         for pipe in self._pipes:
             pipe.send((function, arguments))
-        answers = [pipe.recv() for pipe in self._pipes]
-        for rank, (result, error) in enumerate(answers):
+        answers = []
+        for pipe in self._pipes:
+            try:
+                answers.append(pipe.recv())
+            except EOFError:  # the rank is gone
+                answers.append((None, None))
+        for rank, (_, error) in enumerate(answers):
             assert error is None, f"rank {rank}: {error}"
-            assert result is not None or error is None
         return [result for result, _ in answers]
 
     def close(self) -> None:
         for pipe in self._pipes:
-            pipe.send(None)
+            with suppress(OSError):
+                pipe.send(None)
         for process in self._processes:
             process.join(20)
+            process.kill()
 
 
-def _serve(rank: int, size: int, port: int, pipe: Any) -> None:
+def _serve(rank: int, size: int, port: int, timeout: timedelta, pipe: Any) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    with open_world(torch.device("cpu"), timeout_seconds=60) as world:
+    with open_world(torch.device("cpu"), timeout_seconds=timeout.total_seconds()) as world:
         while (task := pipe.recv()) is not None:
             function, arguments = task
             try:

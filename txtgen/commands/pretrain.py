@@ -36,7 +36,8 @@ def run(config: PretrainConfig, launch: Launch | None = None) -> RunResult:
 def build(config: PretrainConfig, start: Start, display: ProgressDisplay) -> Job:
     """The run that a config and a start make: its tokenizers and its model, new or as they were saved."""
     tokenizer, source_tokenizer = start.world.from_main(lambda: _tokenizers(config, start, display))
-    model = _model(config, tokenizer, source_tokenizer, start.device)
+    parts = start.world.size if config.train.sharding == "shard" else 1
+    model = _model(config, tokenizer, source_tokenizer, start.device, parts)
     place(model, config.train.sharding, start.device, start.world)
     if start.resumed is not None:
         take_over(model, start.resumed, str(start.folder.path), start.world)
@@ -82,7 +83,7 @@ def sized(
 
 
 def _model(
-    config: PretrainConfig, tokenizer: Tokenizer, source_tokenizer: Tokenizer | None, device: torch.device
+    config: PretrainConfig, tokenizer: Tokenizer, source_tokenizer: Tokenizer | None, device: torch.device, parts: int
 ) -> Transformer:
     """The model on the meta device, if there is room to train it."""
     size = sized(config.model, len(tokenizer), len(source_tokenizer or tokenizer))
@@ -93,7 +94,7 @@ def _model(
         if rows is not None and rows < pieces:
             raise ConfigError(f"{rows} rows cannot hold the {pieces} tokens of the tokenizer", key, "leave it out")
     model = build_model(size, device="meta")
-    require_memory(model, device)
+    require_memory(model, device, parts)
     return model
 
 

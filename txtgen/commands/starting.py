@@ -208,17 +208,18 @@ def cost(model: Transformer, config: RunConfig) -> dict[str, object]:
     return rows
 
 
-def require_memory(model: Transformer, device: torch.device) -> None:
+def require_memory(model: Transformer, device: torch.device, parts: int = 1) -> None:
     """Refuse a model whose weights, gradients and optimizer alone exceed the memory of the device.
 
     Args:
         model: may be on the meta device, where it takes no memory.
         device: where it is to be trained.
+        parts: over how many devices it is spread.
 
     Raises:
         ResourceError: it does not fit.
     """
-    needed = 16 * sum(parameter.numel() for parameter in model.parameters())
+    needed = 16 * sum(parameter.numel() for parameter in model.parameters()) / parts
     if device.type == "cuda":
         available = torch.cuda.get_device_properties(device).total_memory
     elif hasattr(os, "sysconf"):
