@@ -108,5 +108,5 @@ def exit_code_of(work: Callable[[], int]) -> int:
     """The exit code that work gives back, or that of the signal which stopped it at once."""
     try:
         return work()
-    except Interrupted as stop:
-        return stop.exit_code
+    except KeyboardInterrupt as stop:  # of this rank, or of another one
+        return int(getattr(stop, "exit_code", 130))

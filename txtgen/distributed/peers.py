@@ -74,7 +74,7 @@ class Peers:
         if isinstance(error, TxtgenError):
             parts: list[Any] = [error.exit_code, error.what, error.where, error.fix]
         elif isinstance(error, KeyboardInterrupt):
-            parts = [130, "stopped at once", "", ""]
+            parts = [getattr(error, "exit_code", 130), "stopped at once", "", ""]
         else:
             parts = [TxtgenError.exit_code, f"{type(error).__name__}: {error}", "", ""]
         with suppress(RuntimeError):
@@ -87,8 +87,10 @@ class Peers:
         if not self._store.check([FAILURE]):
             return None
         rank, code, what, where, fix = json.loads(self._store.get(FAILURE))
-        if code == 130:
-            return KeyboardInterrupt()
+        if code >= 128:
+            interrupt = KeyboardInterrupt(f"rank {rank} was stopped at once")
+            interrupt.exit_code = code  # type: ignore[attr-defined]
+            return interrupt
         kind = {kind.exit_code: kind for kind in TxtgenError.__subclasses__()}.get(code, TxtgenError)
         error = kind(what if kind is DistributedError else f"rank {rank}: {what}", where, fix)
         error.told = self.rank != 0  # rank 0 repeats it: what the other one said may stand on another machine
