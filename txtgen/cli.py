@@ -62,7 +62,8 @@ Nproc = Annotated[
 MaxRestarts = Annotated[
     int, typer.Option(min=0, metavar="N", help="Go on from the last checkpoint if a process is killed, so often.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and train nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Try a few steps, say what all would cost, keep nothing.")]
+DryRunJson = Annotated[bool, typer.Option("--json", help="Print the dry run as JSON.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[
     str | None,
@@ -93,6 +94,7 @@ def pretrain(
     nproc: Nproc = 1,
     max_restarts: MaxRestarts = 0,
     dry_run: DryRun = False,
+    json_output: DryRunJson = False,
     settings: SetOptions = None,
 ) -> None:
     """Train a new model, from a config or from text files with the built-in small config."""
@@ -102,7 +104,7 @@ def pretrain(
 
     request = Request(
         "pretrain", tuple(inputs or ()), name, runs_path or "runs", None, resume, overwrite, accept_changes, dry_run,
-        nproc, max_restarts,
+        nproc, max_restarts, json_output,
     )  # fmt: skip
     raise typer.Exit(launch(request, overrides))
 
@@ -123,6 +125,7 @@ def finetune(
     nproc: Nproc = 1,
     max_restarts: MaxRestarts = 0,
     dry_run: DryRun = False,
+    json_output: DryRunJson = False,
     settings: SetOptions = None,
 ) -> None:
     """Go on training a model on other data, in far smaller steps."""
@@ -132,7 +135,7 @@ def finetune(
 
     request = Request(
         "finetune", tuple(inputs or ()), name, runs_path or "runs", base, resume, overwrite, accept_changes, dry_run,
-        nproc, max_restarts,
+        nproc, max_restarts, json_output,
     )  # fmt: skip
     raise typer.Exit(launch(request, overrides))
 

@@ -96,7 +96,7 @@ def test_hostile_text_stays_text(folder) -> None:
     folder.append(folder.metrics, {"step": 1, "loss": HOSTILE, "val_loss": 2.0})
     facts = {"name": HOSTILE, "files": HOSTILE}
     folder.write_note(folder.about, json.dumps({"corpus": [facts], "starts": [{HOSTILE: HOSTILE}], "base": HOSTILE}))
-    folder.write_status(HOSTILE, exit_code=1, reason=HOSTILE)
+    folder.status.write_text(json.dumps({"state": HOSTILE, "exit_code": 1, "reason": HOSTILE}))
     folder.config.write_text(f"# {HOSTILE.encode('ascii', 'ignore').decode()}\n")
     text = render(folder.path)
     page = Page(text)

@@ -284,11 +284,3 @@ def test_finetuning_what_cannot_be_is_refused(workshop, trained, capfd, argument
     assert error.count("error: ") == 1
     assert message in error
     assert not list(Path("runs").glob("*/last.pth")) if Path("runs").exists() else True
-
-
-def test_a_dry_run_trains_nothing(workshop, capfd) -> None:
-    assert run(["pretrain", "decoder.yaml", "--dry-run"]) == 0
-    out = capfd.readouterr().out
-    assert "parameters, total" in out
-    assert "source 0" in out
-    assert not Path("runs").exists()

@@ -15,6 +15,7 @@ from txtgen.checkpoint import Checkpoint, load_checkpoint
 from txtgen.commands import finetune, pretrain
 from txtgen.commands.console import ProgressDisplay
 from txtgen.commands.feeding import training_batches
+from txtgen.commands.journal import Journal
 from txtgen.commands.models import select_device, training_dtype
 from txtgen.commands.run_folder import RunFolder
 from txtgen.commands.run_record import find_run, read_lines
@@ -161,7 +162,7 @@ def _continued(path: Path, steps: int, device_name: str) -> Continuation:
             job = pretrain.build(config, start, display)
         else:
             job = finetune.build(config, start, display)
-        session = Session(job, display)
+        session = Session(job, display, Journal(job))
         with (
             session.saving,
             closing(training_batches(session.saving, session.objective, session.report)) as batches,

@@ -1,12 +1,14 @@
 """`txtgen finetune`: a trained model goes on learning, in far smaller steps."""
 
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from txtgen.checkpoint import Checkpoint, check_tokenizer, load_checkpoint
 from txtgen.commands.console import ProgressDisplay
 from txtgen.commands.job import Job
 from txtgen.commands.models import resolve_model
-from txtgen.commands.starting import Launch, Start, corpus, cost, start_run, with_learning_rates
+from txtgen.commands.outlook import Section, outlook
+from txtgen.commands.starting import Launch, Start, start_run, with_learning_rates
 from txtgen.commands.training import RunResult
 from txtgen.commands.training import run as run_training
 from txtgen.commands.weights import place, read_once, take_over
@@ -66,10 +68,11 @@ def build(config: FinetuneConfig, start: Start, display: ProgressDisplay) -> Job
     return job
 
 
-def dry_run(config: FinetuneConfig) -> dict[str, object]:
-    """What the run would cost, without training anything."""
+def dry_run(config: FinetuneConfig) -> Iterator[Section]:
+    """What the run would cost. Nothing of it stays, but a few steps are trained."""
+    config = with_learning_rates(config, SMALLER)
     model = prepare(_base(config), config, where=config.base or "")
-    return {**corpus(config.data), **cost(model, config)}
+    return outlook(config, model, lambda start, display: build(config, start, display))
 
 
 def _base(config: FinetuneConfig) -> Checkpoint:

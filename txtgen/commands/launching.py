@@ -8,8 +8,8 @@ from typing import Any
 
 from txtgen.checkpoint import load_checkpoint
 from txtgen.commands import finetune, pretrain
-from txtgen.commands.console import table
 from txtgen.commands.models import require_devices, resolve_model
+from txtgen.commands.outlook_table import show_outlook
 from txtgen.commands.ranks import follow_launcher, run_ranks, txtgen_command
 from txtgen.commands.signals import exit_code_of
 from txtgen.commands.sources import guess_source
@@ -43,6 +43,7 @@ class Request:
     dry_run: bool
     nproc: int = 1
     max_restarts: int = 0
+    json_output: bool = False
 
     def arguments(self, overrides: list[str]) -> list[str]:
         """The command line of a rank of this request."""
@@ -81,17 +82,12 @@ def launch(request: Request, overrides: list[str]) -> int:
 
 def _run(request: Request, overrides: list[str], options: Launch, config: Any, command: Any) -> int:
     if request.dry_run:
-        return _show(command.dry_run(config))
+        return show_outlook(command.dry_run(config), request.json_output)
     if request.nproc > 1 or request.max_restarts:
         require_devices(config.device, request.nproc)
         command = txtgen_command(request.arguments(overrides))
         return run_ranks(command, request.nproc, request.max_restarts, Path(config.runs_path))
     return exit_code_of(lambda: int(command.run(config, options).exit_code))
-
-
-def _show(rows: dict[str, object]) -> int:
-    table("", rows)
-    return 0
 
 
 def _config(request: Request) -> tuple[Path, str, list[str]]:

@@ -1,11 +1,14 @@
 """`txtgen pretrain`: a new model from a corpus."""
 
+from collections.abc import Iterator
+
 import torch
 
 from txtgen.commands.console import ProgressDisplay
 from txtgen.commands.job import Job
+from txtgen.commands.outlook import Section, outlook
 from txtgen.commands.signals import interruptible
-from txtgen.commands.starting import Launch, Start, corpus, cost, require_memory, start_run, with_learning_rates
+from txtgen.commands.starting import Launch, Start, require_memory, start_run, with_learning_rates
 from txtgen.commands.training import RunResult
 from txtgen.commands.training import run as run_training
 from txtgen.commands.weights import begin, place, take_over
@@ -62,14 +65,15 @@ def build(config: PretrainConfig, start: Start, display: ProgressDisplay) -> Job
     )
 
 
-def dry_run(config: PretrainConfig) -> dict[str, object]:
-    """What the run would cost, without training anything: the corpus is looked at, the tokenizer is not trained."""
+def dry_run(config: PretrainConfig) -> Iterator[Section]:
+    """What the run would cost. Nothing of it stays, but the tokenizer is trained, and so are a few steps."""
+    config = with_learning_rates(config)
     vocabulary = config.tokenizer.vocab_size
     if config.tokenizer.path is not None:
         vocabulary = len(load_tokenizer(config.tokenizer.path))
     source = config.source_tokenizer.vocab_size if config.source_tokenizer else vocabulary
     model = build_model(sized(config.model, vocabulary, source), device="meta")
-    return {**corpus(config.data), **cost(model, config)}
+    return outlook(config, model, lambda start, display: build(config, start, display))
 
 
 def sized(

@@ -168,16 +168,22 @@ class Saving:
         Raises:
             ResourceError: with the bytes that are needed and free.
         """
-        config, folder = self.config, self.job.folder
+        whole, model, kept = self.sizes()
+        folder = self.job.folder
+        files = [folder.best, *(path for _, path in folder.steps())]
+        present = sum(path.stat().st_size for path in files if path.exists())
+        require_space(folder.path, max(0, (1 + kept) * whole + model - present))
+
+    def sizes(self) -> tuple[int, int, int]:
+        """Bytes of a checkpoint to resume and of best.pth, and how many of the former are kept in the end."""
+        config = self.config
         model = sum(tensor.numel() * tensor.element_size() for tensor in self.state.model.state_dict().values())
         whole = model + self.state.optimizer.state_bytes()
         saves = 1 + (config.steps // config.save_every if config.save_every else 0)
         kept = config.keep_last
         if config.keep_every and config.minutes is None:
             kept += config.steps // config.keep_every
-        files = [folder.best, *(path for _, path in folder.steps())]
-        present = sum(path.stat().st_size for path in files if path.exists())
-        require_space(folder.path, max(0, (1 + min(saves, kept)) * whole + model - present))
+        return whole, model, min(saves, kept)
 
     def checkpoint(self, progress: dict[str, Any] | None) -> Checkpoint:
         """The model as it is now, and with what a resumed run needs if any progress is given; on the CPU."""

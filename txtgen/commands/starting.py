@@ -19,13 +19,11 @@ from txtgen.commands.signals import StopRequest, listen
 from txtgen.commands.status import Status
 from txtgen.commands.weights import read_once
 from txtgen.config.commands import FinetuneConfig, PretrainConfig, RunConfig
-from txtgen.config.data import DataConfig
 from txtgen.config.loader import config_from_tree, dump_config
-from txtgen.config.train import UNLIMITED, TrainConfig
-from txtgen.data import describe
+from txtgen.config.train import TrainConfig
 from txtgen.distributed import World, open_world
 from txtgen.errors import BusyError, CheckpointError, ResourceError
-from txtgen.model import Transformer, count_parameters
+from txtgen.model import Transformer
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,21 +191,6 @@ def with_learning_rates(config: Learner, ratio: float = 1.0) -> Learner:
     return config.model_copy(update={"train": train})
 
 
-def cost(model: Transformer, config: RunConfig) -> dict[str, object]:
-    """What a run would hold in memory and go through, for a dry run."""
-    counts = count_parameters(model)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    rows: dict[str, object] = {f"parameters, {part}": f"{count:,}" for part, count in counts.items()}
-    rows["parameters, trained"] = f"{trained:,}"
-    rows["weights, gradients and optimizer"] = f"{(4 * counts['total'] + 12 * trained) / 1e6:,.1f} MB"
-    rows["tokens a step"] = f"{config.train.batch_tokens:,}"
-    rows["tokens in all"] = f"{config.train.batch_tokens * config.train.steps:,}"
-    if config.train.steps == UNLIMITED:
-        rows["tokens in all"] = f"as many as fit into {config.train.minutes:g} minutes"
-    rows["checkpoint"] = f"{(4 * counts['total'] + 8 * trained) / 1e6:,.1f} MB"
-    return rows
-
-
 def require_memory(model: Transformer, device: torch.device, parts: int = 1) -> None:
     """Refuse a model whose weights, gradients and optimizer alone exceed the memory of the device.
 
@@ -232,11 +215,3 @@ def require_memory(model: Transformer, device: torch.device, parts: int = 1) -> 
             f"{device} has {available / 1e9:,.1f} GB",
             "make d_model, d_ff, num_layers or the vocabulary smaller",
         )
-
-
-def corpus(data: DataConfig) -> dict[str, object]:
-    """What a run would read, a line a source, for a dry run."""
-    return {
-        f"source {number}": f"{summary.name}: {summary.files:,} files, {summary.num_bytes:,} bytes"
-        for number, summary in enumerate(describe(data))
-    }

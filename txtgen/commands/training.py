@@ -63,13 +63,14 @@ def run(job: Job, display: ProgressDisplay) -> RunResult:
     Raises:
         TxtgenError: the run cannot go on; the last checkpoint stays.
     """
+    journal = Journal(job)
     try:
         with job.status.failures(), _running_out_of_memory_told(job), display, job.world.together():
-            session = Session(job, display)
+            session = Session(job, display, journal)
             with session.saving:
                 return session.run()
     finally:
-        Journal(job).page(now=True)
+        journal.page(now=True)
 
 
 @contextmanager
@@ -92,6 +93,7 @@ class Session:
 
     job: Job
     display: ProgressDisplay
+    journal: Journal
     report: StreamReport = field(default_factory=StreamReport)
     unread: list[StepReport] = field(default_factory=list)
     """Steps whose figures may still be on their way."""
@@ -114,7 +116,6 @@ class Session:
         if job.config.train.ema_decay is not None:
             self.state.average = WeightAverage(job.model, job.config.train.ema_decay)
         self.saving = Saving(job, self.state)
-        self.journal = Journal(job)
         self.objective = job.objective(job.config.data.subword_sampling)
         self.generator = Generator(
             LoadedModel(job.model, job.tokenizer, job.source_tokenizer, checkpoint_config(job)), batch_size=64

@@ -3,6 +3,7 @@
 from txtgen.train.average import WeightAverage
 from txtgen.train.budget import TimeBudget
 from txtgen.train.cost import FlopCounts, count_flops, matrix_peak, peak_memory_bytes
+from txtgen.train.estimate import MemoryEstimate, estimate_memory
 from txtgen.train.figures import Figures, StepReport
 from txtgen.train.loop import TrainState, micro_batches, refuse_non_finite, smaller_batch, train
 from txtgen.train.loss import LossSums, batch_loss, cross_entropy_sums
@@ -17,6 +18,7 @@ __all__ = [
     "FlopCounts",
     "Horizon",
     "LossSums",
+    "MemoryEstimate",
     "Speed",
     "SpikeWatch",
     "StepReport",
@@ -27,6 +29,7 @@ __all__ = [
     "build_optimizer",
     "count_flops",
     "cross_entropy_sums",
+    "estimate_memory",
     "is_out_of_memory",
     "learning_rate",
     "matrix_peak",

@@ -1,0 +1,91 @@
+"""A dry run says what a run would read, hold, write and take, and leaves nothing behind."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from txtgen.cli import run
+from txtgen.commands import outlook, probe
+from txtgen.commands.outlook import times
+from txtgen.commands.probe import StepTimes
+
+
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    """Steps are timed by few."""
+    monkeypatch.setattr(probe, "PROBE_SECONDS", 0.0)
+    monkeypatch.setattr(probe, "VALIDATION_SECONDS", 0.0)
+
+
+def foretold(arguments: list[str], capfd) -> dict:
+    capfd.readouterr()
+    assert run([*arguments, "--dry-run", "--json"]) == 0
+    return json.loads(capfd.readouterr().out)
+
+
+@pytest.mark.parametrize("config", ["decoder", "translator"])
+def test_a_dry_run_keeps_nothing_and_foretells_the_run(workshop, trained, config, capfd, quick) -> None:
+    before = sorted(path.name for path in workshop.iterdir())
+    found = foretold(["pretrain", f"{config}.yaml"], capfd)
+    assert sorted(path.name for path in workshop.iterdir()) == before
+    assert list(found) == ["corpus", "parameters", "disk", "memory", "step", "time"]
+    folder = trained / "runs" / config
+    assert found["disk"]["checkpoint_bytes"] == pytest.approx((folder / "last.pth").stat().st_size, rel=0.9)
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    scored = max(line.get("tokens", 0) for line in metrics)
+    sides = 1 if config == "decoder" else 2  # tokens of the source go through the model too
+    assert found["step"]["tokens_in_all"] == pytest.approx(sides * scored, rel=0.5)
+    memory, spent = found["memory"], found["time"]
+    parts = ("weights", "gradients", "optimizer", "activations", "logits")
+    assert memory["total_bytes"] == sum(memory[f"{part}_bytes"] for part in parts)
+    assert memory["weights_bytes"] == pytest.approx(4 * found["parameters"]["total"], rel=0.1)
+    assert spent["total_seconds"] > found["step"]["steps"] * spent["step_seconds"] > 0
+
+
+def test_a_dry_run_for_people_has_titles(workshop, capfd, quick) -> None:
+    assert run(["pretrain", "decoder.yaml", "--dry-run"]) == 0
+    out = capfd.readouterr().out
+    for words in ("source 0", "feed forward", "flops per token", "checkpoint", "activations", "tokens per second"):
+        assert words in out
+    assert not Path("runs").exists()
+
+
+def test_a_dry_run_of_finetuning_starts_from_the_base(workshop, trained, capfd, quick) -> None:
+    base = str(trained / "runs" / "decoder")
+    found = foretold(["finetune", "text", "--base", base, "--steps", "3"], capfd)
+    assert found["step"]["steps"] == 3
+    assert found["parameters"]["trained"] == found["parameters"]["total"]
+
+
+def test_the_time_is_that_of_all_that_a_run_does(workshop, capfd, monkeypatch, quick) -> None:
+    """6 steps, validated at 3 and 6 with samples, saved at 2, 4 and 6."""
+    monkeypatch.setattr(outlook, "time_steps", lambda session, rows: StepTimes(10.0, 100.0, 5))
+    monkeypatch.setattr(outlook, "time_validation", lambda session: 100.0)
+    monkeypatch.setattr(outlook, "time_samples", lambda session: 1000.0)
+    monkeypatch.setattr(outlook, "time_saves", lambda session: (10_000.0, 100_000.0))
+    spent = foretold(["pretrain", "decoder.yaml"], capfd)["time"]
+    rest = spent["total_seconds"] - spent["preparing_seconds"]
+    assert rest == pytest.approx(6 * 10 + 2 * (100 + 100_000 + 1000) + 3 * 10_000)
+    cut = foretold(["pretrain", "decoder.yaml", "--minutes", "1"], capfd)["time"]
+    assert cut["total_seconds"] == pytest.approx(cut["preparing_seconds"] + 60)
+
+
+@pytest.mark.parametrize(("steps", "every", "often"), [(0, 5, 0), (10, 0, 1), (10, 5, 2), (11, 5, 3), (4, 5, 1)])
+def test_what_is_due_is_counted_with_the_end(steps, every, often) -> None:
+    assert times(steps, every) == often
+
+
+def test_a_step_too_long_to_try_is_reckoned_from_fewer_rows(workshop, capfd, quick, monkeypatch) -> None:
+    monkeypatch.setattr(probe, "MAX_STEP_SECONDS", 0.0)
+    spent = foretold(["pretrain", "decoder.yaml", "--set", "train.batch_tokens=1024"], capfd)["time"]
+    assert spent["reckoned_from_rows_share"] == 1 / 32
+    assert spent["step_seconds"] > 0
+
+
+def test_a_model_too_large_is_told_with_its_size(workshop, capfd) -> None:
+    huge = ["--set", "model.d_model=262144", "--set", "model.d_ff=1048576"]
+    assert run(["pretrain", "decoder.yaml", "--dry-run", *huge]) == 6
+    captured = capfd.readouterr()
+    assert "feed forward" in captured.out
+    assert "for weights, gradients and optimizer alone" in captured.err

@@ -1,0 +1,94 @@
+"""What training holds in memory: told from one row, before a whole batch is tried."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from txtgen.config.train import TrainConfig
+from txtgen.data.types import Batch
+from txtgen.model import Transformer
+from txtgen.train.loop import micro_batches
+from txtgen.train.loss import batch_loss, chunk_rows
+from txtgen.train.optimizer import Optimizers
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes of what a rank holds when a micro-batch has gone forward, which is when it holds most.
+
+    weights, gradients, optimizer: of the parameters, the latter two of trained ones only. activations: what the forward
+    pass keeps for the backward pass. logits: of one chunk, with what is made of them.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """All of it. What the libraries take themselves is not counted."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+def estimate_memory(
+    model: Transformer, optimizer: Optimizers, batch: Batch, config: TrainConfig, dtype: torch.dtype
+) -> MemoryEstimate:
+    """What a step on a batch of this shape would hold, with matrix products in `dtype`.
+
+    Activations are not a formula's: one and then two rows of the batch go through the model, and everything that
+    autograd keeps of them is counted, each storage once. It grows evenly with rows, so two say what any number keeps.
+    Dropout, attention kernels, norms and checkpointing of activations count as they really are on this device.
+    """
+    part = next(iter(micro_batches(batch, config.micro_batch_tokens)))
+    rows = part.input_ids.shape[0]
+    kept = kept_bytes(model, part.rows(0, 1), config.label_smoothing, dtype)
+    if rows > 1:
+        kept += (rows - 1) * (kept_bytes(model, part.rows(0, 2), config.label_smoothing, dtype) - kept)
+    weights = [*model.parameters()]
+    trained = [weight for weight in weights if weight.requires_grad]
+    vocab_size = model.config.vocab_size or 1
+    chunk = min(part.num_scored, chunk_rows(weights[0].device, vocab_size))
+    return MemoryEstimate(
+        weights=sum(map(_bytes, weights)),
+        gradients=sum(map(_bytes, trained)),
+        optimizer=optimizer.state_bytes(),
+        activations=kept,
+        # The logits and their gradient as the model computes them, and both in float32.
+        logits=chunk * vocab_size * (8 if dtype == torch.float32 else 2 * dtype.itemsize + 8),
+    )
+
+
+def kept_bytes(model: Transformer, batch: Batch, label_smoothing: float, dtype: torch.dtype) -> int:
+    """Bytes that autograd keeps of a forward pass for the backward pass, the parameters themselves not counted."""
+    own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, int] = {}
+    alive: list[Any] = []  # a storage that is freed may be used again, under the same address
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(storage)
+        return tensor
+
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.train()
+    try:
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
+        ):
+            batch_loss(model, batch.to(device), label_smoothing)
+    finally:
+        model.train(was_training)
+    return sum(kept.values())
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
