@@ -124,3 +124,9 @@ def test_help_never_imports_torch(arguments: list[str]) -> None:
 def test_import_is_lazy() -> None:
     code = "import sys, txtgen; sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_only_spread_models_need_is_not_imported() -> None:
+    """It takes as long as half of torch, before every run."""
+    code = "import sys, txtgen.commands.pretrain; sys.exit('torch.distributed.tensor' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from txtgen.data.types import Batch
 from txtgen.model import Transformer, build_model, init_weights
-from txtgen.train import Figures, Speed, StepReport, batch_loss, count_flops, matrix_peak, peak_memory_bytes
+from txtgen.train import Contention, Figures, Speed, StepReport, batch_loss, count_flops, matrix_peak, peak_memory_bytes
 
 OPTIONS = {
     "plain": {},
@@ -95,3 +95,15 @@ def test_speed_is_that_of_the_steps_since_the_last_look(monkeypatch) -> None:
     assert figures == {"tokens_per_second": 50.0, "data_wait_share": 0.25, "flops_per_second": 400.0, "mfu": 0.4}
     speed.add(step)
     assert speed.take()["tokens_per_second"] == 50.0
+
+
+def test_contention_is_told_where_others_take_much(monkeypatch) -> None:
+    readings = iter([(0.0, 0.0, 0.0), (5.0, 10.0, 9.0), (10.0, 20.0, 3.9), (20.0, 40.0, 10.1), (21.0, 42.0, 12.0)])
+    monkeypatch.setattr("txtgen.train.speed._processor_times", lambda: next(readings))
+    contention = Contention(share=0.2, seconds=10.0)
+    assert contention.warning() is None  # too early to say
+    assert contention.warning() is None  # less than a fifth
+    assert "31% of the processors" in contention.warning()
+    assert contention.warning() is None
+    monkeypatch.setattr("txtgen.train.speed._processor_times", lambda: None)
+    assert Contention().warning() is None

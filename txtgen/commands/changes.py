@@ -23,6 +23,7 @@ KINDS: dict[str, Kind] = {
     "train.steps": "harmless",
     "train.minutes": "harmless",
     "train.micro_batch_tokens": "harmless",
+    "train.activation_checkpointing": "harmless",
     "train.sharding": "harmless",
     "train.rank_timeout_seconds": "harmless",
     "train.log_every": "harmless",

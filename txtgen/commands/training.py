@@ -26,6 +26,7 @@ from txtgen.distributed import is_sharded
 from txtgen.errors import ResourceError, TxtgenError
 from txtgen.generator import Generation, Generator
 from txtgen.train import (
+    Contention,
     Horizon,
     Speed,
     SpikeWatch,
@@ -34,6 +35,7 @@ from txtgen.train import (
     TrainState,
     WeightAverage,
     build_optimizer,
+    checkpoint_activations,
     is_out_of_memory,
     refuse_non_finite,
     train,
@@ -112,6 +114,9 @@ class Session:
 
     def __post_init__(self) -> None:
         job = self.job
+        if job.config.train.activation_checkpointing:
+            checkpoint_activations(job.model)
+        self.contention = Contention() if job.device.type == "cpu" and job.world.size == 1 else None
         self.state = TrainState(job.model, build_optimizer(job.model, job.config.train.optimizer))
         if job.config.train.ema_decay is not None:
             self.state.average = WeightAverage(job.model, job.config.train.ema_decay)
@@ -320,6 +325,10 @@ class Session:
         if report.step % self.job.config.train.log_every == 0 or report.step in (1, self.end):
             speed = self.speed.take()
             self.display.speed(speed)
+            crowded = self.contention.warning() if self.contention is not None else None
+            if crowded is not None:
+                self.display.note(crowded)
+                self.contention = None  # told once
             self.journal.write(
                 {
                     "step": report.step,

@@ -116,6 +116,9 @@ class TrainConfig(Config):
     """Length of a packed row; None: the model's max_length, of a model from elsewhere at most 1024."""
     micro_batch_tokens: Count | None = None
     """At most this many tokens go through the model at once; None: all of them."""
+    activation_checkpointing: bool = False
+    """Keep only what goes into each layer and compute the rest again for the gradients: far less memory, a third more
+    time, the same result to the bit."""
     optimizer: OptimizerConfig = AdamWConfig()
     schedule: ScheduleConfig = CosineSchedule()
     sharding: Sharding = "replicate"

@@ -1,7 +1,17 @@
 """The ranks that train together: who they are, what becomes of them, and how gradients and weights are shared."""
 
 from txtgen.distributed.gradients import gradients_held_back, sum_gradients, total_norm
-from txtgen.distributed.sharding import fill, gathered, is_sharded, local, of_whole_matrices, reshard, shard, share_out
+from txtgen.distributed.sharding import (
+    fill,
+    gathered,
+    is_sharded,
+    is_spread,
+    local,
+    of_whole_matrices,
+    reshard,
+    shard,
+    share_out,
+)
 from txtgen.distributed.world import World, open_world
 
 __all__ = [
@@ -10,6 +20,7 @@ __all__ = [
     "gathered",
     "gradients_held_back",
     "is_sharded",
+    "is_spread",
     "local",
     "of_whole_matrices",
     "open_world",

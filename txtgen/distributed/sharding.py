@@ -3,17 +3,22 @@
 Source: Rajbhandari et al. 2020, arXiv 1910.02054 (ZeRO); Zhao et al. 2023, arXiv 2304.11277 (FSDP).
 """
 
+import sys
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from txtgen.distributed.world import World
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+# Importing torch.distributed.tensor takes as long as half of torch: it is done where a model is spread, and until then
+# no tensor can be of its kind.
 
 
 def shard(
@@ -31,6 +36,9 @@ def shard(
         device: where the ranks will compute.
         world: the ranks.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
     mesh = init_device_mesh(device.type, (world.size,))
     for module in (*units, model):
         part = fully_shard(module, mesh=mesh)
@@ -47,20 +55,31 @@ def shard(
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether the model is spread over the ranks: then all of them must take part whenever it computes."""
-    return any(isinstance(module, FSDPModule) for module in model.modules())
+    return any(_gathers(module) for module in model.modules())
+
+
+def _gathers(module: nn.Module) -> "TypeGuard[FSDPModule]":
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
+def is_spread(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether a rank holds only a part of the tensor."""
+    parts = sys.modules.get("torch.distributed.tensor")
+    return parts is not None and isinstance(tensor, parts.DTensor)
 
 
 def reshard(model: nn.Module) -> None:
     """Let go of what was gathered, so that the parameters are what this rank holds. After computing without gradients
     some still are whole."""
     for module in model.modules():
-        if isinstance(module, FSDPModule):
+        if _gathers(module):
             module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this rank holds; it shares its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_spread(tensor) else tensor
 
 
 @torch.no_grad()
@@ -78,8 +97,10 @@ def share_out(value: Tensor, like: Tensor, world: World) -> Tensor:
 
 
 def _part(whole: Tensor, like: Tensor) -> Tensor:
-    if not isinstance(like, DTensor) or whole.shape != like.shape:
+    if not is_spread(like) or whole.shape != like.shape:
         return whole
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
@@ -92,10 +113,10 @@ def fill(parameter: Tensor, whole: Tensor) -> None:
 @torch.no_grad()
 def gathered(tensor: Tensor) -> Tensor:
     """The whole tensor, which all ranks ask for together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_spread(tensor) else tensor
 
 
-def of_whole_matrices(function: Callable[[Tensor], Tensor], parts: list[Tensor], like: DTensor) -> list[Tensor]:
+def of_whole_matrices(function: Callable[[Tensor], Tensor], parts: list[Tensor], like: "DTensor") -> list[Tensor]:
     """What a function makes of matrices, where a rank has some rows of each: these rows of the results.
 
     Every rank computes its share: it is sent the rows of one matrix in `size`, and sends back those of the result.

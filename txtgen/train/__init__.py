@@ -2,6 +2,7 @@
 
 from txtgen.train.average import WeightAverage
 from txtgen.train.budget import TimeBudget
+from txtgen.train.checkpointing import checkpoint_activations
 from txtgen.train.cost import FlopCounts, count_flops, matrix_peak, peak_memory_bytes
 from txtgen.train.estimate import MemoryEstimate, estimate_memory
 from txtgen.train.figures import Figures, StepReport
@@ -10,10 +11,11 @@ from txtgen.train.loss import LossSums, batch_loss, cross_entropy_sums
 from txtgen.train.memory import is_out_of_memory
 from txtgen.train.optimizer import build_optimizer
 from txtgen.train.schedule import Horizon, learning_rate
-from txtgen.train.speed import Speed
+from txtgen.train.speed import Contention, Speed
 from txtgen.train.spikes import SpikeWatch
 
 __all__ = [
+    "Contention",
     "Figures",
     "FlopCounts",
     "Horizon",
@@ -27,6 +29,7 @@ __all__ = [
     "WeightAverage",
     "batch_loss",
     "build_optimizer",
+    "checkpoint_activations",
     "count_flops",
     "cross_entropy_sums",
     "estimate_memory",

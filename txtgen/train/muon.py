@@ -6,9 +6,8 @@ from functools import reduce
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from txtgen.distributed import local, of_whole_matrices
+from txtgen.distributed import is_spread, local, of_whole_matrices
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of a quintic iteration that takes singular values quickly near 1, not exactly to it."""
@@ -103,6 +102,6 @@ class Muon(torch.optim.Optimizer):
 def _orthogonalised_each(matrices: list[Tensor], like: Tensor) -> list[Tensor]:
     """Matrices of one shape, or the parts that this rank has of them, made orthogonal; `like` tells how they are spread
     over the ranks."""
-    if isinstance(like, DTensor):
+    if is_spread(like):
         return of_whole_matrices(orthogonalised, matrices, like)
     return list(orthogonalised(torch.stack(matrices)).unbind())

@@ -1,5 +1,9 @@
 """How fast a run is: tokens, use of the machine, waiting and memory, over the steps since the last look."""
 
+import os
+import time
+from pathlib import Path
+
 import torch
 
 from txtgen.train.cost import matrix_peak, peak_memory_bytes
@@ -39,3 +43,43 @@ class Speed:
         }
         memory = peak_memory_bytes(self.device)
         return figures if memory is None else {**figures, "peak_memory_bytes": memory}
+
+
+class Contention:
+    """Whether other processes use the processors that this one computes on; every thread then waits for the slowest.
+
+    Args:
+        share: of the machine's processor time, from which it is worth a word.
+        seconds: to look at, at least.
+    """
+
+    def __init__(self, share: float = 0.2, seconds: float = 10.0) -> None:
+        self.share, self.seconds = share, seconds
+        self._before = _processor_times()
+
+    def warning(self) -> str | None:
+        """What to tell the user, if others used that much since this was last answered, else None."""
+        now = _processor_times()
+        if self._before is None or now is None:
+            return None  # the system does not say
+        clock, total, foreign = (late - early for early, late in zip(self._before, now, strict=True))
+        if clock < self.seconds or total <= 0:
+            return None
+        self._before = now
+        if foreign < self.share * total:
+            return None
+        return (
+            f"other processes use {foreign / total:.0%} of the processors, and training waits for them: "
+            "stop them, or if they stay, try fewer threads (OMP_NUM_THREADS=1)"
+        )
+
+
+def _processor_times() -> tuple[float, float, float] | None:
+    """Seconds so far: by the clock, of all processors, and of those what other processes used. None: not on Linux."""
+    try:
+        fields = [int(field) for field in Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    tick, own = os.sysconf("SC_CLK_TCK"), os.times()
+    idle = fields[3] + fields[4]
+    return time.monotonic(), sum(fields) / tick, (sum(fields) - idle) / tick - sum(own[:4])
