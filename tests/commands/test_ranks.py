@@ -74,6 +74,39 @@ def test_two_ranks_equal_one(workshop, config) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("config", ["decoder", "translator"])
+def test_the_number_of_ranks_and_workers_may_change_on_the_way(workshop, config) -> None:
+    """One rank, then two, then one: after every step the place in the data of one rank alone, and its losses."""
+    arguments = ["pretrain", f"{config}.yaml", "--dtype", "float32", "--set", "model.dropout=0.0"]
+    arguments += ["--set", "train.validation_metric=loss", "--set", "train.schedule={kind: constant}"]
+    arguments += ["--set", "train.save_every=1", "--set", "train.keep_last=9", "--set", "train.validate_every=1"]
+    assert run([*arguments, "--name", "one", "--steps", "6"]) == 0
+    assert run([*arguments, "--name", "changing", "--steps", "2"]) == 0
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    again = [*arguments, "--name", "changing", "--resume"]
+    done = subprocess.run(
+        [*launcher, "-m", "txtgen", *again, "--steps", "4", "--set", "data.workers=1"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert run([*again, "--steps", "6", "--set", "data.workers=2"]) == 0
+    worlds = []
+    for step in range(1, 7):
+        one, other = (
+            load_checkpoint(Path(f"runs/{name}/checkpoints/step-{step:08d}.pth"), training=True)
+            for name in ("one", "changing")
+        )
+        assert one.training["bookmark"] == other.training["bookmark"], step
+        assert one.training["tokens"] == other.training["tokens"]
+        worlds.append(other.lineage["world_size"])
+    assert worlds == [1, 1, 2, 2, 1, 1]
+    assert losses("changing") == pytest.approx(losses("one"), rel=1e-4)
+
+
+@pytest.mark.slow
 def test_ranks_that_share_the_weights_average_like_one(workshop) -> None:
     """The average is spread over the ranks as the weights are, and one rank goes on with it."""
     arguments = ["pretrain", "decoder.yaml", "--dtype", "float32", "--set", "model.dropout=0.0", "--steps", "3"]
