@@ -37,7 +37,7 @@ SetOptions = Annotated[
 ]
 Name = Annotated[str | None, typer.Option(help="Of the run's folder. [default: the config's name and a number]")]
 Steps = Annotated[int | None, typer.Option(help="Optimizer steps.")]
-Minutes = Annotated[float | None, typer.Option(help="Stop, saved, after this much time.")]
+Minutes = Annotated[float | None, typer.Option(help="Of the whole run; its schedule is fitted to them.")]
 DtypeName = Literal["auto", "float32", "bfloat16"]
 WeightsDtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights written; auto is as they are.")

@@ -74,6 +74,7 @@ def cooled(
     fall: dict[str, Any] = {"cooldown_steps": steps}
     if minutes is not None:
         fall = {"cooldown_ratio": steps / total}  # of a run whose length is fitted to the time on the way
+        minutes += training["seconds"] / 60  # train.minutes are those of the whole run
     schedule = TrapezoidSchedule(
         warmup_steps=min(100, train.steps // 20) if warmup is None else warmup,
         final_ratio=train.schedule.final_ratio if isinstance(train.schedule, TrapezoidSchedule) else 0.0,

@@ -276,14 +276,12 @@ class Session:
         now = self.state.micro_batch_tokens
         if now is not None and now != self.told_micro_batch:
             self.told_micro_batch = now
-            self.complain("memory", f"memory ran out: from now on {now:,} tokens go through the model at once")
+            self.complain(f"memory {now}", f"memory ran out: from now on {now:,} tokens go through the model at once")
 
     def complain(self, about: str, told: str) -> None:
         """Say, once, that something went wrong which does not keep the run from going on."""
-        logger.warning(told)
-        if about not in self.complained:
-            self.complained.add(about)
-            self.display.note(told)
+        logger.log(logging.INFO if about in self.complained else logging.WARNING, told)
+        self.complained.add(about)
 
     @contextmanager
     def expendable(self, what: str, every: int) -> Iterator[None]:
@@ -297,7 +295,7 @@ class Session:
         except Exception as error:
             if isinstance(error, TxtgenError) or self.job.world.size > 1:
                 raise
-            logger.exception("%s at step %d failed", what, self.state.step)
+            logger.info("%s at step %d failed", what, self.state.step, exc_info=error)
             self.complain(what, f"{what} at step {self.state.step} failed, and training goes on: {error!r}")
         if self.budget is not None:
             self.budget.note(what, time.monotonic() - began, every)
@@ -313,15 +311,12 @@ class Session:
             return
         self.job.status.beat(step=report.step, loss=None if report.non_finite else report.loss)
         if report.non_finite:
-            self.display.note(f"step {report.step} is left out: {report.fault}")
             logger.warning("step %d is left out: %s", report.step, report.fault)
             return
         self.display.step(report)
         self.speed.add(report)
         if usual := self.spikes.add(report.step, report.loss):
-            told = f"the loss jumped at step {report.step}: {report.loss:.4f} after about {usual:.4f}"
-            logger.warning(told)
-            self.display.note(told)
+            logger.warning("the loss jumped at step %d: %.4f after about %.4f", report.step, report.loss, usual)
         if report.step % self.job.config.train.log_every == 0 or report.step in (1, self.end):
             speed = self.speed.take()
             self.display.speed(speed)
