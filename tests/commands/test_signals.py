@@ -50,7 +50,7 @@ def before(monkeypatch, where, name: str, action, nth: int = 1) -> None:
 
 @pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
 def test_a_signal_before_training_stops_at_once(workshop, capfd, monkeypatch, number) -> None:
-    before(monkeypatch, txtgen.commands.pretrain, "init_weights", lambda: os.kill(os.getpid(), number))
+    before(monkeypatch, txtgen.commands.pretrain, "begin", lambda: os.kill(os.getpid(), number))
     assert run(["pretrain", "decoder.yaml", "--name", "a"]) == CODES[number]
     assert (status()["state"], status()["exit_code"]) == ("interrupted", CODES[number])
     assert number.name in status()["reason"]
