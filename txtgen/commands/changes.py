@@ -27,6 +27,7 @@ KINDS: dict[str, Kind] = {
     "train.sharding": "harmless",
     "train.rank_timeout_seconds": "harmless",
     "train.log_every": "harmless",
+    "train.tensorboard": "harmless",
     "train.validate_every": "harmless",
     "train.validation_batches": "harmless",
     "train.validation_translations": "harmless",

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import txtgen
+from txtgen.commands.board import Board
 from txtgen.commands.job import Job
 from txtgen.commands.page import write_page
 from txtgen.commands.run_record import read_object
@@ -26,12 +27,19 @@ class Journal:
         self.job, self.folder = job, job.folder
         self.writes = job.world.is_main
         self._page_due, self._page_failed = 0.0, False
+        self._board: Board | None = None
 
     def begin(self, step: int) -> None:
-        """Say in run.json what the run is, and from which step on and on what machine it goes on now."""
+        """Say in run.json what the run is, and from which step on and on what machine it goes on now.
+
+        Raises:
+            ResourceError: TensorBoard is asked for and missing.
+        """
         if not self.writes:
             return
         job = self.job
+        if job.config.train.tensorboard:
+            self._board = Board(self.folder.path / "tensorboard", step)
         before = read_object(self.folder.about, [])
         starts = before.get("starts") if step else None
         about = {
@@ -82,9 +90,19 @@ class Journal:
         """Note the metrics of a step, or of a validation."""
         if self.writes:
             self.folder.append(self.folder.metrics, line)
+            if self._board is not None:
+                self._board.scalars(line)
 
     def sample(self, step: int, generation: Generation) -> None:
         """Note what was generated for a prompt."""
         if self.writes:
             sample = {"step": step, "prompt": generation.prompt, "text": generation.text}
             self.folder.append(self.folder.samples, sample)
+            if self._board is not None:
+                self._board.text(generation.prompt, generation.prompt + generation.text, step)
+
+    def close(self) -> None:
+        """Write what is left to write: the page as it is now, and TensorBoard's files."""
+        self.page(now=True)
+        if self._board is not None:
+            self._board.close()

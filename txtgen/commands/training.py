@@ -72,7 +72,7 @@ def run(job: Job, display: ProgressDisplay) -> RunResult:
             with session.saving:
                 return session.run()
     finally:
-        journal.page(now=True)
+        journal.close()
 
 
 @contextmanager

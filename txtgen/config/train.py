@@ -139,6 +139,8 @@ class TrainConfig(Config):
     """Of the matrix products. auto: bfloat16 on a GPU or CPU that computes in it natively, float32 elsewhere."""
     patience: Count | None = None
     """Stop after so many validations in a row without a better one; None: never."""
+    tensorboard: bool = False
+    """Also write curves and samples for TensorBoard, into the run's folder; needs txtgen[tensorboard]."""
     log_every: Count = 10
     validate_every: NonNegative = 250
     """0: only at the end."""
