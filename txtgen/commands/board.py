@@ -1,7 +1,6 @@
 """The curves and samples of a run for TensorBoard, for those who ask for it."""
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ class Board:
                 "TensorBoard is not installed", "train.tensorboard", "run: pip install 'txtgen[tensorboard]'"
             ) from error
         try:
-            self._writer: Any = SummaryWriter(str(folder), purge_step=step + 1)  # type: ignore[no-untyped-call]
+            self._writer: Any = SummaryWriter(str(folder), purge_step=step + 1)
         except OSError as error:
             raise ResourceError(
                 f"cannot write: {error.strerror or error}", str(folder), "check its permissions"
@@ -39,22 +38,22 @@ class Board:
         """Add every number of a line of metrics to the curve of its name."""
         numbers = {name: value for name, value in line.items() if type(value) in (int, float) and name != "step"}
         for name, value in numbers.items():
-            self._try(lambda name=name, value=value: self._writer.add_scalar(name, value, line["step"]))
+            self._try("add_scalar", name, value, line["step"])
 
     def text(self, name: str, text: str, step: int) -> None:
         """Add a text, shown as it is: TensorBoard would read it as Markdown."""
         block = "".join(f"    {line}\n" for line in text.split("\n"))
-        self._try(lambda: self._writer.add_text(name, block, step))
+        self._try("add_text", name, block, step)
 
     def close(self) -> None:
         """Write what is still in memory."""
-        self._try(lambda: self._writer.close())
+        self._try("close")
 
-    def _try(self, write: Callable[[], Any]) -> None:
+    def _try(self, method: str, *arguments: Any) -> None:
         if self._writer is None:
             return
         try:
-            write()
+            getattr(self._writer, method)(*arguments)
         except Exception as error:  # curves must never cost the run
             logger.warning("TensorBoard's files cannot be written, and no longer are: %s", error)
             self._writer = None
