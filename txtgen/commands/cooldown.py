@@ -5,6 +5,7 @@ of this phase a model can be finished by letting the rate fall, over as many ste
 itself may go on. Source: Hägele et al. 2024, arXiv 2405.18392.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from txtgen.commands.changes import compare, require_same_run
 from txtgen.commands.starting import Launch, config_of
 from txtgen.commands.training import RunResult
 from txtgen.config.commands import CooldownConfig, PretrainConfig
-from txtgen.config.train import ConstantSchedule, ScheduleConfig, TrainConfig, TrapezoidSchedule
+from txtgen.config.train import UNLIMITED, ConstantSchedule, ScheduleConfig, TrainConfig, TrapezoidSchedule
 from txtgen.errors import CheckpointError, ConfigError
 from txtgen.train import Horizon, learning_rate
 
@@ -44,11 +45,13 @@ def run(config: CooldownConfig, settings: list[str]) -> RunResult:
     before = config_of(checkpoint, [])
     learner = config_of(checkpoint, settings)
     require_same_run(compare(checkpoint.config.run, learner), str(path), accept=False)
-    train = cooled(before.train, checkpoint.training, config.steps, config.minutes, str(path))
+    train, horizon = cooled(before.train, checkpoint.training, config.steps, config.minutes, str(path))
+    # A run of its own: its time begins now, and what was best in the other run is not in its folder.
+    training = {**checkpoint.training, "horizon": horizon, "seconds": 0.0, "best": {}, "no_better": 0}
     updated = learner.model_copy(
         update={"train": train, "name": config.name, "runs_path": config.runs_path or learner.runs_path}
     )
-    launch = Launch(stem=f"{checkpoint.lineage.get('run') or path.stem}-cooldown", origin=checkpoint)
+    launch = Launch(stem=f"{checkpoint.lineage.get('run') or path.stem}-cooldown", origin=replace(checkpoint, training=training))
     if isinstance(updated, PretrainConfig):
         return pretrain.run(updated, launch)
     return finetune.run(updated, launch)
@@ -56,34 +59,35 @@ def run(config: CooldownConfig, settings: list[str]) -> RunResult:
 
 def cooled(
     train: TrainConfig, training: dict[str, Any], steps: int | None, minutes: float | None, where: str
-) -> TrainConfig:
+) -> tuple[TrainConfig, list[Any]]:
     """How to go on from a training state for so many steps or minutes, with a learning rate that falls all the while.
 
-    Steps that are not given are those of the minutes, or else as many as half of what is done.
+    Without either, half as many steps as are done. Returns the config, and the horizon to begin with as a training
+    state has it.
 
     Raises:
         ConfigError: the schedule has no stable phase, or is not in it.
     """
     done: int = training["step"]
-    _require_stable(train.schedule, done, train.steps, where)
-    if steps is None:
-        pace = training["seconds"] / done
-        steps = max(1, done // 2 if minutes is None else round(60 * minutes / pace))
-    total = done + steps
-    warmup = train.schedule.warmup_steps
-    fall: dict[str, Any] = {"cooldown_steps": steps}
-    if minutes is not None:
-        fall = {"cooldown_ratio": steps / total}  # of a run whose length is fitted to the time on the way
-        minutes += training["seconds"] / 60  # train.minutes are those of the whole run
-    schedule = TrapezoidSchedule(
-        warmup_steps=min(100, train.steps // 20) if warmup is None else warmup,
-        final_ratio=train.schedule.final_ratio if isinstance(train.schedule, TrapezoidSchedule) else 0.0,
-        **fall,
-    )
-    return train.model_copy(update={"steps": total, "minutes": minutes, "schedule": schedule, "patience": None})
+    before = Horizon(*training["horizon"][:3]) if "horizon" in training else Horizon(train.steps)
+    _require_stable(train.schedule, done, before, where)
+    final = train.schedule.final_ratio if isinstance(train.schedule, TrapezoidSchedule) else 0.0
+    if minutes is None:
+        steps = done // 2 or 1 if steps is None else steps
+        total = most = done + steps
+        warmup = train.schedule.warmup_steps
+        warmup = min(100, before.steps // 20) if warmup is None else warmup
+        schedule = TrapezoidSchedule(warmup_steps=warmup, cooldown_steps=steps, final_ratio=final)
+        since = 0
+    else:
+        # As many steps as fit, first estimated and then measured; all of the schedule is still to come.
+        total, most, since = done + max(1, round(60 * minutes * done / training["seconds"])), UNLIMITED, done
+        schedule = TrapezoidSchedule(warmup_steps=0, cooldown_ratio=1.0, final_ratio=final)
+    changed = {"steps": most, "minutes": minutes, "schedule": schedule, "patience": None}
+    return train.model_copy(update=changed), [total, since, 0.0, most, minutes]
 
 
-def _require_stable(schedule: ScheduleConfig, step: int, steps: int, where: str) -> None:
+def _require_stable(schedule: ScheduleConfig, step: int, horizon: Horizon, where: str) -> None:
     """Raises ConfigError if the learning rate after this step is not at its peak for good."""
     if not isinstance(schedule, TrapezoidSchedule | ConstantSchedule):
         raise ConfigError(
@@ -91,10 +95,10 @@ def _require_stable(schedule: ScheduleConfig, step: int, steps: int, where: str)
             where,
             "pretrain with schedule: {kind: trapezoid} or {kind: constant} to be able to finish at any time",
         )
-    if step == 0 or learning_rate(schedule, step, Horizon(steps), 1.0) < 1.0:
-        falling = "is falling already" if step > steps // 2 else "is still rising"
+    if step == 0 or learning_rate(schedule, step, horizon, 1.0) < 1.0:
+        falling = "is falling already" if step > horizon.steps // 2 else "is still rising"
         raise ConfigError(
-            f"at step {step} of {steps} the learning rate {falling}",
+            f"at step {step} of {horizon.steps} the learning rate {falling}",
             where,
             "give a checkpoint between the warm-up and the cooldown, or resume the run itself",
         )

@@ -130,10 +130,9 @@ def _start(
             warnings.append(f"changed after step {step}: {told(found.risky)}")
             changes += ({"step": step, **{key: f"{old!r} -> {new!r}" for key, (old, new) in found.risky.items()}},)
     elif launch.origin is not None:
-        parents, changes = _history(launch.origin)
-        parents, warnings = (*parents, launch.origin.fingerprint), []
-        # What was best in the other run is not in this one's folder.
-        checkpoint = replace(launch.origin, training={**(launch.origin.training or {}), "best": {}, "no_better": 0})
+        checkpoint, warnings = launch.origin, []
+        parents, changes = _history(checkpoint)
+        parents = (*parents, checkpoint.fingerprint)
     else:
         return Start(folder, world, device, dtype, None)
     other = differing(checkpoint.lineage, config.train, device, dtype, world)
