@@ -51,7 +51,9 @@ def run(config: CooldownConfig, settings: list[str]) -> RunResult:
     updated = learner.model_copy(
         update={"train": train, "name": config.name, "runs_path": config.runs_path or learner.runs_path}
     )
-    launch = Launch(stem=f"{checkpoint.lineage.get('run') or path.stem}-cooldown", origin=replace(checkpoint, training=training))
+    launch = Launch(
+        stem=f"{checkpoint.lineage.get('run') or path.stem}-cooldown", origin=replace(checkpoint, training=training)
+    )
     if isinstance(updated, PretrainConfig):
         return pretrain.run(updated, launch)
     return finetune.run(updated, launch)
