@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from txtgen.cli import run
+from txtgen.config.commands import PretrainConfig
+from txtgen.config.loader import load_config
 
 ROOT = Path(__file__).parents[2]
 PLAN = """
@@ -62,3 +65,12 @@ def test_every_recipe_is_trained_with_every_seed_once(workshop, screen, monkeypa
     screen.main()
     assert len(screen.calls) == 8
     assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "plans").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_plan_that_is_shipped_is_made_of_valid_configs(path) -> None:
+    plan = yaml.safe_load(path.read_text())
+    assert plan["seeds"]
+    for recipe in plan["recipes"].values():
+        config = load_config(PretrainConfig, ROOT / recipe["config"], recipe.get("set", ()))
+        assert config.train.minutes is not None  # recipes are compared at equal time
