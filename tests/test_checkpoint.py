@@ -2,8 +2,10 @@ import io
 import json
 import os
 import pickle
+import tracemalloc
 import zipfile
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,7 @@ def test_every_flipped_bit_is_noticed(saved) -> None:
         (b"\x00" * 1000, "zeros"),
         (b"<!DOCTYPE html><html>", "HTML"),
         (b"\x89PNG\r\n\x1a\n" + b"x" * 50, "PNG"),
+        (b"\x1f\x8b\x08\x00" + b"\x07" * 50, "gzip"),
         (b"\x40\x00\x00\x00\x00\x00\x00\x00{" + b" " * 70, "safetensors"),
         (b"hello world, this is no checkpoint at all", "no zip archive"),
     ],
@@ -122,8 +125,9 @@ def test_other_files_are_told_apart(tmp_path, content, look) -> None:
         load_checkpoint(path)
 
 
-def test_a_folder_or_nothing_is_no_checkpoint(tmp_path) -> None:
-    for path in (tmp_path, tmp_path / "missing.pth"):
+def test_a_folder_a_pipe_or_nothing_is_no_checkpoint(tmp_path) -> None:
+    os.mkfifo(tmp_path / "pipe.pth")
+    for path in (tmp_path, tmp_path / "missing.pth", tmp_path / "pipe.pth"):
         with pytest.raises(CheckpointError, match="no such checkpoint"):
             load_checkpoint(path)
 
@@ -168,6 +172,30 @@ def test_a_zip_bomb_is_refused_unopened(tmp_path) -> None:
     path = tmp_path / "bomb.pth"
     with_manifest(buffer, path, compress=True)
     with pytest.raises(CheckpointError, match="compressed"):
+        load_checkpoint(path)
+
+
+def test_a_million_entries_are_refused_before_they_are_read(tmp_path) -> None:
+    """The list alone of a million entries would take gigabytes, once it is Python objects."""
+    path = tmp_path / "many.pth"
+    entry = b"PK\x01\x02" + bytes(24) + (40).to_bytes(2, "little") + bytes(16) + b"n" * 40
+    count = 1_000_000
+    end = b"PK\x05\x06" + bytes(4) + b"\xff" * 4 + (count * len(entry)).to_bytes(4, "little") + bytes(6)
+    path.write_bytes(entry * count + end)
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="list of entries is too long"):
+        load_checkpoint(path)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+def test_as_many_entries_as_can_be_are_counted(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(archive_module, "MAX_ENTRIES", 3)
+    buffer = io.BytesIO()
+    torch.save({"format": 1, "model": {str(number): torch.zeros(1) for number in range(5)}}, buffer)
+    path = tmp_path / "many.pth"
+    with_manifest(buffer, path)
+    with pytest.raises(CheckpointError, match="more than 3"):
         load_checkpoint(path)
 
 
@@ -272,6 +300,37 @@ def test_replace_file_is_all_or_nothing(tmp_path) -> None:
 def test_no_permission_is_a_resource_error(tmp_path) -> None:
     with pytest.raises(ResourceError, match="cannot write"), replace_file(tmp_path / "missing" / "file"):
         pass
+
+
+def test_bytes_that_the_disk_changed_are_found_before_the_rename(saved, monkeypatch) -> None:
+    """What is verified is what stands in the file, not what was meant to."""
+    path, original = saved
+    before = path.read_bytes()
+    seal = checkpoint_module.seal
+
+    def damage(handle) -> None:
+        seal(handle)
+        handle.seek(len(before) // 2)
+        byte = handle.read(1)
+        handle.seek(len(before) // 2)
+        handle.write(bytes([byte[0] ^ 1]))
+
+    monkeypatch.setattr(checkpoint_module, "seal", damage)
+    with pytest.raises(ResourceError, match="other bytes than were written"):
+        save_checkpoint(path, original)
+    assert path.read_bytes() == before
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("calls", [1, 2, 9, 20])
+def test_a_save_that_is_cancelled_leaves_nothing(saved, calls) -> None:
+    path, original = saved
+    before = path.read_bytes()
+    left = count(calls, -1)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(path, original, cancelled=lambda: next(left) <= 0)
+    assert path.read_bytes() == before
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
 
 
 def test_what_could_not_be_read_again_is_never_written(saved) -> None:

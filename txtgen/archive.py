@@ -16,6 +16,8 @@ from txtgen.errors import CheckpointError
 MANIFEST = "txtgen.json"
 MANIFEST_FORMAT = 1
 MAX_ENTRIES = 200_000
+MAX_DIRECTORY_BYTES = 32 << 20
+"""Of the archive's list of entries: enough for as many, and read before they can be counted."""
 MAX_MANIFEST_BYTES = 64 << 20
 
 
@@ -42,6 +44,8 @@ def verify(handle: IO[bytes], path: Path) -> str:
 
 def _verify_archive(handle: IO[bytes], path: Path) -> str:
     size = handle.seek(0, os.SEEK_END)
+    if _directory_bytes(handle, size) > MAX_DIRECTORY_BYTES:
+        raise damaged(path, "its list of entries is too long")
     handle.seek(0)
     with zipfile.ZipFile(handle) as archive:
         manifest_name = _manifest_name(archive)
@@ -63,6 +67,17 @@ def _verify_archive(handle: IO[bytes], path: Path) -> str:
             if _hash_entry(archive, name) != expected:
                 raise damaged(path, f"checksum mismatch in entry {name!r}")
     return hashlib.sha256(manifest).hexdigest()
+
+
+def _directory_bytes(handle: IO[bytes], size: int) -> int:
+    """How long the list of entries at the end of a zip archive claims to be, at most; 0 if it is none."""
+    handle.seek(max(0, size - (1 << 16) - 200))
+    tail = handle.read()
+    claims = [0]
+    for signature, start, end in ((b"PK\x05\x06", 12, 16), (b"PK\x06\x06", 40, 48)):  # zip, zip64
+        if (place := tail.rfind(signature)) >= 0:
+            claims.append(int.from_bytes(tail[place + start : place + end], "little"))
+    return max(claim for claim in claims if claim != 0xFFFFFFFF)
 
 
 def check_records(archive: zipfile.ZipFile, size: int, path: Path) -> None:

@@ -87,7 +87,12 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, cancelled: Callable[[], 
 def _write(path: Path, content: dict[str, Any], cancelled: Callable[[], bool] | None) -> str:
     with replace_file(path, needs=file_bytes(content)) as handle:
         file = handle if cancelled is None else cast(IO[bytes], _Cancellable(handle, cancelled))
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch puts its own error before ours
+            if cancelled is not None and cancelled():
+                raise KeyboardInterrupt from error
+            raise
         seal(file)
         try:
             return verify(file, path)
@@ -166,11 +171,14 @@ def load_checkpoint(path: Path, *, training: bool = False) -> Checkpoint:
         ResourceError: it cannot be opened.
     """
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write into it
+            what = "a folder" if path.is_dir() else "a pipe or device"
+            raise CheckpointError(f"no such checkpoint file, but {what}", str(path), "give a .pth file or a run folder")
         with open(path, "rb") as handle:
             fingerprint = verify(handle, path)
             handle.seek(0)
             content = torch.load(handle, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except FileNotFoundError as error:
         raise CheckpointError("no such checkpoint file", str(path), "give a .pth file or a run folder") from error
     except OSError as error:
         raise ResourceError(f"cannot read: {error.strerror or error}", str(path), "check its permissions") from error

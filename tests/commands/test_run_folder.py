@@ -1,12 +1,23 @@
 import json
+import logging
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
+from txtgen.checkpoint import Checkpoint, load_checkpoint
+from txtgen.commands.models import resolve_model
 from txtgen.commands.run_folder import RunFolder, latest_name, next_name
 from txtgen.commands.status import Status
-from txtgen.errors import BusyError, ResourceError
+from txtgen.config.commands import CheckpointConfig
+from txtgen.config.model import DecoderConfig
+from txtgen.errors import BusyError, CheckpointError, ResourceError
 
 
 @pytest.fixture
@@ -85,3 +96,183 @@ def test_status_is_always_whole(folder) -> None:
     status = json.loads(folder.status.read_text())
     assert (status["state"], status["step"]) == ("running", 3)
     assert {"pid", "host", "time"} <= set(status)
+
+
+# -- checkpoints
+
+
+@pytest.fixture
+def checkpoint(tokenizer) -> Checkpoint:
+    """A small one that can be resumed from, so to speak."""
+    config = DecoderConfig(d_model=16, num_heads=2, num_layers=1, max_length=16, vocab_size=len(tokenizer))
+    return Checkpoint(
+        config=CheckpointConfig(model=config),
+        model={"weight": torch.zeros(4)},
+        tokenizer=tokenizer,
+        source_tokenizer=None,
+        lineage={},
+        training={"step": 0},
+    )
+
+
+def save(folder: RunFolder, checkpoint: Checkpoint, *steps: int, keep_last: int = 2, keep_every: int = 0) -> None:
+    for step in steps:
+        folder.save(step, replace(checkpoint, training={"step": step}), keep_last=keep_last, keep_every=keep_every)
+
+
+def kept(folder: RunFolder) -> list[int]:
+    return [step for step, _ in folder.steps()]
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_every", "expected"),
+    [(1, 0, [9]), (2, 0, [8, 9]), (2, 3, [3, 6, 8, 9]), (9, 0, list(range(1, 10))), (1, 9, [9]), (1, 20, [9])],
+)
+def test_the_last_ones_and_every_so_many_steps_are_kept(folder, checkpoint, keep_last, keep_every, expected) -> None:
+    save(folder, checkpoint, *range(1, 10), keep_last=keep_last, keep_every=keep_every)
+    assert kept(folder) == expected
+    assert folder.last.samefile(folder.step_path(9))
+
+
+def test_checkpoints_are_ordered_by_step_whatever_the_clock_says(folder, checkpoint) -> None:
+    save(folder, checkpoint, 1, 2, keep_last=2)
+    for path, day in ((folder.step_path(1), 20_000), (folder.step_path(2), 1)):
+        os.utime(path, (day * 86_400,) * 2)  # the older one is from the future, the newer one from 1970
+    assert folder.newest()[0] == folder.step_path(2)
+    save(folder, checkpoint, 3, keep_last=2)
+    assert kept(folder) == [2, 3]
+    save(folder, checkpoint, 99_999_998, 123_456_789, keep_last=2)
+    assert kept(folder) == [99_999_998, 123_456_789]
+    assert folder.newest()[2] == []
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_damaged_ones_are_named_skipped_and_push_out_no_good_ones(folder, checkpoint, caplog) -> None:
+    save(folder, checkpoint, 1, 2, 3, 4, keep_last=4)
+    damage(folder.step_path(3))
+    damage(folder.step_path(4))
+    path, newest, warnings = folder.newest()
+    assert (path, newest.training) == (folder.step_path(2), {"step": 2})
+    assert [str(folder.step_path(step)) in warning for step, warning in zip((4, 3), warnings, strict=True)] == [
+        True
+    ] * 2
+    folder.go_on_from(2, keep_last=4)
+    assert kept(folder) == [1, 2]
+    assert folder.last.samefile(folder.step_path(2))
+    assert "step-00000004.pth.damaged" in caplog.text
+    save(folder, checkpoint, 3, keep_last=3)
+    assert kept(folder) == [1, 2, 3]
+    assert folder.newest()[2] == []
+
+
+def test_the_only_good_one_is_never_removed(folder, checkpoint, monkeypatch) -> None:
+    """A save that fails comes before the removal of what it was to replace."""
+    save(folder, checkpoint, 1, keep_last=1)
+
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fails)
+        with pytest.raises(ResourceError, match="disk is full"):
+            save(folder, checkpoint, 2, keep_last=1)
+    assert kept(folder) == [1]
+    assert folder.newest()[0] == folder.step_path(1)
+
+
+def test_a_checkpoint_that_goes_between_listing_and_loading_is_skipped(folder, checkpoint, monkeypatch) -> None:
+    save(folder, checkpoint, 1, 2)
+    listed = folder.steps()
+    monkeypatch.setattr(RunFolder, "steps", lambda _: listed)
+    folder.step_path(2).unlink()
+    path, _, warnings = folder.newest()
+    assert path == folder.step_path(1)
+    assert "no such checkpoint file" in warnings[0]
+
+
+def test_a_last_pth_that_leads_nowhere_does_not_matter(folder, checkpoint) -> None:
+    save(folder, checkpoint, 1, 2)
+    folder.last.unlink()
+    folder.last.symlink_to(folder.path / "gone")
+    assert folder.newest()[0] == folder.step_path(2)
+    assert resolve_model(folder.path) == folder.step_path(2)
+    folder.go_on_from(2, keep_last=4)
+    assert resolve_model(folder.path) == folder.last
+
+
+def test_nothing_good_is_told_with_what_was_wrong(folder, checkpoint) -> None:
+    save(folder, checkpoint, 1)
+    folder.step_path(1).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="the file is empty"):
+        folder.newest()
+
+
+def test_an_old_one_that_cannot_be_removed_is_a_warning(folder, checkpoint, monkeypatch, caplog) -> None:
+    save(folder, checkpoint, 1)
+    original = Path.unlink
+
+    def refuse(path, *arguments, **more):
+        if path.name.startswith("step-"):
+            raise PermissionError(13, "Permission denied")
+        return original(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    save(folder, checkpoint, 2, keep_last=1)
+    assert "cannot remove the old checkpoint" in caplog.text
+    assert kept(folder) == [1, 2]
+
+
+def test_without_hard_links_last_pth_is_a_copy(folder, checkpoint, monkeypatch) -> None:
+    def unsupported(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", unsupported)
+    save(folder, checkpoint, 1, 2)
+    assert load_checkpoint(folder.last, training=True).training == {"step": 2}
+    assert not folder.last.samefile(folder.step_path(2))
+
+
+# -- a full disk
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[bool], None]]:
+    """Makes every disk full for this process, and free again."""
+    resource = pytest.importorskip("resource")
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda full: resource.setrlimit(resource.RLIMIT_FSIZE, (0 if full else limits[0], limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_full_disk_is_found_before_any_work(folder, full_disk) -> None:
+    full_disk(True)
+    with pytest.raises(ResourceError, match="disk is full") as caught, folder.lock():
+        pass
+    assert caught.value.exit_code == 6
+
+
+def test_a_full_disk_costs_notes_and_one_warning_each(folder, full_disk, caplog) -> None:
+    folder.path.mkdir()
+    with folder.logging():
+        package = logging.getLogger("txtgen")
+        folder.append(folder.metrics, {"step": 1})
+        package.info("step 1")
+        full_disk(True)
+        for step in (2, 3):
+            folder.append(folder.metrics, {"step": step})
+            package.info("step %d", step)
+        full_disk(False)
+        folder.append(folder.metrics, {"step": 4})
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert sorted(Path(warning.split(" is incomplete")[0]).name for warning in warnings) == [
+        "log.txt",
+        "metrics.jsonl",
+    ]
+    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 4]

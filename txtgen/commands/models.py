@@ -9,6 +9,7 @@ import torch
 
 import txtgen
 from txtgen.checkpoint import FORMAT, Checkpoint, load_checkpoint, load_model, save_checkpoint
+from txtgen.commands.run_folder import RunFolder
 from txtgen.convert import import_folder
 from txtgen.errors import CheckpointError, ConfigError
 from txtgen.generator import Generator
@@ -57,6 +58,10 @@ def _found(model: str | Path | None, runs_path: str) -> Path:
                 return path / name
         if (path / "config.json").is_file():
             return path
+        if steps := RunFolder(path).steps():  # killed before last.pth was made, or it was lost
+            newest = steps[-1][1]
+            logger.warning("%s has no best.pth or last.pth; the newest checkpoint is %s", path, newest)
+            return newest
         raise CheckpointError(
             "no model in this folder",
             str(path),

@@ -1,10 +1,12 @@
 """The folder of a run: its lock, its files, and which checkpoints stay."""
 
+import errno
 import json
 import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -25,6 +27,10 @@ _STEP = re.compile(r"^step-(\d{8,})\.pth$")
 class RunFolder(RunPaths):
     """`runs/NAME/` in the hands of the run that writes it."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._missed: set[Path] = set()
+
     @property
     def launch(self) -> Path:
         """Tells by which launch the run here was begun or gone on with last."""
@@ -33,7 +39,10 @@ class RunFolder(RunPaths):
     @contextmanager
     def logging(self) -> Iterator[None]:
         """Write the package's log into log.txt while the block runs."""
-        handler = logging.FileHandler(self.log, encoding="utf-8")
+        try:
+            handler = _LogFile(self.log, encoding="utf-8")
+        except OSError as error:
+            raise write_error(self.log, error) from error
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         package = logging.getLogger("txtgen")
         package.addHandler(handler)
@@ -42,7 +51,8 @@ class RunFolder(RunPaths):
             yield
         finally:
             package.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):  # told already
+                handler.close()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -81,6 +91,11 @@ class RunFolder(RunPaths):
         """Whether a run has been here and left a checkpoint; a start that failed left nothing to lose."""
         return self.last.exists() or self.best.exists() or any(self.checkpoints.glob("step-*.pth"))
 
+    @property
+    def begun(self) -> bool:
+        """Whether a run has its config here, from which it can begin anew as long as it has no checkpoint."""
+        return self.config.exists()
+
     def move_aside(self) -> Path:
         """Rename what is here to NAME.old-N, so that a new run overwrites nothing. Returns the new place."""
         number = 1
@@ -96,13 +111,28 @@ class RunFolder(RunPaths):
 
     def write_note(self, path: Path, text: str) -> None:
         """Write a file that the run can do without."""
-        with suppress(ResourceError):  # a full disk must not stop training; the next save reports it
+        try:
             self.write_text(path, text)
+        except ResourceError as error:
+            self._miss(path, error.what)
 
     def append(self, path: Path, line: dict[str, Any]) -> None:
-        """Append one JSON object to metrics.jsonl or samples.jsonl."""
-        with suppress(OSError), open(path, "a", encoding="utf-8") as handle:  # as for status.json
-            handle.write(json.dumps(line) + "\n")
+        """Append one JSON object to metrics.jsonl or samples.jsonl, the whole line or nothing of it."""
+        content = (json.dumps(line) + "\n").encode()
+        try:
+            with open(path, "ab", buffering=0) as handle:
+                end = handle.tell()
+                if handle.write(content) < len(content):
+                    handle.truncate(end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._miss(path, error.strerror or str(error))
+
+    def _miss(self, path: Path, why: str) -> None:
+        """Training goes on without what it could not write down; one warning a file says so."""
+        if path not in self._missed:
+            self._missed.add(path)
+            logger.warning("%s is incomplete from here on: %s", path, why)
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics and samples of steps that a resumed run does again."""
@@ -141,9 +171,11 @@ class RunFolder(RunPaths):
             "no checkpoint to resume from", str(self.path), "; ".join(warnings) or "start without --resume"
         )
 
-    def go_on_from(self, step: int) -> None:
-        """Make the checkpoint of this step the last one. Newer ones, which could not be read, are set aside: they
-        shall not count as ones that are kept, nor be tried again.
+    def go_on_from(self, step: int, keep_last: int, keep_every: int = 0) -> None:
+        """Make the checkpoint of this step the last one, and end what a kill may have left undone after its save.
+
+        Newer ones, which could not be read, are set aside: they shall not count as ones that are kept, nor be tried
+        again.
 
         Raises:
             ResourceError: the folder cannot be written.
@@ -157,6 +189,7 @@ class RunFolder(RunPaths):
                 except OSError as error:
                     raise write_error(path, error) from error
                 logger.warning("%s cannot be read; it is now %s", path, aside.name)
+        self._retain(keep_last, keep_every)
 
     def save(
         self,
@@ -184,11 +217,14 @@ class RunFolder(RunPaths):
             flush(self.metrics)  # a checkpoint never outlives the figures of the steps before it
         save_checkpoint(path, checkpoint, cancelled)
         retried(lambda: self._point_last(path))
-        kept = retained([step for step, _ in self.steps()], keep_last, keep_every)
-        for old, old_path in self.steps():
-            if old not in kept:
-                self._remove(old_path)
+        self._retain(keep_last, keep_every)
         return path
+
+    def _retain(self, keep_last: int, keep_every: int) -> None:
+        kept = retained([step for step, _ in self.steps()], keep_last, keep_every)
+        for step, path in self.steps():
+            if step not in kept:
+                self._remove(path)
 
     def _remove(self, path: Path) -> None:
         try:
@@ -212,6 +248,20 @@ class RunFolder(RunPaths):
             flush(self.path)
         except OSError as error:
             raise write_error(self.last, error) from error
+
+
+class _LogFile(logging.FileHandler):
+    """A log that may run out of space: one warning says so."""
+
+    full = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Only what the disk did is expected here."""
+        if not isinstance(error := sys.exc_info()[1], OSError):
+            super().handleError(record)
+        elif not self.full:
+            self.full = True
+            logger.warning("%s is incomplete from here on: %s", self.baseFilename, error.strerror or error)
 
 
 def retained(steps: list[int], keep_last: int, keep_every: int) -> set[int]:

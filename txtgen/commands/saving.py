@@ -67,6 +67,8 @@ class Saving:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="saving")
         self._writing: Write | None = None
         self._fault: ResourceError | None = None
+        self._lost: dict[str, float] = {}
+        """What was measured of a best model that could not be saved."""
         self._stop_at_once = threading.Event()
 
     def __enter__(self) -> Self:
@@ -128,7 +130,7 @@ class Saving:
         logger.warning("the checkpoint of step %d is not saved: %s", write.step, error)
         self.saved = write.saved_before if write.resumable else self.saved
         if write.best and not write.best_stands:
-            self.best = write.best_before
+            self.best, self._lost = write.best_before, write.best
 
     def finish(self, progress: dict[str, Any], best: dict[str, float] | None = None) -> float:
         """Save this step if it is not yet, and wait until it stands. Returns the seconds that training stood still.
@@ -138,6 +140,8 @@ class Saving:
         """
         began, world = time.perf_counter(), self.job.world
         world.from_main(self.settle)
+        if self._lost.get("step") == self.state.step:
+            best = self._lost
         if world.any(self.saved < self.state.step or bool(best)):
             self.save(progress, best)
             world.from_main(self._settle_or_fail)
@@ -172,13 +176,14 @@ class Saving:
         folder = self.job.folder
         files = [folder.best, *(path for _, path in folder.steps())]
         present = sum(path.stat().st_size for path in files if path.exists())
-        require_space(folder.path, max(0, (1 + kept) * whole + model - present))
+        require_space(folder.path, max(whole, (1 + kept) * whole + model - present))
 
     def sizes(self) -> tuple[int, int, int]:
         """Bytes of a checkpoint to resume and of best.pth, and how many of the former are kept in the end."""
         config = self.config
         model = sum(tensor.numel() * tensor.element_size() for tensor in self.state.model.state_dict().values())
-        whole = model + self.state.optimizer.state_bytes()
+        averaged = model if config.ema_decay is not None else 0
+        whole = model + averaged + self.state.optimizer.state_bytes()
         saves = 1 + (config.steps // config.save_every if config.save_every else 0)
         kept = config.keep_last
         if config.keep_every and config.minutes is None:

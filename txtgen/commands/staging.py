@@ -54,7 +54,7 @@ class Staging:
         buffer = self._buffers.get(place)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             buffer = self._buffers[place] = self._memory(tensor)
-        return buffer.copy_(tensor, non_blocking=True)
+        return buffer.copy_(tensor, non_blocking=tensor.is_cuda)
 
     def _memory(self, tensor: Tensor) -> Tensor:
         if tensor.is_cuda and self._pin:

@@ -94,8 +94,10 @@ def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
                 folder.write_note(folder.launch, mark)
             start = _start(folder, world, device, dtype, config, launch)
             if launch.resume and start.resumed is not None and start.resumed.training is not None:
-                folder.go_on_from(start.resumed.training["step"])
-            folder.write_text(folder.config, dump_config(config))
+                step, train = start.resumed.training["step"], config.train
+                folder.go_on_from(step, train.keep_last, train.keep_every)
+            if launch.origin is None:  # else it has to wait for the first checkpoint: see `begun`
+                folder.write_text(folder.config, dump_config(config))
             status = Status(folder.status)
             with folder.logging(), status.failures():
                 status.set("starting")
@@ -120,6 +122,8 @@ def _folder_name(config: RunConfig, launch: Launch) -> tuple[str, Launch]:
 def _start(
     folder: RunFolder, world: World, device: torch.device, dtype: torch.dtype, config: RunConfig, launch: Launch
 ) -> Start:
+    if launch.resume and world.from_main(lambda: folder.begun and not folder.occupied):
+        return Start(folder, world, device, dtype, None, ("no checkpoint was saved yet: the run begins anew",))
     if launch.resume:
         path, checkpoint, warnings = read_once(folder.newest, world)
         parents, changes = _history(checkpoint)

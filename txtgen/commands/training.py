@@ -18,6 +18,7 @@ from txtgen.commands.signals import EXIT_CODES, Interrupted
 from txtgen.commands.status import State
 from txtgen.commands.validation import Validation
 from txtgen.config.commands import chat_format
+from txtgen.config.loader import dump_config
 from txtgen.data import (
     Batch,
     StreamReport,
@@ -131,6 +132,8 @@ class Session:
         if job.resumed is not None:
             self.restore(job.resumed)
         self.budget = self.time_budget()
+        if job.world.is_main:
+            job.folder.forget_after(self.state.step)  # what a killed start did beyond is done again
         job.world.from_main(self.saving.require_room)
 
     def restore(self, training: dict[str, Any]) -> None:
@@ -139,7 +142,6 @@ class Session:
         self.validated = training["validated"]
         self.no_better = training.get("no_better", 0)
         self.seconds_before = training["seconds"]
-        self.job.folder.forget_after(self.state.step)
         self.job.status.set("starting", step=self.state.step, last_checkpoint=str(self.saving.last))
 
     def progress(self) -> dict[str, Any]:
@@ -155,6 +157,8 @@ class Session:
     def run(self) -> RunResult:
         """The loop with everything around it."""
         with self.job.stop.deferred():
+            if self.saving.saved < self.state.step:
+                self.settle_in()
             if self.validation_is_owed():
                 self.validate()
                 self.save(resumable=True)
@@ -188,6 +192,12 @@ class Session:
             for line in self.report.changed_files:
                 self.display.note(f"another corpus than before: {line}")
             self.steps(batches)
+
+    def settle_in(self) -> None:
+        """Make a run that goes on from the checkpoint of another one that can be resumed by itself."""
+        self.save_at_last()
+        if self.job.world.is_main:
+            self.job.folder.write_text(self.job.folder.config, dump_config(self.job.config))
 
     def steps(self, batches: Iterator[Batch]) -> None:
         """Train until the steps are done or something asks to stop, and do what is due on the way."""

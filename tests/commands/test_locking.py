@@ -1,0 +1,88 @@
+"""One run a folder: also after a crash, and on a file system that knows no locks."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from txtgen.commands.locking import hold
+from txtgen.errors import BusyError
+
+fcntl = pytest.importorskip("fcntl")
+
+HOLD = """
+import errno, fcntl, os, sys
+from pathlib import Path
+from txtgen.commands.locking import hold
+if sys.argv[2] != "flock":
+    def unsupported(*_): raise OSError(getattr(errno, sys.argv[2]), "not here")
+    fcntl.flock = unsupported
+with hold(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def holder(folder: Path, kind: str) -> subprocess.Popen:
+    """A process that holds the folder until a line is written to it."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", HOLD, str(folder), kind]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def refuse_locks(monkeypatch, kind: str) -> None:
+    if kind == "flock":
+        return
+
+    def unsupported(*_):
+        raise OSError(getattr(errno, kind), "not here")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+
+
+@pytest.mark.parametrize("kind", ["flock", "ENOLCK", "ENOSYS"])
+def test_a_folder_is_held_by_one_process_and_free_after_its_death(tmp_path, monkeypatch, caplog, kind) -> None:
+    refuse_locks(monkeypatch, kind)
+    monkeypatch.setattr("txtgen.commands.locking.SOFT_SECONDS", 3.0)
+    with holder(tmp_path, kind) as process:
+        busy = rf"in use by process {process.pid} on .* since 20\d\d-"
+        with pytest.raises(BusyError, match=busy) as caught, hold(tmp_path):
+            pass
+        assert caught.value.exit_code == 9
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with hold(tmp_path):
+            assert json.loads((tmp_path / ".owner").read_text())["pid"] == os.getpid()
+    assert ("knows no locks" in caplog.text) == (kind != "flock")
+    assert not (tmp_path / ".owner").exists()
+    assert not (tmp_path / ".lock.pid").exists()
+
+
+def test_a_lock_from_before_a_reboot_is_no_lock(tmp_path, monkeypatch) -> None:
+    """The number of the process that held it may be another's by now: here it is our own."""
+    refuse_locks(monkeypatch, "ENOSYS")
+    with hold(tmp_path):
+        pid, host, start = (tmp_path / ".lock.pid").read_text().splitlines()
+    (tmp_path / ".lock.pid").write_text(f"{pid}\n{host}\n{int(start) ^ (1 << 70)}\n")  # of another boot
+    (tmp_path / ".owner").write_text('{"pid": 1')
+    with hold(tmp_path):
+        assert (tmp_path / ".lock.pid").read_text().splitlines()[2] == start
+
+
+def test_a_folder_that_was_copied_with_its_lock_file_is_free(tmp_path, monkeypatch) -> None:
+    with hold(tmp_path):
+        pass
+    assert (tmp_path / ".lock").exists()
+    refuse_locks(monkeypatch, "ENOSYS")
+    with hold(tmp_path):
+        pass
