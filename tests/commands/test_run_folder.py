@@ -4,7 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -240,35 +241,36 @@ def test_without_hard_links_last_pth_is_a_copy(folder, checkpoint, monkeypatch) 
 # -- a full disk
 
 
-@pytest.fixture
-def full_disk() -> Iterator[Callable[[bool], None]]:
-    """Makes every disk full for this process, and free again."""
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Every disk is full for this process while the block runs: no longer, for pytest may write into a file itself."""
     resource = pytest.importorskip("resource")
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda full: resource.setrlimit(resource.RLIMIT_FSIZE, (0 if full else limits[0], limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
 
 
-def test_a_full_disk_is_found_before_any_work(folder, full_disk) -> None:
-    full_disk(True)
-    with pytest.raises(ResourceError, match="disk is full") as caught, folder.lock():
+def test_a_full_disk_is_found_before_any_work(folder) -> None:
+    with full_disk(), pytest.raises(ResourceError, match="disk is full") as caught, folder.lock():
         pass
     assert caught.value.exit_code == 6
 
 
-def test_a_full_disk_costs_notes_and_one_warning_each(folder, full_disk, caplog) -> None:
+def test_a_full_disk_costs_notes_and_one_warning_each(folder, caplog) -> None:
     folder.path.mkdir()
     with folder.logging():
         package = logging.getLogger("txtgen")
         folder.append(folder.metrics, {"step": 1})
         package.info("step 1")
-        full_disk(True)
-        for step in (2, 3):
-            folder.append(folder.metrics, {"step": step})
-            package.info("step %d", step)
-        full_disk(False)
+        with full_disk():
+            for step in (2, 3):
+                folder.append(folder.metrics, {"step": step})
+                package.info("step %d", step)
         folder.append(folder.metrics, {"step": 4})
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert sorted(Path(warning.split(" is incomplete")[0]).name for warning in warnings) == [
