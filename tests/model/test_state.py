@@ -17,6 +17,7 @@ class Prompts:
     lengths: Tensor
     source_ids: Tensor | None = None
     source_mask: Tensor | None = None
+    bidirectional: Tensor | None = None
 
 
 class Reference:

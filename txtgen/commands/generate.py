@@ -84,7 +84,10 @@ def _stream(generator: Generator, prompt: Prompt, config: GenerateConfig) -> Non
 
 def json_line(generation: Generation) -> str:
     """One JSON object on one line, its text escaped to ASCII so that no terminal acts on it."""
-    return json.dumps(asdict(generation))
+    line = asdict(generation)
+    if not generation.fills:
+        del line["fills"]
+    return json.dumps(line)
 
 
 def read_prompts(name: str) -> tuple[list[Prompt], bool]:
