@@ -47,7 +47,7 @@ def snapshot(state: TrainState) -> dict[str, torch.Tensor]:
     """Every number that a step may change."""
     tensors = {f"model.{name}": weight for name, weight in state.model.state_dict().items()}
     for part, optimizer in state.optimizer.parts.items():
-        for number, kept in optimizer.state_dict()["state"].items():
+        for number, kept in enumerate(optimizer.state.values()):
             tensors.update({f"{part}.{number}.{name}": value for name, value in kept.items()})
     return copy.deepcopy(tensors)
 

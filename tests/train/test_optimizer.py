@@ -7,7 +7,9 @@ import torch
 from txtgen.config.train import AdamWConfig, ConstantSchedule, MuonConfig, TrainConfig
 from txtgen.errors import CheckpointError
 from txtgen.train import TrainState, build_optimizer, train
+from txtgen.train.adamw import AdamW
 from txtgen.train.muon import NEWTON_SCHULZ, Muon, orthogonalised
+from txtgen.train.stepping import Stepping
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4), (3, 5, 8)])
@@ -41,7 +43,7 @@ def test_a_step_is_the_published_one() -> None:
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(shape, generator=generator) for shape in ((5, 3), (3, 5), (5, 3))]
     parameters = [torch.nn.Parameter(weight.clone()) for weight in weights]
-    optimizer = Muon(parameters, lr=0.1, momentum=0.9, weight_decay=0.5)
+    optimizer = Muon([{"params": parameters, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.5}])
     momenta = [torch.zeros_like(weight) for weight in weights]
     for _ in range(3):
         for number, parameter in enumerate(parameters):
@@ -56,6 +58,34 @@ def test_a_step_is_the_published_one() -> None:
         torch.testing.assert_close(parameter.detach(), weight, rtol=1e-4, atol=1e-5)
 
 
+def test_adamw_is_torchs_to_the_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((5, 3), (7,), (64, 65), ())
+    ours, theirs = (
+        [torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(1))) for shape in shapes]
+        for _ in range(2)
+    )
+    settings = {"betas": (0.9, 0.95), "eps": 1e-8}
+    groups = [(slice(0, 2), 0.1), (slice(2, 4), 0.0)]
+    own = AdamW([{"params": ours[part], "lr": 0.01, "weight_decay": decay, **settings} for part, decay in groups])
+    oracle = torch.optim.AdamW(
+        [{"params": theirs[part], "weight_decay": decay} for part, decay in groups], lr=0.01, fused=True, **settings
+    )
+    for step in range(6):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        if step == 3:
+            ours[1].grad = theirs[1].grad = None
+        found_inf = torch.tensor(float(step == 4))
+        oracle.found_inf = found_inf
+        own.step(found_inf)
+        oracle.step()
+        for one, other in zip(ours, theirs, strict=True):
+            assert torch.equal(one, other)
+            torch.testing.assert_close(own.state[one], dict(oracle.state[other]), rtol=0, atol=0)
+
+
 def test_a_weight_without_a_gradient_stays(tiny_model) -> None:
     optimizer = build_optimizer(tiny_model, MuonConfig(weight_decay=0.5))
     before = copy.deepcopy(tiny_model.state_dict())
@@ -65,9 +95,7 @@ def test_a_weight_without_a_gradient_stays(tiny_model) -> None:
 
 def test_muon_takes_the_linear_layers_of_blocks_and_adamw_the_rest(tiny_model) -> None:
     optimizer = build_optimizer(tiny_model, MuonConfig())
-    taken = {
-        name: {id(p) for group in part.param_groups for p in group["params"]} for name, part in optimizer.parts.items()
-    }
+    taken = {name: {id(p) for group in part.groups for p in group["params"]} for name, part in optimizer.parts.items()}
     for name, parameter in tiny_model.named_parameters():
         inner = name.endswith("_proj.weight")
         assert (id(parameter) in taken["muon"]) == inner, name
@@ -83,7 +111,7 @@ def test_an_output_layer_of_its_own_is_not_muons() -> None:
 
     model = build_model(DecoderConfig(vocab_size=9, d_model=8, num_layers=1, num_heads=2, tie_embeddings=False))
     muon = build_optimizer(model, MuonConfig()).parts["muon"]
-    assert id(model.lm_head.weight) not in {id(p) for group in muon.param_groups for p in group["params"]}
+    assert id(model.lm_head.weight) not in {id(p) for group in muon.groups for p in group["params"]}
 
 
 @pytest.mark.parametrize(
@@ -107,12 +135,20 @@ def test_learns_and_goes_on_exactly(tiny_model, tiny_batch, config) -> None:
     assert losses == straight
 
 
+def numbered(part: Stepping) -> dict:
+    """The state of a part as torch's optimizers save it."""
+    return {
+        "state": {number: part.state[parameter] for number, parameter in enumerate(part.parameters)},
+        "param_groups": [{"params": list(range(len(part.parameters)))}],
+    }
+
+
 def test_the_state_of_a_run_that_knew_adamw_only_is_read(tiny_model, tiny_batch) -> None:
     config = AdamWConfig(learning_rate=0.02)
     state = TrainState(tiny_model, build_optimizer(tiny_model, config))
     list(train(state, repeat(tiny_batch), TrainConfig(steps=2)))
     again = build_optimizer(tiny_model, config)
-    again.load_state_dict(state.optimizer.parts["adamw"].state_dict())
+    again.load_state_dict(numbered(state.optimizer.parts["adamw"]))
     torch.testing.assert_close(again.state_dict(), state.optimizer.state_dict())
 
 
@@ -120,13 +156,13 @@ def test_numbered_states_of_older_checkpoints_are_read(tiny_model, tiny_batch) -
     config = MuonConfig(learning_rate=0.01, adamw=AdamWConfig(learning_rate=0.02))
     state = TrainState(tiny_model, build_optimizer(tiny_model, config))
     list(train(state, repeat(tiny_batch), TrainConfig(steps=2)))
-    numbered = {name: part.state_dict() for name, part in state.optimizer.parts.items()}
+    saved = {name: numbered(part) for name, part in state.optimizer.parts.items()}
     again = build_optimizer(tiny_model, config)
-    again.load_state_dict(numbered)
+    again.load_state_dict(saved)
     torch.testing.assert_close(again.state_dict(), state.optimizer.state_dict())
     tiny_model.token_embedding.requires_grad_(False)
     with pytest.raises(CheckpointError, match="old freeze"):
-        build_optimizer(tiny_model, config).load_state_dict(numbered)
+        build_optimizer(tiny_model, config).load_state_dict(saved)
 
 
 def test_the_config_decides_on_rates_and_the_state_on_moments(tiny_model, tiny_batch) -> None:
@@ -169,6 +205,6 @@ def test_parameters_may_be_frozen_and_thawed_on_the_way(tiny_model, tiny_batch) 
 def test_both_learning_rates_follow_the_schedule(tiny_model) -> None:
     optimizer = build_optimizer(tiny_model, MuonConfig(learning_rate=0.04, adamw=AdamWConfig(learning_rate=0.002)))
     optimizer.step(0.5)
-    rates = {name: {group["lr"] for group in part.param_groups} for name, part in optimizer.parts.items()}
+    rates = {name: {group["lr"] for group in part.groups} for name, part in optimizer.parts.items()}
     assert rates == {"muon": {0.02}, "adamw": {0.001}}
     assert optimizer.peak == 0.04

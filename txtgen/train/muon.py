@@ -1,13 +1,13 @@
 """Muon: momentum whose update of a matrix is made orthogonal, so that it moves all directions equally far."""
 
 from collections import defaultdict
-from collections.abc import Iterable
 from functools import reduce
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from txtgen.distributed import is_spread, local, of_whole_matrices
+from txtgen.train.stepping import Stepping
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of a quintic iteration that takes singular values quickly near 1, not exactly to it."""
@@ -52,28 +52,18 @@ def _by_gram(x: Tensor, steps: int) -> Tensor:
     return reduce(torch.matmul, factors) @ x
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Stepping):
     """Nesterov momentum, orthogonalised, for matrices.
 
-    Args:
-        parameters: matrices [R,C].
-        lr: how far a step goes; tall matrices go sqrt(R/C) times as far.
-        momentum: how much of it stays in a step.
-        weight_decay: the share of a weight that goes in a step, times lr.
-
-    `found_inf` is what torch's fused optimizers have: a scalar on the device, 1.0 for a step that is to change nothing.
+    Its groups have `params`, matrices [R,C]; `lr`, how far a step goes: tall matrices go sqrt(R/C) times as far;
+    `momentum`, how much of it stays in a step; `weight_decay`, the share of a weight that goes in a step, times lr.
     """
 
-    found_inf: Tensor | None = None
-
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
     @torch.no_grad()
-    def step(self, _closure: None = None) -> None:  # type: ignore[override]
+    def step(self, found_inf: Tensor | None = None) -> None:
         """Move every parameter that has a gradient. Matrices of one shape are made orthogonal together."""
-        moves = 1.0 if self.found_inf is None else 1.0 - self.found_inf
-        for group in self.param_groups:
+        moves = 1.0 if found_inf is None else 1.0 - found_inf
+        for group in self.groups:
             alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:

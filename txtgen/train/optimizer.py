@@ -3,14 +3,15 @@
 from collections.abc import Iterable
 from typing import Any, assert_never
 
-import torch
 from torch import Tensor, nn
 
 from txtgen.config.train import AdamWConfig, MuonConfig, OptimizerConfig
 from txtgen.distributed import World, reshard, share_out
 from txtgen.errors import CheckpointError
 from txtgen.model import Transformer
+from txtgen.train.adamw import AdamW
 from txtgen.train.muon import Muon
+from txtgen.train.stepping import Stepping
 
 
 class Optimizers:
@@ -21,7 +22,7 @@ class Optimizers:
         names: of the parameters.
     """
 
-    def __init__(self, parts: dict[str, torch.optim.Optimizer], names: dict[Tensor, str]) -> None:
+    def __init__(self, parts: dict[str, Stepping], names: dict[Tensor, str]) -> None:
         self.parts, self._names = parts, names
         self._peaks = [float(group["lr"]) for group in self.groups()]
 
@@ -32,7 +33,7 @@ class Optimizers:
 
     def groups(self) -> list[dict[str, Any]]:
         """The parameter groups of all parts."""
-        return [group for part in self.parts.values() for group in part.param_groups]
+        return [group for part in self.parts.values() for group in part.groups]
 
     def step(self, share: float, leave_out: Tensor | None = None) -> None:
         """Move the weights, at this share of the peak learning rates; then forget the gradients.
@@ -44,15 +45,13 @@ class Optimizers:
         for group, peak in zip(self.groups(), self._peaks, strict=True):
             group["lr"] = share * peak
         for part in self.parts.values():
-            # What torch's fused optimizers know from scaled gradients: they look at it on the device.
-            part.found_inf = None if leave_out is None else leave_out.float()  # type: ignore[attr-defined]
-            part.step()
+            part.step(None if leave_out is None else leave_out.float())
         self.forget_gradients()
 
     def forget_gradients(self) -> None:
         """Drop the gradients."""
         for part in self.parts.values():
-            part.zero_grad(set_to_none=True)
+            part.forget_gradients()
 
     def state_bytes(self) -> int:
         """What the state takes once every parameter has moved."""
@@ -60,13 +59,13 @@ class Optimizers:
         return sum(
             copies[name] * parameter.numel() * parameter.element_size()
             for name, part in self.parts.items()
-            for parameter in _parameters(part)
+            for parameter in part.parameters
         )
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: for each part, the state of each parameter by its name."""
         return {
-            name: {self._names[parameter]: dict(part.state.get(parameter, {})) for parameter in _parameters(part)}
+            name: {self._names[parameter]: dict(part.state.get(parameter, {})) for parameter in part.parameters}
             for name, part in self.parts.items()
         }
 
@@ -81,18 +80,12 @@ class Optimizers:
         if "param_groups" in state:
             state = {"adamw": state}  # of a run that began when there was nothing else
         for name, part in self.parts.items():
-            parameters = _parameters(part)
-            saved = _by_name(state.get(name, {}), [self._names[parameter] for parameter in parameters])
-            entries = {
-                number: {key: share_out(value, parameter, world or World()) for key, value in found.items()}
-                for number, parameter in enumerate(parameters)
-                if (found := saved.get(self._names[parameter]))
-            }
-            part.load_state_dict({"state": entries, "param_groups": part.state_dict()["param_groups"]})
-
-
-def _parameters(part: torch.optim.Optimizer) -> list[Tensor]:
-    return [parameter for group in part.param_groups for parameter in group["params"]]
+            saved = _by_name(state.get(name, {}), [self._names[parameter] for parameter in part.parameters])
+            for parameter in part.parameters:
+                found = saved.get(self._names[parameter]) or {}
+                part.state[parameter] = {
+                    key: share_out(value, parameter, world or World()) for key, value in found.items()
+                }
 
 
 def _by_name(saved: dict[str, Any], names: list[str]) -> dict[str, Any]:
@@ -121,10 +114,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
             inner = {id(weight) for weight in _inner_matrices(model)}
             matrices = [parameter for parameter in parameters if id(parameter) in inner]
             others = [parameter for parameter in parameters if id(parameter) not in inner]
-            parts: dict[str, torch.optim.Optimizer] = {}
+            parts: dict[str, Stepping] = {}
             if matrices:
-                rate = config.settled().learning_rate or 0.0
-                parts["muon"] = Muon(matrices, rate, config.momentum, config.weight_decay)
+                parts["muon"] = _muon(matrices, config)
             if others:
                 parts["adamw"] = _adamw(model, others, adamw)
             return Optimizers(parts, names)
@@ -139,7 +131,12 @@ def _inner_matrices(model: nn.Module) -> list[Tensor]:
     return [module.weight for module in modules if isinstance(module, nn.Linear)]
 
 
-def _adamw(model: nn.Module, parameters: Iterable[nn.Parameter], config: AdamWConfig) -> torch.optim.Optimizer:
+def _muon(matrices: list[nn.Parameter], config: MuonConfig) -> Muon:
+    rates = {"lr": config.settled().learning_rate or 0.0, "momentum": config.momentum}
+    return Muon([{"params": matrices, **rates, "weight_decay": config.weight_decay}])
+
+
+def _adamw(model: nn.Module, parameters: Iterable[nn.Parameter], config: AdamWConfig) -> AdamW:
     """AdamW: weight decay on the matrices of linear layers, on nothing else.
 
     The choice is by module, not by shape: an embedding is a matrix too, but a row that the batch does not hold
@@ -149,11 +146,10 @@ def _adamw(model: nn.Module, parameters: Iterable[nn.Parameter], config: AdamWCo
     linears = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)} - embeddings
     decayed = [parameter for parameter in parameters if id(parameter) in linears]
     others = [parameter for parameter in parameters if id(parameter) not in linears]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.settled().learning_rate or 0.0,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=True,
+    rates = {"lr": config.settled().learning_rate or 0.0, "betas": (config.beta1, config.beta2), "eps": config.eps}
+    return AdamW(
+        [
+            {"params": decayed, **rates, "weight_decay": config.weight_decay},
+            {"params": others, **rates, "weight_decay": 0.0},
+        ]
     )
