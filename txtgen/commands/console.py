@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from txtgen.commands.output import write_exact
+from txtgen.config.train import UNLIMITED
 from txtgen.errors import safe_text
 
 if TYPE_CHECKING:  # a table needs no torch
@@ -72,7 +73,8 @@ class ProgressDisplay:
     """What a training run shows on stderr: a live line with a bar on a terminal, plain lines otherwise."""
 
     def __init__(self, steps: int, quiet: bool = False) -> None:
-        self.steps = steps
+        self.steps = steps if steps < UNLIMITED else None
+        """How many there will be, once that is decided."""
         self.console = Console(file=cast(IO[str], Terminal()), highlight=False, emoji=False, markup=False, quiet=quiet)
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
         self._progress = Progress(
@@ -85,7 +87,7 @@ class ProgressDisplay:
             transient=True,
             expand=True,
         )
-        self._task = self._progress.add_task("train", total=steps, figures="")
+        self._task = self._progress.add_task("train", total=self.steps, figures="")
         self._display = Live(self._progress, console=self.console, transient=True, refresh_per_second=4)
         self._validation = ""
         self._speed = ""
@@ -119,11 +121,12 @@ class ProgressDisplay:
         now = time.monotonic()
         if now - self._last_line >= PLAIN_LINE_SECONDS or report.step in (1, self.steps):
             self._last_line = now
+            line = f"{figures}  lr {report.learning_rate:.2e}  grad {report.grad_norm:.2f}"
+            if self.steps is None:
+                self.note(f"step {report.step}  {line}")
+                return
             left = (self.steps - report.step) * report.positions / max(self._rate, 1e-9)
-            self.note(
-                f"step {report.step}/{self.steps}  {figures}  lr {report.learning_rate:.2e}  "
-                f"grad {report.grad_norm:.2f}  left {duration(left)}"
-            )
+            self.note(f"step {report.step}/{self.steps}  {line}  left {duration(left)}")
 
     def speed(self, figures: dict[str, float]) -> None:
         """Keep in the live line how much of the machine is used, and how much of the time is waited for data."""
