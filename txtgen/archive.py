@@ -4,6 +4,7 @@ folder, where `torch.load` tolerates it) with a SHA-256 of every other entry.
 Checking trusts nothing, and comes before anything is unpickled: torch.load itself checks neither sizes nor checksums.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -35,10 +36,14 @@ def verify(handle: IO[bytes], path: Path) -> str:
 
     Raises:
         CheckpointError: it is damaged, or no checkpoint at all.
+        OSError: the disk does not give it; nothing is known of what it holds.
     """
     try:
         return _verify_archive(handle, path)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError, ValueError, KeyError) as error:
+        # A damaged list of entries leads to places that no file has, which is EINVAL.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
         raise damaged(path, _first_look(handle) or f"the archive is damaged ({error})") from error
 
 

@@ -4,6 +4,7 @@ Reading trusts nothing: sizes and hashes are checked before anything is unpickle
 restricted to tensors and plain data (`weights_only=True`).
 """
 
+import errno
 import json
 import pickle
 from collections.abc import Callable, Iterator
@@ -168,7 +169,7 @@ def load_checkpoint(path: Path, *, training: bool = False) -> Checkpoint:
 
     Raises:
         CheckpointError: damaged, unsafe, of a newer format, or not a checkpoint.
-        ResourceError: it cannot be opened.
+        ResourceError: it cannot be opened or read, or the memory does not hold it.
     """
     try:
         if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write into it
@@ -182,7 +183,13 @@ def load_checkpoint(path: Path, *, training: bool = False) -> Checkpoint:
         raise CheckpointError("no such checkpoint file", str(path), "give a .pth file or a run folder") from error
     except OSError as error:
         raise ResourceError(f"cannot read: {error.strerror or error}", str(path), "check its permissions") from error
+    except MemoryError as error:
+        raise ResourceError("the memory does not hold it", str(path), "free some memory") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+        if (cause := os_error(error)) is not None and cause.errno not in (None, errno.EINVAL):
+            raise ResourceError(f"cannot read: {cause.strerror}", str(path), "check the disk") from error
+        if "allocate memory" in str(error):
+            raise ResourceError("the memory does not hold it", str(path), "free some memory") from error
         refused = isinstance(error, pickle.UnpicklingError)
         what = "it holds more than tensors and plain data, and is refused" if refused else "its records cannot be read"
         raise damaged(path, what) from error

@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import os
@@ -279,3 +280,16 @@ def test_a_full_disk_costs_notes_and_one_warning_each(folder, caplog) -> None:
         "metrics.jsonl",
     ]
     assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 4]
+
+
+def test_one_that_the_disk_does_not_give_is_not_taken_for_damaged(folder, checkpoint, monkeypatch) -> None:
+    save(folder, checkpoint, 1, 2, keep_last=4)
+
+    def failing(*_: object) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("txtgen.archive._hash_entry", failing)
+        with pytest.raises(ResourceError, match="cannot read: Input/output error"):
+            folder.newest()
+    assert folder.newest()[0] == folder.step_path(2)

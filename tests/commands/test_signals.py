@@ -21,6 +21,7 @@ from txtgen.commands import signals
 from txtgen.commands.run_folder import RunFolder
 from txtgen.commands.signals import Interrupted, StopRequest, interruptible, listen
 from txtgen.commands.training import Session
+from txtgen.distributed import World
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 
@@ -169,8 +170,10 @@ def test_a_second_signal_stops_at_once_and_harms_nothing(
     received, receive = [], StopRequest.receive
 
     def counting(*arguments) -> None:
-        received.append(arguments)
-        receive(*arguments)
+        try:
+            receive(*arguments)
+        finally:
+            received.append(arguments)  # only now: a handler may be interrupted by the next one
 
     def twice() -> None:
         """From any thread: the main one gets a signal when it next comes to Python."""
@@ -247,3 +250,18 @@ def test_off_the_main_thread_nobody_listens() -> None:
     assert interruptible(listens) is False
     with pytest.raises(ZeroDivisionError):
         interruptible(lambda: 1 // 0)
+
+
+def test_a_signal_while_the_ranks_agree_is_not_forgotten(workshop, monkeypatch) -> None:
+    """It comes after this rank has said that there is none."""
+    original, calls = World.max, count(1)
+
+    def agreeing(self: World, value: int) -> int:
+        found = original(self, value)
+        if next(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(World, "max", agreeing)
+    assert run(["pretrain", "decoder.yaml", "--name", "a"]) == 143
+    assert status()["state"] == "interrupted"

@@ -208,3 +208,26 @@ def test_both_learning_rates_follow_the_schedule(tiny_model) -> None:
     rates = {name: {group["lr"] for group in part.groups} for name, part in optimizer.parts.items()}
     assert rates == {"muon": {0.02}, "adamw": {0.001}}
     assert optimizer.peak == 0.04
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda moment: moment.flatten()[:1],
+        lambda moment: moment.double(),
+        lambda moment: moment[:1, :1].expand(moment.shape),
+        lambda moment: moment.T.contiguous().T,
+        lambda moment: [1.0],
+    ],
+    ids=["short", "double", "expanded", "transposed", "list"],
+)
+def test_a_state_that_does_not_fit_is_refused(tiny_model, tiny_batch, forge) -> None:
+    """Fused optimizers would read and write past its end."""
+    config = AdamWConfig(learning_rate=0.02)
+    state = TrainState(tiny_model, build_optimizer(tiny_model, config))
+    list(train(state, repeat(tiny_batch), TrainConfig(steps=2)))
+    saved = copy.deepcopy(state.optimizer.state_dict())
+    moments = saved["adamw"]["decoder.layers.0.feed_forward.up_proj.weight"]
+    moments["exp_avg"] = forge(moments["exp_avg"])
+    with pytest.raises(CheckpointError, match=r"exp_avg of decoder\.layers\.0"):
+        build_optimizer(tiny_model, config).load_state_dict(saved)

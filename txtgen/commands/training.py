@@ -255,8 +255,10 @@ class Session:
     def must_stop(self) -> bool:
         """Whether any rank was asked to stop: then all were, by the same signal."""
         signals = (None, *EXIT_CODES)
-        self.job.stop.signal = signals[self.job.world.max(signals.index(self.job.stop.signal))]
-        return bool(self.job.stop)
+        found = signals[self.job.world.max(signals.index(self.job.stop.signal))]
+        if found is not None:  # or one that came meanwhile would be forgotten
+            self.job.stop.signal = found
+        return found is not None
 
     @property
     def end(self) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, assert_never
 
+import torch
 from torch import Tensor, nn
 
 from txtgen.config.train import AdamWConfig, MuonConfig, OptimizerConfig
@@ -75,7 +76,7 @@ class Optimizers:
         All ranks do so together, and take the data of the tensors from rank 0.
 
         Raises:
-            CheckpointError: it is of another number of parameters, and does not name them.
+            CheckpointError: it is of another number of parameters, and does not name them; or of other shapes.
         """
         if "param_groups" in state:
             state = {"adamw": state}  # of a run that began when there was nothing else
@@ -83,9 +84,24 @@ class Optimizers:
             saved = _by_name(state.get(name, {}), [self._names[parameter] for parameter in part.parameters])
             for parameter in part.parameters:
                 found = saved.get(self._names[parameter]) or {}
+                _require_state_of(parameter, self._names[parameter], found)
                 part.state[parameter] = {
                     key: share_out(value, parameter, world or World()) for key, value in found.items()
                 }
+
+
+def _require_state_of(parameter: Tensor, name: str, state: dict[str, Any]) -> None:
+    """Refuse what is no state of this parameter: fused optimizers look at no shape of what they read and write."""
+    for key, value in state.items():
+        like = torch.zeros(()) if key == "step" else parameter
+        if not isinstance(value, Tensor) or value.shape != like.shape or value.dtype != like.dtype:
+            raise CheckpointError(
+                f"the optimizer's {key} of {name} is not of its shape {list(like.shape)} and type",
+                "training.optimizer",
+                "use an undamaged copy or an earlier checkpoint",
+            )
+        if value.layout != torch.strided or (value.numel() and not value.is_contiguous()):
+            raise CheckpointError(f"the optimizer's {key} of {name} is not whole", "training.optimizer", "use another")
 
 
 def _by_name(saved: dict[str, Any], names: list[str]) -> dict[str, Any]:
