@@ -24,6 +24,7 @@ KINDS: dict[str, Kind] = {
     "train.minutes": "harmless",
     "train.micro_batch_tokens": "harmless",
     "train.activation_checkpointing": "harmless",
+    "train.compile": "harmless",
     "train.sharding": "harmless",
     "train.rank_timeout_seconds": "harmless",
     "train.log_every": "harmless",

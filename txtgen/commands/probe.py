@@ -10,7 +10,7 @@ from txtgen.commands.feeding import training_batches
 from txtgen.commands.training import Session
 from txtgen.data import Batch, StreamReport, ValidationBatches, validation_pairs
 from txtgen.evaluate import evaluate_loss, translate_pairs
-from txtgen.train import Horizon, train
+from txtgen.train import Horizon, may_compile, train
 from txtgen.train.cost import synchronise
 
 PROBE_SECONDS, MAX_STEP_SECONDS, MIN_STEPS, MAX_STEPS, WARM_UP_STEPS = 6.0, 3.0, 4, 1000, 2
@@ -41,6 +41,11 @@ class Steps:
         cut = (batch if self._rows is None else batch.rows(0, self._rows) for batch in batches)
         self._steps = train(session.state, cut, job.config.train, dtype=job.dtype, seed=job.config.seed)
 
+    @property
+    def compiles(self) -> bool:
+        """Whether the first step may compile the layers."""
+        return may_compile(self.session.job.config.train.compile, self.session.job.device)
+
     def time(self, rows: int | None, most: int = 1, budget: float = float("inf")) -> StepTimes:
         """Up to `most` steps of the first rows, or of all; fewer if they take longer than `budget` seconds."""
         self._rows = rows
@@ -68,6 +73,9 @@ def time_steps(session: Session, rows: int) -> StepTimes:
 
 
 def _time_steps(steps: Steps, rows: int) -> StepTimes:
+    if steps.compiles:  # for the shape of the first batch alone
+        steps.time(None, WARM_UP_STEPS)
+        return steps.time(None, MAX_STEPS, PROBE_SECONDS)
     few = 1
     found = steps.time(few)
     while few < rows and found.seconds < MAX_STEP_SECONDS:

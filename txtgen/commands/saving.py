@@ -24,7 +24,7 @@ from txtgen.data import merge_bookmarks
 from txtgen.distributed import local, reshard, share_out
 from txtgen.errors import DivergedError, ResourceError
 from txtgen.files import require_space
-from txtgen.train import Horizon, TrainState
+from txtgen.train import Compilation, Horizon, TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -218,6 +218,7 @@ class Saving:
             "optimizer": state.optimizer.state_dict(),
             "non_finite": int(state.non_finite),
             "micro_batch_tokens": [self.config.micro_batch_tokens, state.micro_batch_tokens],
+            "compiled": [self.config.compile, state.compilation.compiled],
             "horizon": self.horizon(),
             "weights": None if state.average is None else state.average.weights,
         }
@@ -244,6 +245,8 @@ class Saving:
         self.state.non_finite = training.get("non_finite", 0)
         said, used = training.get("micro_batch_tokens", [None, None])
         self.state.micro_batch_tokens = used if said == self.config.micro_batch_tokens else None
+        said, compiled = training.get("compiled", [None, None])
+        self.state.compilation = Compilation(compiled if said == self.config.compile else None)
         *horizon, steps, minutes = training.get("horizon", [0, 0, 0.0, None, None])
         if [steps, minutes] == [self.config.steps, self.config.minutes]:
             self.state.horizon = Horizon(*horizon)

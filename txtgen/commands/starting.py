@@ -174,6 +174,7 @@ def environment(train: TrainConfig, device: torch.device, dtype: torch.dtype, wo
     run equal the straight one bit for bit."""
     return {
         "micro_batch_tokens": train.micro_batch_tokens,
+        "compile": train.compile,
         "torch": str(torch.__version__),
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -207,6 +207,7 @@ class Session:
             self.unread.append(report)
             self.take_up(wait=self.acts_after(report.step))
             self.tell_of_memory()
+            self.tell_of_compilation()
             for act, every in self.rhythms():
                 if due(report.step, every) and not self.must_stop():
                     act()
@@ -289,6 +290,14 @@ class Session:
         if now is not None and now != self.told_micro_batch:
             self.told_micro_batch = now
             self.complain(f"memory {now}", f"memory ran out: from now on {now:,} tokens go through the model at once")
+
+    def tell_of_compilation(self) -> None:
+        """Say, once, why layers are not compiled that were meant to be, or that they are other than before."""
+        found = self.state.compilation
+        if found.told and "compile" not in self.complained:
+            expected = self.job.config.train.compile == "auto" and found.before is None
+            logger.log(logging.INFO if expected else logging.WARNING, "train.compile: %s", found.told)
+            self.complained.add("compile")
 
     def complain(self, about: str, told: str) -> None:
         """Say, once, that something went wrong which does not keep the run from going on."""

@@ -18,9 +18,7 @@ Read = TypeVar("Read")
 def place(model: Transformer, sharding: Sharding, device: torch.device, world: World) -> None:
     """Give a model of the meta device memory on this device: for all of it, or for the part of this rank."""
     if sharding == "shard" and world.size > 1:
-        stacks = [stack for stack in (model.encoder, model.decoder) if stack is not None]
-        layers = [layer for stack in stacks for layer in stack.layers]
-        shard(model, layers, ("hidden", "prefill", "extend"), device, world)
+        shard(model, model.layers, ("hidden", "prefill", "extend"), device, world)
     else:
         model.to_empty(device=device)
 

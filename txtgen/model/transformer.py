@@ -82,6 +82,11 @@ class Transformer(nn.Module):
         self.output_bias = nn.Parameter(torch.zeros(vocab_size)) if config.output_bias else None
 
     @property
+    def layers(self) -> list[nn.Module]:
+        """All layers, the encoder's first."""
+        return [layer for stack in (self.encoder, self.decoder) if stack is not None for layer in stack.layers]
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """Of the matrix products: the weights' own, or that of autocast."""
         kind = self.token_embedding.weight.device.type

@@ -3,6 +3,7 @@
 from txtgen.train.average import WeightAverage
 from txtgen.train.budget import TimeBudget
 from txtgen.train.checkpointing import checkpoint_activations
+from txtgen.train.compilation import Compilation, compile_layers, may_compile, settle_compilation
 from txtgen.train.cost import FlopCounts, count_flops, matrix_peak, peak_memory_bytes
 from txtgen.train.estimate import MemoryEstimate, estimate_memory
 from txtgen.train.figures import Figures, StepReport
@@ -15,6 +16,7 @@ from txtgen.train.speed import Contention, Speed
 from txtgen.train.spikes import SpikeWatch
 
 __all__ = [
+    "Compilation",
     "Contention",
     "Figures",
     "FlopCounts",
@@ -30,15 +32,18 @@ __all__ = [
     "batch_loss",
     "build_optimizer",
     "checkpoint_activations",
+    "compile_layers",
     "count_flops",
     "cross_entropy_sums",
     "estimate_memory",
     "is_out_of_memory",
     "learning_rate",
     "matrix_peak",
+    "may_compile",
     "micro_batches",
     "peak_memory_bytes",
     "refuse_non_finite",
+    "settle_compilation",
     "smaller_batch",
     "train",
 ]

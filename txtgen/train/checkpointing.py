@@ -17,9 +17,8 @@ def checkpoint_activations(model: Transformer) -> None:
 
     Source: Chen et al. 2016, arXiv 1604.06174.
     """
-    for stack in (model.decoder, model.encoder):
-        for layer in stack.layers if stack is not None else ():
-            layer.forward = partial(_checkpointed, layer, layer.forward)
+    for layer in model.layers:
+        layer.forward = partial(_checkpointed, layer, layer.forward)
 
 
 def _checkpointed(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

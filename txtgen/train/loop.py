@@ -15,6 +15,7 @@ from txtgen.distributed import World, gradients_held_back, is_sharded, local, re
 from txtgen.errors import DivergedError
 from txtgen.model import Transformer
 from txtgen.train.average import WeightAverage
+from txtgen.train.compilation import Compilation, settle_compilation
 from txtgen.train.cost import count_flops
 from txtgen.train.figures import Figures, StepReport
 from txtgen.train.loss import BatchLoss
@@ -30,7 +31,8 @@ class TrainState:
     tokens: scored tokens so far, over all ranks. bookmark: the place in the stream after the last step. horizon: how
     long the run is to be; None: as its config says. non_finite: how many steps in a row, up to the last one, left the
     weights as they were, because of a loss or gradient that is not finite. micro_batch_tokens: what goes through the
-    model at once since memory ran out; None: as its config says.
+    model at once since memory ran out; None: as its config says. compilation: whether layers are compiled, which the
+    first batch decides.
     """
 
     model: Transformer
@@ -42,6 +44,7 @@ class TrainState:
     non_finite: int | Tensor = 0
     micro_batch_tokens: int | None = None
     average: WeightAverage | None = None
+    compilation: Compilation = field(default_factory=Compilation)
 
     def averaged(self) -> AbstractContextManager[None]:
         """While the block runs, the model has the weights that are to be used: averaged ones, if there are any."""
@@ -86,8 +89,14 @@ def train(
         state.model.train()
         # Dropout depends on seed, step and rank alone, so that a resumed run draws what the straight one drew.
         key = ((seed * 1_000_003 + step) * 1_000_003 + world.rank) % 2**63
+        moved = batch.to(device)
         with world.together():
-            losses = _within_memory(state, loss, batch.to(device), config, dtype, world, key)
+            if not state.compilation.here:
+                part = next(micro_batches(moved, state.micro_batch_tokens or config.micro_batch_tokens))
+                state.compilation = settle_compilation(
+                    state.model, config.compile, part, dtype, world, state.compilation
+                )
+            losses = _within_memory(state, loss, moved, config, dtype, world, key)
         scored, positions = world.sum([float(batch.num_scored), float(batch.num_tokens)])
         norm = _scale_and_clip(parameters, scored, config.clip_norm, world, is_sharded(state.model))
         found = torch.cat([world.sum_tensor(losses), norm[None]])
@@ -183,12 +192,15 @@ def _accumulate(loss: nn.Module, batch: Batch, limit: int | None, dtype: torch.d
     if is_sharded(loss) and limit is not None:
         # A rank may have a row less than another, yet all must compute equally often.
         parts += [parts[0].unscored()] * (world.max(len(parts)) - len(parts))
-    for number, part in enumerate(parts, 1):
-        with nullcontext() if number == len(parts) else gradients_held_back(loss):
-            with torch.autocast(batch.input_ids.device.type, dtype=dtype, enabled=dtype != torch.float32):
+    device = batch.input_ids.device.type
+    # One region for all, in which each weight is cast once and not once for every micro-batch.
+    with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
+        for number, part in enumerate(parts, 1):
+            with nullcontext() if number == len(parts) else gradients_held_back(loss):
                 sums = loss(part)
-            torch.autograd.backward(sums.objective)
-        total += torch.stack([sums.objective.detach(), sums.nll])
+                with torch.autocast(device, enabled=False):
+                    torch.autograd.backward(sums.objective)
+            total += torch.stack([sums.objective.detach(), sums.nll])
     return total
 
 
