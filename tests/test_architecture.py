@@ -1,6 +1,7 @@
 """The floors: imports go strictly down, and rooms on one floor never import each other."""
 
 import ast
+import os
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -130,3 +131,23 @@ def test_what_only_spread_models_need_is_not_imported() -> None:
     """It takes as long as half of torch, before every run."""
     code = "import sys, txtgen.commands.pretrain; sys.exit('torch.distributed.tensor' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_compiler_is_not_imported(tmp_path: Path) -> None:
+    """It takes longer than torch, and neither training nor generating needs it.
+
+    torch's own optimizers import it, and so does drawing weights on the meta device.
+    """
+    config = """
+data: {sources: [{kind: text, path: a.txt}]}
+tokenizer: {vocab_size: 300}
+model: {kind: decoder, d_model: 16, num_layers: 1, num_heads: 2, max_length: 16, ngrams: {max_order: 2}}
+train: {steps: 2, batch_tokens: 64, optimizer: {kind: muon}}
+"""
+    (tmp_path / "a.txt").write_text("the cat sat on the mat. " * 200, encoding="utf-8")
+    (tmp_path / "a.yaml").write_text(config, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    for command in (["pretrain", "a.yaml", "--name", "a"], ["generate", "runs/a", "--prompt", "the"]):
+        done = f"run({command!r}) or 9 * ('torch._dynamo' in sys.modules)"
+        code = f"import sys; from txtgen.cli import run; sys.exit({done})"
+        assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=False).returncode == 0

@@ -1,11 +1,12 @@
 """The Transformer: one class for decoder-only and encoder-decoder, its parts chosen by the configuration."""
 
 import math
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from txtgen.config.model import EncoderDecoderConfig, LearnedPosition, ModelConfig, SinusoidalPosition
 from txtgen.errors import ConfigError, UsageError
@@ -278,6 +279,18 @@ def _known(size: int | None, key: str) -> int:
     return size
 
 
+class _Unset(TorchFunctionMode):
+    """Within it torch's modules draw no weights: ours are set later, and drawing on the meta device imports the
+    compiler, which takes longer than torch itself."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def build_model(config: ModelConfig, device: torch.device | str = "cpu") -> Transformer:
     """A model whose weights are not set yet: `init_weights` or `load_state_dict` must follow.
 
@@ -286,7 +299,7 @@ def build_model(config: ModelConfig, device: torch.device | str = "cpu") -> Tran
     Raises:
         ConfigError: vocab_size, or source_vocab_size without shared embeddings, is not set.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _Unset():
         model = Transformer(config)
     return model if torch.device(device).type == "meta" else model.to_empty(device=device)
 
