@@ -16,6 +16,7 @@ FLOORS = {
     "errors": 0,
     "config": 1,
     "files": 1,
+    "memory": 1,
     "sandbox": 1,
     "archive": 2,
     "tokenizer": 2,

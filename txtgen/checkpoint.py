@@ -20,10 +20,15 @@ from txtgen.archive import damaged, seal, verify
 from txtgen.config.commands import CheckpointConfig
 from txtgen.errors import CheckpointError, ResourceError
 from txtgen.files import os_error, replace_file, retried, write_error
+from txtgen.memory import is_out_of_memory
 from txtgen.model import Transformer, build_model
 from txtgen.tokenizer import Tokenizer, tokenizer_from_files
 
 FORMAT = 1
+READING_FAILS = (
+    pickle.UnpicklingError, RuntimeError, MemoryError, EOFError, KeyError, ValueError, TypeError, AttributeError,
+)  # fmt: skip
+"""What `torch.load` raises where it cannot read."""
 RECORD_BYTES = 512
 """What a tensor takes in the file beside its data, at most: headers, alignment, its hash."""
 ENVELOPE_BYTES = 1 << 20
@@ -183,12 +188,10 @@ def load_checkpoint(path: Path, *, training: bool = False) -> Checkpoint:
         raise CheckpointError("no such checkpoint file", str(path), "give a .pth file or a run folder") from error
     except OSError as error:
         raise ResourceError(f"cannot read: {error.strerror or error}", str(path), "check its permissions") from error
-    except MemoryError as error:
-        raise ResourceError("the memory does not hold it", str(path), "free some memory") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except READING_FAILS as error:
         if (cause := os_error(error)) is not None and cause.errno not in (None, errno.EINVAL):
             raise ResourceError(f"cannot read: {cause.strerror}", str(path), "check the disk") from error
-        if "allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise ResourceError("the memory does not hold it", str(path), "free some memory") from error
         refused = isinstance(error, pickle.UnpicklingError)
         what = "it holds more than tensors and plain data, and is refused" if refused else "its records cannot be read"

@@ -451,12 +451,15 @@ def runs_diff(one: Run, other: Run, runs_path: ListedRuns = "runs", json_output:
 @runs_app.command("report")
 def runs_report(name: Run, runs_path: ListedRuns = "runs", json_output: Json = False) -> None:
     """Write report.html into a run's folder: curves, samples, config, corpus, machine, in one page."""
-    from txtgen.commands.output import write_result
+    from txtgen.commands.output import write_json, write_result
     from txtgen.commands.page import write_page
     from txtgen.commands.run_record import find_run
 
     path = str(write_page(find_run(name, runs_path)))
-    write_result(json.dumps({"path": path}) if json_output else path)
+    if json_output:
+        write_json({"path": path})
+    else:
+        write_result(path)
 
 
 @check_app.command("resume")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from txtgen.cli import run
+from txtgen.commands import training
 
 WORDS = {"cat": "Katze", "dog": "Hund", "fox": "Fuchs", "sun": "Sonne", "sea": "Meer", "car": "Auto"}
 
@@ -61,6 +62,26 @@ def workshop(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_corpus(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def a_second_a_step(monkeypatch) -> None:
+    """Runs are fitted into their time by a clock that goes on a second a step, and stands still between steps."""
+    now, log = [0.0], training.Session.log
+
+    def tick(self, report) -> None:
+        now[0] += 1.0
+        log(self, report)
+
+    class Ticking(training.TimeBudget):
+        def __init__(self, seconds, most_steps, _spent, horizon) -> None:
+            super().__init__(seconds, most_steps, 0.0, horizon, clock=lambda: now[0])
+
+        def note(self, *_) -> None:
+            """What lies between the steps takes no time."""
+
+    monkeypatch.setattr(training, "TimeBudget", Ticking)
+    monkeypatch.setattr(training.Session, "log", tick)
 
 
 @pytest.fixture(scope="session")

@@ -104,25 +104,16 @@ def test_a_model_without_training_state_is_refused(workshop, trained, capfd) -> 
     assert "no training state" in capfd.readouterr().err
 
 
-def test_minutes_are_filled_by_a_rate_that_falls_to_its_end(workshop, monkeypatch) -> None:
+def test_minutes_are_filled_by_a_rate_that_falls_to_its_end(workshop, a_second_a_step, monkeypatch) -> None:
     """By a clock that goes on a second a step, and that the run it came from did not use up."""
     assert run(["pretrain", "decoder.yaml", "--name", "long", "--set", WARM]) == 0
-    now, before, log = [0.0], [], training.Session.log
+    before, tick = [], training.Session.log
 
-    def tick(self, report) -> None:
-        now[0] += 1.0
+    def noting(self, report) -> None:
         before.append(self.seconds_before)
-        log(self, report)
+        tick(self, report)
 
-    class Ticking(training.TimeBudget):
-        def __init__(self, seconds, most_steps, _spent, horizon) -> None:
-            super().__init__(seconds, most_steps, 0.0, horizon, clock=lambda: now[0])
-
-        def note(self, *_) -> None:
-            """What lies between the steps takes no time."""
-
-    monkeypatch.setattr(training, "TimeBudget", Ticking)
-    monkeypatch.setattr(training.Session, "log", tick)
+    monkeypatch.setattr(training.Session, "log", noting)
     assert run(["cooldown", "--from", "runs/long", "--minutes", "0.5", "--name", "end"]) == 0
     rates = lines(Path("runs/end"), "learning_rate")
     assert list(rates) == list(range(7, 6 + 30 + 1))

@@ -192,12 +192,16 @@ def test_ranks_with_other_corpora_stop_for_the_same_reason(workshop, tmp_path, o
     assert json.loads((tmp_path / "runs" / "run" / "status.json").read_text())["exit_code"] == 4
 
 
+def alone(rank: str, port: str) -> tuple[int, str]:
+    """The exit code and the errors of one rank of two that waits for the other for two seconds."""
+    variables = environment(RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    arguments = pretrain("--set", "train.rank_timeout_seconds=2")
+    return end(subprocess.Popen(arguments, env=variables, stderr=subprocess.PIPE, text=True))
+
+
 def test_a_rendezvous_that_cannot_be_reached_is_told_with_its_address(workshop) -> None:
     port = str(free_port())
-    variables = environment(RANK="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    arguments = pretrain("--set", "train.rank_timeout_seconds=2")
-    process = subprocess.Popen(arguments, env=variables, stderr=subprocess.PIPE, text=True)
-    code, errors = end(process)
+    code, errors = alone("1", port)
     assert code == 8
     assert f"127.0.0.1:{port}" in errors
     assert "within 2 seconds" in errors
@@ -208,10 +212,7 @@ def test_a_port_in_use_is_told_with_its_address(workshop) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        variables = environment(RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        arguments = pretrain("--set", "train.rank_timeout_seconds=2")
-        process = subprocess.Popen(arguments, env=variables, stderr=subprocess.PIPE, text=True)
-        code, errors = end(process)
+        code, errors = alone("0", port)
     assert code == 8
     assert f"127.0.0.1:{port}" in errors
 

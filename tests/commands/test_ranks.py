@@ -13,6 +13,19 @@ from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
 
 
+def on_two_ranks(*arguments: str) -> None:
+    """Run a command of txtgen on two ranks, by torchrun."""
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "txtgen", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def losses(name: str) -> list[float]:
     lines = [json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "loss" in line] + [
@@ -51,16 +64,7 @@ def test_two_ranks_equal_one(workshop, config) -> None:
     arguments = ["pretrain", f"{config}.yaml", "--dtype", "float32", "--set", "model.dropout=0.0"]
     arguments += ["--set", "train.validation_metric=loss", "--set", "train.save_every=2", "--steps", "3"]
     assert run([*arguments, "--name", "one"]) == 0
-    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [*launcher, "-m", "txtgen", *arguments, "--name", "two"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    on_two_ranks(*arguments, "--name", "two")
     assert losses("two") == pytest.approx(losses("one"), rel=1e-4)
     one, two = (load_checkpoint(Path(f"runs/{name}/last.pth"), training=True) for name in ("one", "two"))
     assert two.lineage["world_size"] == 2
@@ -82,16 +86,8 @@ def test_the_number_of_ranks_and_workers_may_change_on_the_way(workshop, config)
     arguments += ["--set", "train.save_every=1", "--set", "train.keep_last=9", "--set", "train.validate_every=1"]
     assert run([*arguments, "--name", "one", "--steps", "6"]) == 0
     assert run([*arguments, "--name", "changing", "--steps", "2"]) == 0
-    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     again = [*arguments, "--name", "changing", "--resume"]
-    done = subprocess.run(
-        [*launcher, "-m", "txtgen", *again, "--steps", "4", "--set", "data.workers=1"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    on_two_ranks(*again, "--steps", "4", "--set", "data.workers=1")
     assert run([*again, "--steps", "6", "--set", "data.workers=2"]) == 0
     worlds = []
     for step in range(1, 7):
@@ -112,15 +108,7 @@ def test_ranks_that_share_the_weights_average_like_one(workshop) -> None:
     arguments = ["pretrain", "decoder.yaml", "--dtype", "float32", "--set", "model.dropout=0.0", "--steps", "3"]
     arguments += ["--set", "train.ema_decay=0.5", "--set", "train.schedule={kind: constant}"]
     assert run([*arguments, "--name", "one"]) == 0
-    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, "-m", "txtgen", *arguments, "--name", "two", "--set", "train.sharding=shard"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    on_two_ranks(*arguments, "--name", "two", "--set", "train.sharding=shard")
     assert losses("two") == pytest.approx(losses("one"), rel=1e-4)
     one, two = (load_checkpoint(Path(f"runs/{name}/last.pth"), training=True) for name in ("one", "two"))
     for name in one.model:

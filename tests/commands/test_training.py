@@ -181,23 +181,7 @@ def test_resuming_nothing_is_a_checkpoint_error(workshop) -> None:
     assert run(["pretrain"]) == 2
 
 
-def test_a_run_is_fitted_into_its_time_and_ends_at_the_end_of_its_schedule(workshop, monkeypatch) -> None:
-    """By a clock that goes on a second a step."""
-    now, log = [0.0], training.Session.log
-
-    def tick(self, report) -> None:
-        now[0] += 1.0
-        log(self, report)
-
-    class Ticking(training.TimeBudget):
-        def __init__(self, seconds, most_steps, _spent, horizon) -> None:
-            super().__init__(seconds, most_steps, 0.0, horizon, clock=lambda: now[0])
-
-        def note(self, *_) -> None:
-            """What lies between the steps takes no time."""
-
-    monkeypatch.setattr(training, "TimeBudget", Ticking)
-    monkeypatch.setattr(training.Session, "log", tick)
+def test_a_run_is_fitted_into_its_time_and_ends_at_the_end_of_its_schedule(workshop, a_second_a_step) -> None:
     settings = ["schedule.kind=trapezoid", "schedule.cooldown_ratio=1.0", "save_every=0", "validate_every=0"]
     arguments = [part for setting in settings for part in ("--set", f"train.{setting}")]
     assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "100000", "--minutes", "0.2", *arguments]) == 0

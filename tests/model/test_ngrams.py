@@ -1,6 +1,6 @@
 import pytest
 import torch
-from test_state import extend, start
+from test_state import extend, walked
 from tiny_models import ARCHITECTURES, logits_of, random_ids, source_for, tiny_config, tiny_model
 
 from txtgen.config.model import NgramConfig
@@ -52,17 +52,7 @@ def test_the_largest_hash_does_not_overflow():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_steps_agree_with_the_whole_sequence(architecture):
     model = tiny_model(architecture, "rotary", ngrams=NGRAMS)
-    logits, state, reference = start(model, [3, 5, 1])
-    torch.testing.assert_close(logits, reference.last_logits(1)[:, 0], rtol=0, atol=1e-11)
-    extend(model, state, reference, 1, seed=1)
-    extend(model, state, reference, 3, seed=2)
-    state.select(torch.tensor([2, 0, 0, 1]))
-    reference.select([2, 0, 0, 1])
-    extend(model, state, reference, 1, seed=3)
-    lengths = [2, 6, 4, 9]
-    state.truncate(torch.tensor(lengths))
-    reference.rows = [row[:length] for row, length in zip(reference.rows, lengths, strict=True)]
-    extend(model, state, reference, 2, seed=4)
+    state, reference = walked(model)
     state.select(torch.tensor([1, 1]))
     reference.select([1, 1])
     extend(model, state, reference, 5, seed=6)

@@ -9,6 +9,7 @@ from torch import Tensor
 from txtgen.config.model import NgramConfig
 from txtgen.errors import UsageError
 from txtgen.model import Transformer
+from txtgen.model.state import TransformerState
 
 
 @dataclass
@@ -64,11 +65,8 @@ def extend(model: Transformer, state, reference: Reference, count: int, seed: in
     assert state.lengths.tolist() == [len(row) for row in reference.rows]
 
 
-@pytest.mark.parametrize("heads", [4, 2, 1])
-@pytest.mark.parametrize("position", POSITIONS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_steps_agree_with_the_whole_sequence(architecture, position, heads):
-    model = tiny_model(architecture, position, num_kv_heads=heads, qk_norm=heads == 2)
+def walked(model: Transformer) -> tuple[TransformerState, Reference]:
+    """A state that rows were extended, chosen and cut short in, every step of it compared with the whole sequence."""
     logits, state, reference = start(model, [3, 5, 1])
     torch.testing.assert_close(logits, reference.last_logits(1)[:, 0], rtol=0, atol=1e-11)
     extend(model, state, reference, 1, seed=1)
@@ -80,6 +78,15 @@ def test_steps_agree_with_the_whole_sequence(architecture, position, heads):
     state.truncate(torch.tensor(lengths))
     reference.rows = [row[:length] for row, length in zip(reference.rows, lengths, strict=True)]
     extend(model, state, reference, 2, seed=4)
+    return state, reference
+
+
+@pytest.mark.parametrize("heads", [4, 2, 1])
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_steps_agree_with_the_whole_sequence(architecture, position, heads):
+    model = tiny_model(architecture, position, num_kv_heads=heads, qk_norm=heads == 2)
+    walked(model)
 
 
 @pytest.mark.parametrize("position", POSITIONS)

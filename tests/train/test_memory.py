@@ -10,7 +10,8 @@ import torch
 from txtgen.config.train import AdamWConfig, ConstantSchedule, TrainConfig
 from txtgen.errors import ResourceError
 from txtgen.evaluate import evaluate_loss
-from txtgen.train import TrainState, build_optimizer, is_out_of_memory, train
+from txtgen.memory import is_out_of_memory
+from txtgen.train import TrainState, build_optimizer, train
 from txtgen.train.loss import batch_loss
 
 TOLD = [

@@ -1,7 +1,7 @@
 """A run that is ready to train."""
 
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 
@@ -11,20 +11,10 @@ from txtgen.commands.status import Status
 from txtgen.config.commands import CheckpointConfig, RunConfig, inherited, row_length
 from txtgen.config.data import SubwordSampling
 from txtgen.config.tokenizer import Framing
-from txtgen.data import Objective, build_objective
+from txtgen.data import Objective, StreamOptions, build_objective
 from txtgen.distributed import World
 from txtgen.model import Transformer
 from txtgen.tokenizer import Tokenizer
-
-
-class StreamOptions(TypedDict):
-    """The shape of global batches, what keys their order, and which rows of them are this rank's."""
-
-    batch_tokens: int
-    length: int
-    seed: int
-    rank: int
-    world_size: int
 
 
 @dataclass(frozen=True)

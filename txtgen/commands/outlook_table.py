@@ -1,19 +1,18 @@
 """How a dry run is shown: section by section as they become known, or as one JSON object."""
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
 from txtgen.commands.console import duration, table
 from txtgen.commands.figures import written
 from txtgen.commands.outlook import Section
-from txtgen.commands.output import write_result
+from txtgen.commands.output import write_json
 
 
 def show_outlook(sections: Iterable[Section], as_json: bool) -> int:
     """Show what a run would cost. Returns the exit code."""
     if as_json:
-        write_result(json.dumps({section.title: section.facts for section in sections}))
+        write_json({section.title: section.facts for section in sections})
         return 0
     for number, section in enumerate(sections):
         rows: dict[str, object] = {f"  {_named(key)}": _shown(key, value) for key, value in section.facts.items()}

@@ -1,7 +1,9 @@
 """Results on stdout. Imports nothing heavy, so that showing a config stays quick."""
 
+import json
 import os
 import sys
+from typing import Any
 
 from txtgen.errors import safe_text
 
@@ -9,6 +11,11 @@ from txtgen.errors import safe_text
 def write_result(text: str, end: str = "\n") -> None:
     """Write a result to stdout: escaped on a terminal, exact when piped."""
     write_exact((safe_text(text) if sys.stdout.isatty() else text) + end)
+
+
+def write_json(value: Any) -> None:
+    """Write a result as JSON on one line."""
+    write_result(json.dumps(value))
 
 
 def write_exact(text: str) -> None:

@@ -12,15 +12,10 @@ from txtgen.commands.console import columns, duration, table
 from txtgen.commands.convert import Conversion
 from txtgen.commands.evaluate import Evaluation
 from txtgen.commands.inspect import Inspection
-from txtgen.commands.output import write_result
+from txtgen.commands.output import write_json
 from txtgen.commands.tokenizer import TokenizerSummary, TokenizerTraining
 from txtgen.config.decoding import DecodingConfig
 from txtgen.config.model import ModelConfig
-
-
-def write_json(value: Any) -> None:
-    """One JSON object on stdout."""
-    write_result(json.dumps(value))
 
 
 def report_evaluation(evaluation: Evaluation, as_json: bool) -> None:

@@ -1,13 +1,12 @@
 """How runs are shown: tables for people, JSON for programs."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from txtgen.commands.console import columns, table
 from txtgen.commands.figures import formatted, moment, written
-from txtgen.commands.output import write_result
+from txtgen.commands.output import write_json, write_result
 from txtgen.commands.run_record import number, section
 from txtgen.commands.runs import RunDetails, RunDifference, RunSummary, last_start
 
@@ -23,7 +22,7 @@ MEASURES = {
 def show_list(runs: Sequence[RunSummary], runs_path: str, as_json: bool) -> None:
     """Show runs, a line each."""
     if as_json:
-        write_result(json.dumps([asdict(run) for run in runs]))
+        write_json([asdict(run) for run in runs])
     elif not runs:
         write_result(f"no runs in {runs_path}")
     else:
@@ -48,7 +47,7 @@ def _line(run: RunSummary) -> tuple[str, ...]:
 def show_run(details: RunDetails, as_json: bool) -> None:
     """Show one run."""
     if as_json:
-        write_result(json.dumps(asdict(details)))
+        write_json(asdict(details))
         return
     run, about = details.summary, details.about
     rows: dict[str, object] = {
@@ -75,7 +74,7 @@ def show_run(details: RunDetails, as_json: bool) -> None:
 def show_difference(difference: RunDifference, as_json: bool) -> None:
     """Show in what two runs differ, and their figures side by side."""
     if as_json:
-        write_result(json.dumps(asdict(difference)))
+        write_json(asdict(difference))
         return
     one, other = difference.runs
     heads = ("", one.name, other.name)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from txtgen.errors import DivergedError, ResourceError, TxtgenError
 from txtgen.files import replace_file
-from txtgen.train import is_out_of_memory
+from txtgen.memory import is_out_of_memory
 
 State = Literal[
     "starting", "running", "validating", "sampling", "saving", "finished", "interrupted", "diverged", "failed"

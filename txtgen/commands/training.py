@@ -26,6 +26,7 @@ from txtgen.data import (
 from txtgen.distributed import is_sharded
 from txtgen.errors import ResourceError, TxtgenError
 from txtgen.generator import Generation, Generator
+from txtgen.memory import is_out_of_memory
 from txtgen.train import (
     Contention,
     Horizon,
@@ -37,7 +38,6 @@ from txtgen.train import (
     WeightAverage,
     build_optimizer,
     checkpoint_activations,
-    is_out_of_memory,
     refuse_non_finite,
     train,
 )

@@ -6,7 +6,7 @@ from txtgen.data.report import StreamReport
 from txtgen.data.sampling import Side, SourceSummary, describe, sample_texts
 from txtgen.data.statistics import SourceStatistics, corpus_statistics
 from txtgen.data.stream import train_stream
-from txtgen.data.types import IGNORE, Batch, Example, Origin
+from txtgen.data.types import IGNORE, Batch, Example, Origin, StreamOptions
 from txtgen.data.validation import ValidationBatches, validation_batches, validation_pairs, validation_parts
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Side",
     "SourceStatistics",
     "SourceSummary",
+    "StreamOptions",
     "StreamReport",
     "ValidationBatches",
     "build_objective",

@@ -1,7 +1,7 @@
 """What flows down the street: Record -> Example -> Batch, and the bookmark that travels with a batch."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -189,3 +189,13 @@ class Batch:
         # Only from pinned memory does a copy to a GPU not wait.
         pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
         return pinned.to(device, non_blocking=True)
+
+
+class StreamOptions(TypedDict):
+    """The shape of global batches, what keys their order, and which rows of them are this rank's: all if not said."""
+
+    batch_tokens: int
+    length: int
+    seed: int
+    rank: NotRequired[int]
+    world_size: NotRequired[int]

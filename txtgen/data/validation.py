@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Unpack
 
 from txtgen.config.data import DataConfig
 from txtgen.data.buckets import cut_window, pad_pairs, read_window
@@ -10,7 +11,7 @@ from txtgen.data.objectives import Objective
 from txtgen.data.packing import Packer, Rows
 from txtgen.data.report import BadRecordPolicy, StreamReport
 from txtgen.data.supply import Feed
-from txtgen.data.types import Batch, Example, PairRecord
+from txtgen.data.types import Batch, Example, PairRecord, StreamOptions
 from txtgen.errors import ConfigError, DataError
 
 
@@ -110,12 +111,7 @@ def validation_batches(
 def validation_parts(
     data: DataConfig,
     objective: Objective,
-    *,
-    batch_tokens: int,
-    length: int,
-    seed: int,
-    rank: int = 0,
-    world_size: int = 1,
+    **options: Unpack[StreamOptions],
 ) -> dict[str, ValidationBatches]:
     """`validation_batches` for each part of a mixture that can read any of the held-out text, by the part's name; of
     an objective that is no mixture under "".
@@ -126,9 +122,7 @@ def validation_parts(
     parts: dict[str, ValidationBatches] = {}
     for name, part in (objective.parts or {"": objective}).items():
         try:
-            parts[name] = validation_batches(
-                data, part, batch_tokens=batch_tokens, length=length, seed=seed, rank=rank, world_size=world_size
-            )
+            parts[name] = validation_batches(data, part, **options)
         except NothingHeldOut as nothing:
             error = nothing
     if not parts:

@@ -8,8 +8,9 @@ import torch
 
 from txtgen.data.types import Batch
 from txtgen.distributed import World
+from txtgen.memory import is_out_of_memory
 from txtgen.model import Transformer
-from txtgen.train import batch_loss, is_out_of_memory, micro_batches, smaller_batch
+from txtgen.train import batch_loss, micro_batches, smaller_batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from txtgen.train.estimate import MemoryEstimate, estimate_memory
 from txtgen.train.figures import Figures, StepReport
 from txtgen.train.loop import TrainState, micro_batches, refuse_non_finite, smaller_batch, train
 from txtgen.train.loss import LossSums, batch_loss, cross_entropy_sums
-from txtgen.train.memory import is_out_of_memory
 from txtgen.train.optimizer import build_optimizer
 from txtgen.train.schedule import Horizon, learning_rate
 from txtgen.train.speed import Contention, Speed
@@ -36,7 +35,6 @@ __all__ = [
     "count_flops",
     "cross_entropy_sums",
     "estimate_memory",
-    "is_out_of_memory",
     "learning_rate",
     "matrix_peak",
     "may_compile",

@@ -13,13 +13,14 @@ from txtgen.config.train import TrainConfig
 from txtgen.data.types import Batch
 from txtgen.distributed import World, gradients_held_back, is_sharded, local, reshard, sum_gradients, total_norm
 from txtgen.errors import DivergedError
+from txtgen.memory import is_out_of_memory
 from txtgen.model import Transformer
 from txtgen.train.average import WeightAverage
 from txtgen.train.compilation import Compilation, settle_compilation
 from txtgen.train.cost import count_flops
 from txtgen.train.figures import Figures, StepReport
 from txtgen.train.loss import BatchLoss
-from txtgen.train.memory import is_out_of_memory, smaller_micro_batch
+from txtgen.train.memory import smaller_micro_batch
 from txtgen.train.optimizer import Optimizers
 from txtgen.train.schedule import Horizon, learning_rate
 

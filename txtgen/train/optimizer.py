@@ -45,8 +45,9 @@ class Optimizers:
         """
         for group, peak in zip(self.groups(), self._peaks, strict=True):
             group["lr"] = share * peak
+        found_inf = None if leave_out is None else leave_out.float()
         for part in self.parts.values():
-            part.step(None if leave_out is None else leave_out.float())
+            part.step(found_inf)
         self.forget_gradients()
 
     def forget_gradients(self) -> None:
