@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from txtgen.commands.locking import hold
+from txtgen.commands.locking import hold, is_held
 from txtgen.errors import BusyError
 
 fcntl = pytest.importorskip("fcntl")
@@ -59,10 +59,12 @@ def test_a_folder_is_held_by_one_process_and_free_after_its_death(tmp_path, monk
         with pytest.raises(BusyError, match=busy) as caught, hold(tmp_path):
             pass
         assert caught.value.exit_code == 9
+        assert is_held(tmp_path)
         process.send_signal(signal.SIGKILL)
         process.wait()
         with hold(tmp_path):
             assert json.loads((tmp_path / ".owner").read_text())["pid"] == os.getpid()
+    assert not is_held(tmp_path)
     assert ("knows no locks" in caplog.text) == (kind != "flock")
     assert not (tmp_path / ".owner").exists()
     assert not (tmp_path / ".lock.pid").exists()

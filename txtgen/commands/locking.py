@@ -35,11 +35,13 @@ def hold(folder: Path) -> Iterator[None]:
     """
     owner = folder / ".owner"
     try:
-        lock = _acquired(folder)
+        lock = _acquired(folder, SOFT_SECONDS)
     except Timeout as error:
         raise BusyError(
             "the run folder is in use" + _told(owner), str(folder), "wait for that run, or choose another --name"
         ) from error
+    if isinstance(lock, SoftFileLock):
+        logger.warning("this file system knows no locks; the file %s holds the run folder instead", lock.lock_file)
     try:
         owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}))
         yield
@@ -49,16 +51,25 @@ def hold(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _acquired(folder: Path) -> BaseFileLock:
+def is_held(folder: Path) -> bool:
+    """Whether a process holds the folder; also True where that cannot be found out."""
+    if not (folder / ".lock").exists() and not (folder / ".lock.pid").exists():
+        return False
+    try:
+        _acquired(folder, soft_seconds=0.0).release()
+    except (Timeout, OSError):
+        return True
+    return False
+
+
+def _acquired(folder: Path, soft_seconds: float) -> BaseFileLock:
     lock: BaseFileLock = FileLock(folder / ".lock", timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
             raise
-        soft = folder / ".lock.pid"
-        logger.warning("this file system knows no locks; the file %s holds the run folder instead", soft)
-        lock = SoftFileLock(soft, timeout=SOFT_SECONDS, poll_interval=0.1)
+        lock = SoftFileLock(folder / ".lock.pid", timeout=soft_seconds, poll_interval=0.1)
         lock.acquire()
     return lock
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from txtgen.commands.locking import is_held
 from txtgen.config.yaml import read_yaml_file
 from txtgen.errors import CheckpointError, ConfigError
 
@@ -33,7 +32,6 @@ class RunPaths:
         self.checkpoints = path / "checkpoints"
         self.last = path / "last.pth"
         self.best = path / "best.pth"
-        self.lock_file = path / ".lock"
 
     @property
     def exists(self) -> bool:
@@ -233,7 +231,8 @@ def _state(paths: RunPaths, status: dict[str, Any]) -> str:
     pid, host = whole(status.get("pid")), status.get("host")
     if pid is None or host != socket.gethostname():
         return f"{state} on {host}" if isinstance(host, str) else "unknown"
-    return state if _alive(pid) and _locked(paths) else "killed"
+    # Numbers of processes are used again; the lock ends with its process.
+    return state if _alive(pid) and is_held(paths.path) else "killed"
 
 
 def _alive(pid: int) -> bool:
@@ -247,17 +246,6 @@ def _alive(pid: int) -> bool:
     except OSError:
         return True
     return True
-
-
-def _locked(paths: RunPaths) -> bool:
-    """Whether a process holds the folder: numbers of processes are used again, the lock ends with its process."""
-    if not paths.lock_file.exists():
-        return False
-    try:
-        with FileLock(paths.lock_file, timeout=0):
-            return False
-    except (Timeout, OSError):
-        return True
 
 
 def _num_bytes(folder: Path) -> int:
