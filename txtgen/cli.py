@@ -172,7 +172,7 @@ def average(
 ) -> None:
     """Make one model of several checkpoints: the mean of their weights."""
     from txtgen.commands import average as command
-    from txtgen.commands.report import report_average
+    from txtgen.commands.result_tables import report_average
     from txtgen.config.commands import AverageConfig
     from txtgen.config.flags import from_flags
 
@@ -310,7 +310,7 @@ def evaluate(
 ) -> None:
     """Measure loss, perplexity and bits per byte; BLEU and chrF for pairs."""
     from txtgen.commands import evaluate as command
-    from txtgen.commands.report import report_evaluation
+    from txtgen.commands.result_tables import report_evaluation
     from txtgen.config.commands import EvaluateConfig
     from txtgen.config.flags import from_flags
 
@@ -334,7 +334,7 @@ def evaluate(
 def inspect(model: Model = None, runs_path: RunsPath = "runs", json_output: Json = False) -> None:
     """Show a checkpoint's config, lineage, sizes and checksums, without building the model."""
     from txtgen.commands import inspect as command
-    from txtgen.commands.report import report_inspection
+    from txtgen.commands.result_tables import report_inspection
 
     report_inspection(command.run(model, runs_path), json_output)
 
@@ -353,7 +353,7 @@ def convert_from_hf(
 ) -> None:
     """Make a checkpoint of a model in Hugging Face's format."""
     from txtgen.commands import convert as command
-    from txtgen.commands.report import report_conversion
+    from txtgen.commands.result_tables import report_conversion
     from txtgen.config.commands import ImportConfig
     from txtgen.config.flags import from_flags
 
@@ -375,7 +375,7 @@ def convert_to_hf(
 ) -> None:
     """Write a model as a folder that transformers loads."""
     from txtgen.commands import convert as command
-    from txtgen.commands.report import report_conversion
+    from txtgen.commands.result_tables import report_conversion
     from txtgen.config.commands import ExportConfig
     from txtgen.config.flags import from_flags
 
@@ -395,7 +395,7 @@ def tokenizer_train(
 ) -> None:
     """Train a SentencePiece tokenizer."""
     from txtgen.commands import tokenizer as command
-    from txtgen.commands.report import report_training
+    from txtgen.commands.result_tables import report_training
     from txtgen.config.flags import from_flags
     from txtgen.config.tokenizer import SentencePieceConfig
 
@@ -416,7 +416,7 @@ def tokenizer_show(
     """Show pieces of a text, vocabulary size, bytes per token and byte-fallback rate."""
     from txtgen.commands import tokenizer as command
     from txtgen.commands.models import resolve_tokenizer
-    from txtgen.commands.report import report_tokenizer
+    from txtgen.commands.result_tables import report_tokenizer
 
     report_tokenizer(command.show(resolve_tokenizer(model), text, files or ()), json_output)
 
@@ -472,7 +472,7 @@ def check_resume(
 ) -> None:
     """Continue a copy from the checkpoint before the last, and compare batches, losses and weights."""
     from txtgen.commands import check as command
-    from txtgen.commands.report import report_check
+    from txtgen.commands.result_tables import report_check
     from txtgen.config.commands import CheckConfig
     from txtgen.config.flags import from_flags
 

@@ -12,7 +12,7 @@ import pytest
 from txtgen.cli import run
 from txtgen.commands import journal, training
 from txtgen.commands.curves import MAX_POINTS, Series, decimate, draw, labels, linear_ticks, log_ticks
-from txtgen.commands.figures import written
+from txtgen.commands.formatting import written
 from txtgen.commands.page import render, write_page
 from txtgen.commands.run_folder import RunFolder
 from txtgen.errors import DataError, ResourceError

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from txtgen.commands.console import duration, table
-from txtgen.commands.figures import written
+from txtgen.commands.formatting import written
 from txtgen.commands.outlook import Section
 from txtgen.commands.output import write_json
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 import txtgen
 from txtgen.commands.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Curve, Series, draw
-from txtgen.commands.figures import formatted, moment, written
+from txtgen.commands.formatting import formatted, moment, written
 from txtgen.commands.run_record import (
     Columns,
     RunPaths,

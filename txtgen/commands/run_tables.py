@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from txtgen.commands.console import columns, table
-from txtgen.commands.figures import formatted, moment, written
+from txtgen.commands.formatting import formatted, moment, written
 from txtgen.commands.output import write_json, write_result
 from txtgen.commands.run_record import number, section
 from txtgen.commands.runs import RunDetails, RunDifference, RunSummary, last_start

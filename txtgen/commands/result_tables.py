@@ -1,4 +1,4 @@
-"""How the results of evaluate, inspect and tokenizer are shown: tables for people, JSON for programs."""
+"""What evaluate, inspect, tokenizer and others found, shown: tables for people, JSON for programs."""
 
 import json
 from dataclasses import asdict
