@@ -1,0 +1,6 @@
+"""From text to text: prompts become tokens, search goes on from them, and what it finds becomes text."""
+
+from txtgen.generator.generator import Generator
+from txtgen.generator.types import Generation, Message, Prompt
+
+__all__ = ["Generation", "Generator", "Message", "Prompt"]

@@ -1,0 +1,214 @@
+"""The generator: search over the tokens of prompts, a batch at a time."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from txtgen.checkpoint import LoadedModel
+from txtgen.config.decoding import DecodingConfig, SampleConfig
+from txtgen.decode import Hypothesis, Steps, run_steps, search_steps
+from txtgen.errors import ResourceError, UsageError
+from txtgen.generator.prompts import PromptReader
+from txtgen.generator.settings import resolve_settings
+from txtgen.generator.types import EncodedPrompt, Generation, Prompt
+from txtgen.generator.writing import StopStrings, filled_text, new_text, safe_length
+from txtgen.infilling import gap_marks
+from txtgen.model import Transformer
+from txtgen.tokenizer import IncrementalDecoder, never_written
+
+BATCHES_PER_WINDOW = 32
+"""Prompts are sorted by length over this many batches: little padding, and yet early first results."""
+
+
+class Generator:
+    """A model that goes on from text.
+
+    Args:
+        loaded: the model and what belongs to it.
+        batch_size: prompts (or samples) that are generated at a time.
+        independent: one at a time, so that no other prompt can change a result even by a rounding error.
+
+    Raises:
+        UsageError: the batch size is below 1.
+    """
+
+    def __init__(self, loaded: LoadedModel, *, batch_size: int = 16, independent: bool = False) -> None:
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}", "batch_size", "give at least 1")
+        self.loaded = loaded
+        self.batch_size = 1 if independent else batch_size
+        self._reader = PromptReader(loaded)
+        self._suppress = never_written(loaded.tokenizer, loaded.config.framing, loaded.model.config.vocab_size or 0)
+        self._suppress_beside_gaps = sorted({*self._suppress} - {*gap_marks(loaded.tokenizer.control_ids)})
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        raw: bool = False,
+        special: bool = False,
+        gap: str | None = None,
+        **options: Any,
+    ) -> list[Generation]:
+        """The results of every prompt, in the order of the prompts; those of one prompt are consecutive.
+
+        Args:
+            prompts: texts, or conversations for a chat model, which takes a text as the user's first turn.
+            raw: go on from the text itself, even with a chat model.
+            special: spellings of special tokens in a text are those tokens, such as "<extra_id_0>" for T5.
+            gap: what stands in a text for what is to be filled in, by a model that has learnt to; it is then not
+                gone on from.
+            options: settings of `txtgen.config.decoding`, such as strategy="beam", beam_size=4.
+
+        Raises:
+            UsageError: a prompt or an option that cannot be used; before anything is generated.
+            DivergedError: the model's scores are not finite.
+            ResourceError: the memory does not suffice.
+        """
+        return list(self.iterate(prompts, raw=raw, special=special, gap=gap, **options))
+
+    def iterate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        raw: bool = False,
+        special: bool = False,
+        gap: str | None = None,
+        **options: Any,
+    ) -> Iterator[Generation]:
+        """As `generate`, but each result comes as soon as it and all before it are finished."""
+        decoding = resolve_settings(self.loaded, options)
+        return self._finish_in_order(self._reader.encode_all(_listed(prompts), raw, special, gap, decoding), decoding)
+
+    def stream(self, prompt: Prompt, *, raw: bool = False, special: bool = False, **options: Any) -> Iterator[str]:
+        """The text of one result in pieces, as it is decided: no half characters, no parts of stop strings.
+
+        The pieces make up the text that `generate` gives. Beam search decides at the end, all at once.
+
+        Raises:
+            UsageError: as for `generate`, or more than one result is asked for.
+        """
+        decoding = resolve_settings(self.loaded, {"num_return": 1, **options})
+        if decoding.num_return > 1:
+            raise UsageError(f"num_return is {decoding.num_return}", "stream", "a stream shows one result")
+        return self._stream(self._reader.encode_all([prompt], raw, special, None, decoding)[0], decoding)
+
+    # -- tokens to tokens
+
+    def _steps(self, prompts: Sequence[EncodedPrompt], decoding: DecodingConfig, first_sample: int = 0) -> Steps:
+        contexts = [self._reader.context(prompt) for prompt in prompts]
+        return search_steps(
+            self.loaded.model,
+            self._reader.batch(prompts),
+            decoding,
+            limits=[prompt.limit for prompt in prompts],
+            eos_ids=self._reader.framing.end,
+            suppress=self._suppress if prompts[0].gaps is None else self._suppress_beside_gaps,
+            prompt_indices=[prompt.number for prompt in prompts],
+            first_sample=first_sample,
+            stop=StopStrings(self.loaded.tokenizer, decoding.stop, contexts) if decoding.stop else None,
+        )
+
+    def _search(self, prompts: Sequence[EncodedPrompt], decoding: DecodingConfig) -> list[list[Hypothesis]]:
+        """The hypotheses of each prompt; no more than batch_size samples at a time."""
+        with _ready(self.loaded.model):
+            if not isinstance(decoding, SampleConfig):
+                return run_steps(self._steps(prompts, decoding))
+            found: list[list[Hypothesis]] = [[] for _ in prompts]
+            for first in range(0, decoding.num_return, self.batch_size):
+                count = min(self.batch_size, decoding.num_return - first)
+                part = decoding.model_copy(update={"num_return": count})
+                more = run_steps(self._steps(prompts, part, first))
+                found = [before + new for before, new in zip(found, more, strict=True)]
+            return found
+
+    def _finish_in_order(self, prompts: Sequence[EncodedPrompt], decoding: DecodingConfig) -> Iterator[Generation]:
+        """Batches of prompts of similar length, the longest first; results in the order of the prompts."""
+        copies = decoding.num_return if isinstance(decoding, SampleConfig) else 1
+        size = max(1, self.batch_size // copies)
+        for start in range(0, len(prompts), size * BATCHES_PER_WINDOW):
+            window = prompts[start : start + size * BATCHES_PER_WINDOW]
+            order = sorted(window, key=lambda prompt: -len(prompt.token_ids)) if size > 1 else window
+            finished: dict[int, list[Generation]] = {}
+            following = start
+            for first in range(0, len(order), size):
+                batch = order[first : first + size]
+                for prompt, hypotheses in zip(batch, self._search(batch, decoding), strict=True):
+                    finished[prompt.number] = [
+                        self._generation(prompt, index, hypothesis, decoding)
+                        for index, hypothesis in enumerate(hypotheses)
+                    ]
+                while following in finished:
+                    yield from finished.pop(following)
+                    following += 1
+
+    def _stream(self, prompt: EncodedPrompt, decoding: DecodingConfig) -> Iterator[str]:
+        decoder = IncrementalDecoder(self.loaded.tokenizer)
+        for token_id in self._reader.context(prompt):
+            decoder.push(token_id)
+        waiting, shown = "", 0
+        with _ready(self.loaded.model):
+            steps = self._steps([prompt], decoding)
+            while True:
+                try:
+                    decided = next(steps)
+                except StopIteration as end:
+                    ((hypothesis, *_),) = end.value
+                    break
+                waiting += "".join(decoder.push(token_id) for _, token_id in decided)
+                safe = safe_length(waiting, decoding.stop)
+                if safe:
+                    yield waiting[:safe]
+                    waiting, shown = waiting[safe:], shown + safe
+        rest = self._generation(prompt, 0, hypothesis, decoding).text[shown:]
+        if rest:
+            yield rest
+
+    def _generation(
+        self, prompt: EncodedPrompt, index: int, hypothesis: Hypothesis, decoding: DecodingConfig
+    ) -> Generation:
+        text = new_text(self.loaded.tokenizer, self._reader.context(prompt), hypothesis.token_ids)
+        ends = [text.index(stop) for stop in decoding.stop if stop in text]
+        text = text[: min(ends)] if ends else text
+        fills: tuple[str, ...] = ()
+        if prompt.gaps is not None:
+            text, fills = filled_text(prompt.gaps, hypothesis.token_ids, text, self.loaded.tokenizer)
+        return Generation(
+            prompt_index=prompt.number,
+            index=index,
+            prompt=prompt.text,
+            text=text,
+            token_ids=hypothesis.token_ids,
+            prompt_token_ids=prompt.token_ids,
+            logprob=hypothesis.logprob,
+            score=hypothesis.score,
+            finish_reason=hypothesis.finish_reason,
+            fills=fills,
+        )
+
+
+def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """A list of prompts, also if a single one is given."""
+    if isinstance(prompts, str):
+        return [prompts]
+    listed: list[Any] = list(prompts)
+    return [listed] if listed and isinstance(listed[0], Mapping) else listed
+
+
+@contextmanager
+def _ready(model: Transformer) -> Iterator[None]:
+    """The model without dropout for a while; a lack of memory is told in our words."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # What the CPU's allocator raises has no class of its own.
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "enough memory" not in str(error):
+            raise
+        fix = "lower batch_size, num_return, beam_size or max_new_tokens"
+        raise ResourceError("out of memory", "generation", fix) from error
+    finally:
+        model.train(training)

@@ -1,0 +1,54 @@
+"""What goes into a generator, and what comes out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from txtgen.decode import FinishReason
+from txtgen.infilling import Gaps
+
+Message = Mapping[str, str]
+"""A turn of a conversation: its `role` and its `content`."""
+
+Prompt = str | Sequence[Message]
+"""A text, or the conversation so far for a chat model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One result.
+
+    prompt_index, index: the number of its prompt, and its own among the results of that prompt, from 0.
+    prompt: the prompt as text; a conversation as the model reads it. text: what was generated, without end
+    token or stop string. token_ids: the generated tokens, the end token included. prompt_token_ids: what the
+    model was given, special tokens included; the source, for an encoder-decoder. logprob: the sum of the
+    tokens' natural log-probabilities under the model itself. score: what results are ranked by.
+
+    Where a prompt had gaps, `text` is the whole text with the gaps filled, and `fills` is what stands in each; it is
+    empty otherwise, and where the model wrote the whole text anew.
+    """
+
+    prompt_index: int
+    index: int
+    prompt: str
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_token_ids: tuple[int, ...]
+    logprob: float
+    score: float
+    finish_reason: FinishReason
+    fills: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The generated text."""
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt as the model is given it, how many tokens may follow, and the gaps that they fill, if any."""
+
+    number: int
+    text: str
+    token_ids: tuple[int, ...]
+    limit: int
+    gaps: Gaps | None = None
