@@ -90,10 +90,11 @@ class Transformer(nn.Module):
     @property
     def compute_dtype(self) -> torch.dtype:
         """Of the matrix products: the weights' own, or that of autocast."""
-        kind = self.token_embedding.weight.device.type
+        first = next(self.parameters())  # of quantised weights, only those around them are parameters
+        kind = first.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             return torch.get_autocast_dtype(kind)
-        return self.token_embedding.weight.dtype
+        return first.dtype
 
     def _check_length(self, length: int, limit: int, what: str, key: str) -> None:
         """Raises UsageError if positions come from a table that is shorter than the sequence."""

@@ -1,0 +1,127 @@
+"""Weights in 8 or 4 bits: how they are written, and the modules that hold them.
+
+A row of K weights is cut into blocks of 32 neighbours, the last one perhaps shorter. Each block has a scale, and a
+weight is its code times the scale of its block:
+
+    int8   codes [N,K] int8, -127 ... 127
+    int4   codes [N,ceil(K/2)] uint8, two in a byte, the earlier one in its low half, each -8 ... 7 with 8 added
+    scale  [N,ceil(K/32)], in the dtype of the model; every one of them is exact in bfloat16, in which it may be stored
+
+Modules keep the names of what they replace: `q_proj.codes` and `q_proj.scale` stand in for `q_proj.weight`.
+
+Source: Dettmers et al. 2022, arXiv 2110.02861 (a scale per block); the sizes are those of Q8_0 and Q4_0 in llama.cpp.
+"""
+
+from typing import Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Kind = Literal["int8", "int4"]
+
+BLOCK = 32
+"""Weights that share a scale. A scale per row of 256 weights is no worse for a small model, but the larger a model, the
+more single weights and activations stand out, and they coarsen only their own block."""
+
+
+class Quantized(NamedTuple):
+    """A matrix [N,K] as codes and scales, as the module's docstring says."""
+
+    codes: Tensor
+    scale: Tensor
+
+
+def quantize(weight: Tensor, kind: Kind) -> Quantized:
+    """The codes nearest to weight [N,K], which is of any floating dtype and finite."""
+    rows, width = weight.shape
+    blocks = F.pad(weight.float(), (0, -width % BLOCK)).view(rows, -1, BLOCK)
+    if kind == "int8":
+        scale = _exact(blocks.abs().amax(-1) / 127)
+        codes = _codes(blocks, scale, -127, 127)[:, :width].to(torch.int8)
+    else:
+        # There is one more code below zero than above: it goes to the weight that is largest in size.
+        largest = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True)).squeeze(-1)
+        scale = _exact(largest / -8)
+        nibbles = F.pad(_codes(blocks, scale, -8, 7)[:, :width] + 8, (0, width % 2), value=8).to(torch.uint8)
+        codes = nibbles[:, ::2] | nibbles[:, 1::2] << 4
+    return Quantized(codes.contiguous(), scale.to(weight.dtype))
+
+
+def _exact(scale: Tensor) -> Tensor:
+    """Scales as bfloat16 can hold them; 1 where all weights of a block are 0."""
+    scale = scale.bfloat16().float()
+    return torch.where(scale == 0.0, 1.0, scale)
+
+
+def _codes(blocks: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+    """[N,K] float32, K filled up to whole blocks."""
+    return (blocks / scale[..., None]).round().clamp(low, high).flatten(1)
+
+
+def dequantize(codes: Tensor, scale: Tensor, width: int) -> Tensor:
+    """The matrix [N,width] that codes and scales stand for, in the dtype of the scales. It is what any faster way of
+    computing with them must agree with."""
+    if codes.dtype == torch.uint8:
+        codes = torch.stack((codes & 15, codes >> 4), -1).flatten(1)[:, :width].to(torch.int8) - 8
+    return codes * scale.repeat_interleave(BLOCK, 1)[:, :width]
+
+
+class _QuantizedWeight(nn.Module):
+    """A matrix [N,K] that is a weight to whoever asks, made of codes and scales every time."""
+
+    codes: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: Tensor, kind: Kind) -> None:
+        super().__init__()
+        codes, scale = quantize(weight, kind)
+        self.kind, self.width = kind, weight.shape[1]
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+
+    @property
+    def weight(self) -> Tensor:
+        """[N,K], in the dtype of the scales."""
+        return dequantize(self.codes, self.scale, self.width)
+
+
+class QuantizedLinear(_QuantizedWeight):
+    """A linear map with few bits a weight; its bias stays as it is."""
+
+    def __init__(self, linear: nn.Linear, kind: Kind) -> None:
+        super().__init__(linear.weight.detach(), kind)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [...,K] to [...,N]."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class QuantizedEmbedding(_QuantizedWeight):
+    """Vectors of tokens with few bits a weight."""
+
+    def __init__(self, embedding: nn.Embedding, kind: Kind) -> None:
+        super().__init__(embedding.weight.detach(), kind)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """The vectors [...,K] of ids."""
+        flat = ids.flatten()
+        return dequantize(self.codes[flat], self.scale[flat], self.width).view(*ids.shape, self.width)
+
+
+TOKEN_TABLES = ("token_embedding", "source_embedding")
+"""Beside linear layers these are quantised. Positions, n-grams and norms are few, or looked up one by one."""
+
+
+def quantize_model(model: nn.Module, kind: Kind) -> None:
+    """Replace the linear layers and token embeddings of a Transformer by quantised ones. It cannot be trained then."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear):
+            new: nn.Module = QuantizedLinear(module, kind)
+        elif name in TOKEN_TABLES:
+            new = QuantizedEmbedding(cast(nn.Embedding, module), kind)
+        else:
+            continue
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, new)
