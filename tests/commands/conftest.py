@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from txtgen.cli import run
-from txtgen.commands import training
+from txtgen.commands import pacing, training
 
 WORDS = {"cat": "Katze", "dog": "Hund", "fox": "Fuchs", "sun": "Sonne", "sea": "Meer", "car": "Auto"}
 
@@ -73,14 +73,14 @@ def a_second_a_step(monkeypatch) -> None:
         now[0] += 1.0
         log(self, report)
 
-    class Ticking(training.TimeBudget):
+    class Ticking(pacing.TimeBudget):
         def __init__(self, seconds, most_steps, _spent, horizon) -> None:
             super().__init__(seconds, most_steps, 0.0, horizon, clock=lambda: now[0])
 
         def note(self, *_) -> None:
             """What lies between the steps takes no time."""
 
-    monkeypatch.setattr(training, "TimeBudget", Ticking)
+    monkeypatch.setattr(pacing, "TimeBudget", Ticking)
     monkeypatch.setattr(training.Session, "log", tick)
 
 

@@ -110,7 +110,7 @@ def test_minutes_are_filled_by_a_rate_that_falls_to_its_end(workshop, a_second_a
     before, tick = [], training.Session.log
 
     def noting(self, report) -> None:
-        before.append(self.seconds_before)
+        before.append(self.job.resumed["seconds"])
         tick(self, report)
 
     monkeypatch.setattr(training.Session, "log", noting)

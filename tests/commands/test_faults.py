@@ -13,18 +13,18 @@ import txtgen.commands.validation
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
 from txtgen.commands.console import ProgressDisplay
+from txtgen.commands.sampling import Samples
 from txtgen.commands.status import HEARTBEAT_SECONDS, Status
-from txtgen.commands.training import Session
 
 
 def test_a_metric_or_a_sample_that_fails_is_told_once_and_training_goes_on(workshop, capfd, monkeypatch) -> None:
     def fails(*_, **__):
         raise ZeroDivisionError("a bug")
 
-    original = Session.samples
+    original = Samples.generate
     asked = iter([original])
     monkeypatch.setattr(txtgen.commands.validation, "evaluate_loss", fails)
-    monkeypatch.setattr(Session, "samples", lambda self: next(asked, fails)(self))
+    monkeypatch.setattr(Samples, "generate", lambda self: next(asked, fails)(self))
     assert run(["pretrain", "decoder.yaml", "--name", "a", "--set", "samples.every=2"]) == 0
     error = capfd.readouterr().err
     assert error.count("validation at step") == error.count("sampling at step") == 1

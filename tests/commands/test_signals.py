@@ -19,8 +19,8 @@ from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
 from txtgen.commands import signals
 from txtgen.commands.run_folder import RunFolder
+from txtgen.commands.sampling import Samples
 from txtgen.commands.signals import Interrupted, StopRequest, interruptible, listen
-from txtgen.commands.training import Session
 from txtgen.distributed import World
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
@@ -86,7 +86,7 @@ def in_validation(monkeypatch, action) -> None:
 
 
 def in_sampling(monkeypatch, action) -> None:
-    original, calls = Session.samples, count()
+    original, calls = Samples.generate, count()
 
     def samples(self):
         found = original(self)
@@ -96,7 +96,7 @@ def in_sampling(monkeypatch, action) -> None:
         action()
         yield from found
 
-    monkeypatch.setattr(Session, "samples", samples)
+    monkeypatch.setattr(Samples, "generate", samples)
 
 
 def in_a_save(monkeypatch, action) -> None:

@@ -68,7 +68,7 @@ def test_a_resumed_run_equals_the_straight_one(workshop, trained, config, monkey
     def interrupt(self, report) -> None:
         original(self, report)
         if report.step == 3:
-            self.job.stop.receive(signal.SIGTERM, None)
+            self.stop.receive(signal.SIGTERM, None)
 
     with monkeypatch.context() as patch:
         patch.setattr(training.Session, "log", interrupt)

@@ -165,7 +165,7 @@ def _continued(path: Path, steps: int, device_name: str) -> Continuation:
         session = Session(job, display, Journal(job))
         with (
             session.saving,
-            closing(training_batches(session.saving, session.objective, session.report)) as batches,
+            closing(training_batches(session.saving, session.objective, session.reading)) as batches,
         ):
             seen = _hashed(batches, hashes)
             reports = train(session.state, seen, config.train, dtype=dtype, seed=config.seed)

@@ -23,7 +23,7 @@ def training_batches(saving: Saving, objective: Objective, report: StreamReport)
         objective,
         **job.stream_options,
         bookmark=state.bookmark or None,
-        accept_changes=job.accept_changes,
+        accept_changes=job.start.accept_changes,
         workers=int(job.device.type != "cpu") if workers is None else workers,
         report=report,
     )

@@ -49,19 +49,12 @@ def build(config: FinetuneConfig, start: Start, display: ProgressDisplay) -> Job
     job = Job(
         command="finetune",
         config=config,
+        start=start,
         model=model,
         tokenizer=base.tokenizer,
         source_tokenizer=base.source_tokenizer,
-        folder=start.folder,
-        dtype=start.dtype,
-        world=start.world,
-        base=base.config,
         parents=start.parents if start.resumed else ancestors,
-        resumed=start.resumed.training if start.resumed else None,
-        changes=start.changes,
-        accept_changes=start.accept_changes,
-        stop=start.stop,
-        status=start.status,
+        base=base.config,
     )
     if job.row_length < (longest := model.config.max_length) and config.train.sequence_length is None:
         display.note(f"rows of {job.row_length:,} tokens; train.sequence_length may be up to {longest:,}")

@@ -1,13 +1,12 @@
 """A run that is ready to train."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from txtgen.commands.run_folder import RunFolder
-from txtgen.commands.signals import StopRequest
-from txtgen.commands.status import Status
+from txtgen.commands.starting import Start
 from txtgen.config.commands import CheckpointConfig, RunConfig, inherited, row_length
 from txtgen.config.data import SubwordSampling
 from txtgen.config.tokenizer import Framing
@@ -19,34 +18,45 @@ from txtgen.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is ready to train: everything built, nothing learnt yet (or as far as `resumed` says).
+    """A run that is ready to train: everything built, nothing learnt yet, or as far as its start resumes.
 
     parents: fingerprints of the checkpoints that it descends from, the nearest last. base: what the checkpoint that
-    it goes on from says of itself, or None. resumed: the training state of that checkpoint, or None. changes: what
-    resuming users accepted, each with its step. accept_changes: go on although the corpus is not what it was.
-    stop: what signals asked for. status: where the run says what it does.
+    it goes on from says of itself, or None.
     """
 
     command: str
     config: RunConfig
+    start: Start
     model: Transformer
     tokenizer: Tokenizer
     source_tokenizer: Tokenizer | None
-    folder: RunFolder
-    dtype: torch.dtype
-    world: World = field(default_factory=World)
-    base: CheckpointConfig | None = None
     parents: tuple[str, ...] = ()
-    resumed: dict[str, Any] | None = None
-    changes: tuple[dict[str, Any], ...] = ()
-    accept_changes: bool = False
-    stop: StopRequest = field(default_factory=StopRequest)
-    status: Status = field(default_factory=lambda: Status(None))
+    base: CheckpointConfig | None = None
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run writes."""
+        return self.start.folder
+
+    @property
+    def world(self) -> World:
+        """This rank among the others."""
+        return self.start.world
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(self.model.parameters()).device
+        return self.start.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix products."""
+        return self.start.dtype
+
+    @property
+    def resumed(self) -> dict[str, Any] | None:
+        """The training state that it goes on from, if any."""
+        return self.start.resumed.training if self.start.resumed else None
 
     @property
     def settled(self) -> RunConfig:

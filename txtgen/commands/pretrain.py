@@ -50,18 +50,11 @@ def build(config: PretrainConfig, start: Start, display: ProgressDisplay) -> Job
     return Job(
         command="pretrain",
         config=config,
+        start=start,
         model=model,
         tokenizer=tokenizer,
         source_tokenizer=source_tokenizer,
-        folder=start.folder,
-        dtype=start.dtype,
-        world=start.world,
         parents=start.parents,
-        resumed=start.resumed.training if start.resumed else None,
-        changes=start.changes,
-        accept_changes=start.accept_changes,
-        stop=start.stop,
-        status=start.status,
     )
 
 

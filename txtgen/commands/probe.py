@@ -144,7 +144,7 @@ def _time_translation(session: Session) -> float:
 
 def time_samples(session: Session) -> float:
     """Seconds of one round of samples."""
-    return _seconds(lambda: list(session.samples()))
+    return _seconds(lambda: list(session.samples.generate()))
 
 
 def time_saves(session: Session) -> tuple[float, float]:

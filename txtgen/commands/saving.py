@@ -55,7 +55,7 @@ class Saving:
     def __init__(self, job: Job, state: TrainState) -> None:
         self.job, self.state = job, state
         self.config = job.config.train
-        self.changes = [*job.changes]
+        self.changes = [*job.start.changes]
         """What resuming users accepted, each with its step."""
         self.saved = state.step
         """The step of the newest checkpoint to resume, written or being written."""
@@ -256,7 +256,7 @@ class Saving:
 
     def lineage(self) -> dict[str, Any]:
         """Where the weights come from and how they were made."""
-        job, device = self.job, next(self.job.model.parameters()).device
+        job = self.job
         return {
             "command": job.command,
             "run": job.folder.path.name,
@@ -269,7 +269,7 @@ class Saving:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "txtgen": txtgen.__version__,
             "python": platform.python_version(),
-            **environment(job.config.train, device, job.dtype, job.world),
+            **environment(job.config.train, job.device, job.dtype, job.world),
         }
 
 

@@ -1,6 +1,7 @@
-"""What a run measures on held-out text, and which of two measurements is the better."""
+"""What a run measures on held-out text, which of two measurements is the better, and how long it waits for one."""
 
 from itertools import islice, takewhile
+from typing import Any
 
 from txtgen.commands.job import Job
 from txtgen.commands.signals import StopRequest
@@ -11,7 +12,7 @@ from txtgen.generator import Generator
 
 
 class Validation:
-    """The held-out text of a run, the same at every measurement."""
+    """The held-out text of a run, the same at every measurement, and what became of the measurements so far."""
 
     def __init__(self, job: Job, objective: Objective, generator: Generator) -> None:
         self.job, self.generator = job, generator
@@ -19,6 +20,18 @@ class Validation:
         holds_out = bool(data.validation.sources or data.validation.fraction)
         self.weights = objective.weights
         self.parts = validation_parts(data, objective, **job.stream_options) if holds_out else {}
+        self.step = 0
+        """The step that was measured last; a resumed run owes what was due and not done."""
+        self.no_better = 0
+        """Measurements in a row that were not better than the best before them."""
+
+    def restore(self, training: dict[str, Any]) -> None:
+        """Go on from the training state of a checkpoint."""
+        self.step, self.no_better = training["validated"], training.get("no_better", 0)
+
+    def progress(self) -> dict[str, Any]:
+        """What `restore` takes up."""
+        return {"validated": self.step, "no_better": self.no_better}
 
     def measure(self, stop: StopRequest, max_tokens: int | None = None) -> dict[str, float] | None:
         """Loss, bits per byte, and BLEU and chrF if one of them is the metric; empty if no text is held out.
@@ -45,8 +58,23 @@ class Validation:
             metrics.update(self._translate())
         return metrics
 
-    def is_better(self, metrics: dict[str, float], best: dict[str, float]) -> bool:
-        """Whether metrics are better than the best so far, by the metric of the run."""
+    def improves(self, metrics: dict[str, float], best: dict[str, float]) -> bool:
+        """Take up a measurement: whether it is better than the best so far, on every rank.
+
+        Rank 0 decides, for it alone knows whether the best model so far could be saved.
+        """
+        better = self.job.world.gather(self._is_better(metrics, best))[0]
+        self.no_better = 0 if better else self.no_better + 1
+        return better
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether nothing has become better for as long as the config allows."""
+        patience = self.job.config.train.patience
+        return patience is not None and self.no_better >= patience
+
+    def _is_better(self, metrics: dict[str, float], best: dict[str, float]) -> bool:
+        """By the metric of the run."""
         metric = self.job.config.train.validation_metric
         key = f"val_{metric}"
         if key not in best:
