@@ -58,7 +58,7 @@ def test_a_killed_rank_is_named(capfd) -> None:
 
 
 def test_status_tells_of_a_rank_that_could_not(capfd) -> None:
-    body = "launch = os.environ['TORCHELASTIC_RUN_ID'] + f'/{os.getppid()}'; os.makedirs('runs/a', exist_ok=True);"
+    body = "launch = os.environ['TORCHELASTIC_RUN_ID']; os.makedirs('runs/a', exist_ok=True);"
     body += "rank or (open('runs/a/.launch', 'w').write(launch), open('runs/a/status.json', 'w').write('{}'));"
     assert started(body + "time.sleep(60) if rank else os.kill(os.getpid(), signal.SIGKILL)") == 8
     assert '"exit_code": 8' in Path("runs/a/status.json").read_text()

@@ -96,8 +96,7 @@ def test_a_killed_rank_costs_no_more_than_the_steps_since_the_last_save(workshop
     assert "restart 1 of 1" in errors
     assert status()["state"] == "finished"
     assert steps() == 60
-    for weight, straight in zip(weights("run").values(), weights("straight").values(), strict=True):
-        assert torch.equal(weight, straight)
+    assert_same_weights("run", "straight")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -217,15 +216,50 @@ def test_a_port_in_use_is_told_with_its_address(workshop) -> None:
     assert f"127.0.0.1:{port}" in errors
 
 
-def test_torchrun_starts_lost_ranks_again_and_they_resume(workshop) -> None:
-    assert subprocess.run(pretrain("--nproc", "2", "--steps", "60", name="straight"), env=environment()).returncode == 0
-    torchrun = ["-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    command = pretrain("--steps", "60")
-    command[1:2] = [*torchrun, "-m"]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+def torchrun(*options: str, arguments: list[str]) -> subprocess.Popen[str]:
+    """A command of txtgen as torchrun's agent starts it."""
+    launcher = ["-W", "ignore", "-m", "torch.distributed.run", *options, "-m"]
+    command = [arguments[0], *launcher, *arguments[2:]]
+    return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+
+
+def assert_same_weights(name: str, expected: str) -> None:
+    for weight, straight in zip(weights(name).values(), weights(expected).values(), strict=True):
+        assert torch.equal(weight, straight)
+
+
+@pytest.fixture
+def straight(workshop) -> str:
+    """The name of a run of two ranks that nothing happens to."""
+    command = pretrain("--nproc", "2", "--steps", "60", name="straight")
+    assert subprocess.run(command, env=environment()).returncode == 0
+    return "straight"
+
+
+def test_torchrun_starts_lost_ranks_again_and_they_resume(straight) -> None:
+    options = ("--standalone", "--nproc-per-node=2", "--max-restarts=1")
+    process = torchrun(*options, arguments=pretrain("--steps", "60"))
     wait_for(lambda: steps() > 10)
     os.kill(rank_process(process.pid, 1), signal.SIGKILL)
     code, errors = end(process)
     assert code == 0, errors
-    for weight, straight in zip(weights("run").values(), weights("straight").values(), strict=True):
-        assert torch.equal(weight, straight)
+    assert_same_weights("run", straight)
+
+
+def test_agents_of_several_machines_restart_as_one(straight) -> None:
+    """Each counts restarts by itself; a run that goes on is not taken for one that is to be overwritten."""
+    Path("runs/run").mkdir()
+    Path("runs/run/last.pth").write_bytes(b"an older run")
+    options = ("--nnodes=2", "--nproc-per-node=1", "--max-restarts=2", "--rdzv-backend=c10d", "--rdzv-id=17")
+    endpoint = f"--rdzv-endpoint=localhost:{free_port()}"
+    arguments = pretrain("--steps", "60", "--overwrite")
+    agents = [torchrun(*options, endpoint, arguments=arguments) for _ in range(2)]
+    for rank, step in ((1, 10), (0, 30)):
+        wait_for(lambda step=step: steps() > step)
+        [process] = [found for agent in agents if (found := rank_process(agent.pid, rank))]
+        os.kill(process, signal.SIGKILL)
+    for code, errors in [end(agent) for agent in agents]:
+        assert code == 0, errors
+    assert_same_weights("run", straight)
+    assert [path.name for path in Path("runs").glob("run.old-*")] == ["run.old-1"]
+    assert Path("runs/run.old-1/last.pth").read_bytes() == b"an older run"

@@ -74,11 +74,20 @@ def test_a_place_that_cannot_be_made_is_a_resource_error(tmp_path) -> None:
 
 def test_moving_aside_overwrites_nothing(folder) -> None:
     for expected in ("story-1.old-1", "story-1.old-2"):
-        folder.path.mkdir()
-        folder.last.write_text(expected)
-        assert folder.occupied
-        assert folder.move_aside().name == expected
-        assert not folder.occupied
+        with folder.lock():
+            folder.last.write_text(expected)
+            folder.step_path(1).write_text(expected)
+            folder.metrics.write_text(expected)
+            assert folder.occupied
+            assert folder.move_aside().name == expected
+            assert not folder.occupied
+            assert not folder.metrics.exists()
+            with pytest.raises(BusyError), RunFolder(folder.path).lock():
+                pass
+        aside = RunFolder(folder.path.with_name(expected))
+        assert aside.occupied
+        assert aside.metrics.read_text() == expected
+        assert len(aside.steps()) == 1
 
 
 def test_metrics_of_steps_done_again_are_dropped(folder) -> None:

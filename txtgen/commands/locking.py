@@ -16,6 +16,7 @@ from txtgen.errors import BusyError
 
 logger = logging.getLogger(__name__)
 
+LOCK, SOFT_LOCK, OWNER = LOCK_FILES = (".lock", ".lock.pid", ".owner")
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)
 """What a file system says that knows no locks, as network file systems may."""
 SOFT_SECONDS = 5.0
@@ -33,7 +34,7 @@ def hold(folder: Path) -> Iterator[None]:
         BusyError: another process holds it.
         OSError: the folder cannot be written.
     """
-    owner = folder / ".owner"
+    owner = folder / OWNER
     try:
         lock = _acquired(folder, SOFT_SECONDS)
     except Timeout as error:
@@ -53,7 +54,7 @@ def hold(folder: Path) -> Iterator[None]:
 
 def is_held(folder: Path) -> bool:
     """Whether a process holds the folder; also True where that cannot be found out."""
-    if not (folder / ".lock").exists() and not (folder / ".lock.pid").exists():
+    if not (folder / LOCK).exists() and not (folder / SOFT_LOCK).exists():
         return False
     try:
         _acquired(folder, soft_seconds=0.0).release()
@@ -63,13 +64,13 @@ def is_held(folder: Path) -> bool:
 
 
 def _acquired(folder: Path, soft_seconds: float) -> BaseFileLock:
-    lock: BaseFileLock = FileLock(folder / ".lock", timeout=0, fallback_to_soft=False)
+    lock: BaseFileLock = FileLock(folder / LOCK, timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
             raise
-        lock = SoftFileLock(folder / ".lock.pid", timeout=soft_seconds, poll_interval=0.1)
+        lock = SoftFileLock(folder / SOFT_LOCK, timeout=soft_seconds, poll_interval=0.1)
         lock.acquire()
     return lock
 

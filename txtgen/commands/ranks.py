@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from types import FrameType
 from txtgen.commands.run_folder import begun_by
 from txtgen.commands.run_record import read_object
 from txtgen.commands.status import Status
+from txtgen.distributed import host_launch
 from txtgen.errors import DistributedError, TxtgenError, UsageError
 
 GRACE_SECONDS = 30.0
@@ -107,9 +107,10 @@ def run_ranks(command: Sequence[str], count: int, max_restarts: int, runs_path: 
         raise UsageError(
             "--nproc and --max-restarts are for one machine", "torchrun is at work", "leave them to torchrun"
         )
-    launch = str(uuid.uuid4())
+    store, launch = host_launch()
     for attempt in range(max_restarts + 1):
-        with _started(command, count, attempt, launch) as ranks:
+        shared = {"MASTER_PORT": str(store.port), "TORCHELASTIC_RUN_ID": launch}
+        with _started(command, count, {**shared, "TORCHELASTIC_RESTART_COUNT": str(attempt)}) as ranks:
             rank, code = ranks.wait()
         if ranks.passed_on or code == 0 or not (code < 0 or code in WORTH_A_RESTART):
             break
@@ -117,7 +118,7 @@ def run_ranks(command: Sequence[str], count: int, max_restarts: int, runs_path: 
             sys.stderr.write(f"rank {rank} is lost: restart {attempt + 1} of {max_restarts}\n")
     if code < 0:
         stopped = STOPPED.get(code, DistributedError.exit_code) if ranks.passed_on else DistributedError.exit_code
-        _note_end(f"{launch}/{os.getpid()}", runs_path, told(rank, code), stopped)
+        _note_end(launch, runs_path, told(rank, code), stopped)
         return stopped
     return code
 
@@ -129,9 +130,9 @@ def told(rank: int, code: int) -> str:
     return f"rank {rank} was killed by {known.get(-code, f'signal {-code}')}{memory}"
 
 
-def _note_end(mark: str, runs_path: Path, reason: str, code: int) -> None:
+def _note_end(launch: str, runs_path: Path, reason: str, code: int) -> None:
     """Say in status.json how the run ended, if the rank that should have was killed."""
-    folder = begun_by(mark, runs_path)
+    folder = begun_by(launch, runs_path)
     if folder is None:
         return
     before = read_object(folder.status, [])
@@ -142,19 +143,14 @@ def _note_end(mark: str, runs_path: Path, reason: str, code: int) -> None:
 
 
 @contextmanager
-def _started(command: Sequence[str], count: int, attempt: int, launch: str) -> Iterator[Ranks]:
-    """The ranks of one attempt; none outlives the block."""
-    import torch.distributed as dist
-
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+def _started(command: Sequence[str], count: int, variables: dict[str, str]) -> Iterator[Ranks]:
+    """The ranks of one attempt; none outlives the block. variables: of their environment, beside the usual ones."""
     shared = {
+        **variables,
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RUN_ID": launch,
-        "TORCHELASTIC_RESTART_COUNT": str(attempt),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, _cores() // count)),
         LIFELINE: "1",
     }
@@ -191,14 +187,3 @@ def _stop_with_launcher() -> None:
         while os.read(0, 1):
             pass
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def launch_mark() -> str | None:
-    """What tells the ranks of one launch, through all its restarts, from those of another; None: nobody launched us."""
-    launch = os.environ.get("TORCHELASTIC_RUN_ID")
-    return launch and f"{launch}/{os.getppid()}"
-
-
-def is_restarted() -> bool:
-    """Whether these ranks were started again in place of others that were lost."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

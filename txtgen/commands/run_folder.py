@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from txtgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from txtgen.commands.locking import hold
+from txtgen.commands.locking import LOCK_FILES, hold
 from txtgen.commands.run_record import RunPaths
 from txtgen.errors import CheckpointError, ResourceError
 from txtgen.files import flush, replace_file, retried, write_error
@@ -97,11 +97,26 @@ class RunFolder(RunPaths):
         return self.config.exists()
 
     def move_aside(self) -> Path:
-        """Rename what is here to NAME.old-N, so that a new run overwrites nothing. Returns the new place."""
+        """Move what is here to NAME.old-N, so that a new run overwrites nothing. Returns the new place.
+
+        The lock stays where it is: nobody can begin here meanwhile. What makes the folder occupied moves last, so that
+        a kill leaves nothing behind that a new run would take for its own.
+
+        Raises:
+            ResourceError: it cannot be moved.
+        """
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
             number += 1
-        self.path.rename(aside)
+        runs = (self.checkpoints, self.best, self.last)
+        found = [path for path in self.path.iterdir() if path not in runs and path.name not in LOCK_FILES]
+        try:
+            aside.mkdir()
+            for path in (*found, *(path for path in runs if path.exists())):
+                path.rename(aside / path.name)
+            self.checkpoints.mkdir()
+        except OSError as error:
+            raise write_error(aside, error) from error
         return aside
 
     def write_text(self, path: Path, text: str) -> None:

@@ -13,7 +13,6 @@ import torch
 from txtgen.checkpoint import Checkpoint
 from txtgen.commands.changes import compare, require_same_run, told
 from txtgen.commands.models import select_device, training_dtype
-from txtgen.commands.ranks import is_restarted, launch_mark
 from txtgen.commands.run_folder import RunFolder, begun_by, latest_name, next_name
 from txtgen.commands.signals import StopRequest, listen
 from txtgen.commands.status import Status
@@ -73,25 +72,16 @@ def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
     device = select_device(config.device)
     dtype = training_dtype(config.train.dtype, device)
     with listen() as stop, open_world(device, config.train.rank_timeout_seconds) as world:
-        name, launch = world.from_main(lambda: _folder_name(config, launch))
+        name, launch = world.from_main(lambda: _folder_name(config, launch, world))
         folder = RunFolder(Path(config.runs_path) / name)
         if not world.is_main:
             yield replace(_start(folder, world, device, dtype, config, launch), stop=stop)
             return
         stop.announces = True
-        if folder.occupied and not (launch.resume or launch.overwrite):
-            raise BusyError(
-                "the run folder already holds a run",
-                str(folder.path),
-                "go on with --resume, move the old run aside with --overwrite, or choose another --name",
-            )
-        if launch.overwrite and folder.occupied:
-            with folder.lock():
-                pass  # nobody may be writing there
-            folder.move_aside()
         with folder.lock():
-            if mark := launch_mark():
-                folder.write_note(folder.launch, mark)
+            _make_way(folder, launch)
+            if world.launch is not None:
+                folder.write_note(folder.launch, world.launch)
             start = _start(folder, world, device, dtype, config, launch)
             if launch.resume and start.resumed is not None and start.resumed.training is not None:
                 step, train = start.resumed.training["step"], config.train
@@ -104,10 +94,27 @@ def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
                 yield replace(start, stop=stop, status=status)
 
 
-def _folder_name(config: RunConfig, launch: Launch) -> tuple[str, Launch]:
+def _make_way(folder: RunFolder, launch: Launch) -> None:
+    """Move a run that is to be overwritten aside.
+
+    Raises:
+        BusyError: one is here, and nobody said what to do with it.
+    """
+    if launch.resume or not folder.occupied:
+        return
+    if not launch.overwrite:
+        raise BusyError(
+            "the run folder already holds a run",
+            str(folder.path),
+            "go on with --resume, move the old run aside with --overwrite, or choose another --name",
+        )
+    folder.move_aside()
+
+
+def _folder_name(config: RunConfig, launch: Launch, world: World) -> tuple[str, Launch]:
     """The name of the run's folder, and how to begin there: ranks that are started again go on with their run."""
     runs_path = Path(config.runs_path)
-    if is_restarted() and (before := begun_by(launch_mark() or "", runs_path)):
+    if world.launch is not None and (before := begun_by(world.launch, runs_path)):
         return before.path.name, replace(launch, resume=before.occupied, overwrite=False)
     if config.name is not None:
         return config.name, launch

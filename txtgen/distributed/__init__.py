@@ -1,6 +1,7 @@
 """The ranks that train together: who they are, what becomes of them, and how gradients and weights are shared."""
 
 from txtgen.distributed.gradients import gradients_held_back, sum_gradients, total_norm
+from txtgen.distributed.meeting import host_launch
 from txtgen.distributed.sharding import (
     fill,
     gathered,
@@ -19,6 +20,7 @@ __all__ = [
     "fill",
     "gathered",
     "gradients_held_back",
+    "host_launch",
     "is_sharded",
     "is_spread",
     "local",

@@ -8,11 +8,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from typing import Any
 
 from torch.distributed.distributed_c10d import Store
-from torch.distributed.rendezvous import rendezvous
 
 from txtgen.errors import DistributedError, TxtgenError
 
@@ -157,13 +155,3 @@ class Peers:
                 elif time.monotonic() - since > SILENCE_SECONDS:
                     raise self._gone([0])
                 time.sleep(0.02)
-
-
-def open_store(timeout: timedelta) -> tuple[Store, int, int]:
-    """The store that torchrun's environment describes, the rank of this process and the number of ranks.
-
-    Raises:
-        RuntimeError, ValueError: it cannot be reached, or the environment is incomplete.
-    """
-    store, rank, size = next(rendezvous("env://", timeout=timeout))
-    return store, rank, size

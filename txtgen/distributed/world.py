@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 
-from txtgen.distributed.peers import Peers, open_store
+from txtgen.distributed.meeting import Meeting, meet
+from txtgen.distributed.peers import Peers
 from txtgen.errors import DistributedError
 
 Made = TypeVar("Made")
@@ -21,11 +22,15 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process among the others: its rank, how many there are, and what becomes of them."""
+    """This process among the others: its rank, how many there are, and what becomes of them.
+
+    launch: the same for all ranks that one launch starts, also again in place of lost ones; None: nobody launched us.
+    """
 
     rank: int = 0
     size: int = 1
     peers: Peers | None = None
+    launch: str | None = None
 
     @property
     def is_main(self) -> bool:
@@ -125,18 +130,14 @@ def open_world(device: torch.device, timeout_seconds: float = 600.0) -> Iterator
         DistributedError: the other ranks cannot be reached, or have another version of torch.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
         yield World()
         return
     timeout = timedelta(seconds=timeout_seconds)
     try:
-        store, rank, size = open_store(timeout)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        # Counts and flags are summed on the CPU, gradients where they are.
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        groups = PrefixStore("groups", store)
-        dist.init_process_group(backend, store=groups, rank=rank, world_size=size, timeout=timeout)
+        meeting = meet(timeout)
+        if size > 1:
+            _connect(meeting, device, timeout)
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise DistributedError(
@@ -144,14 +145,27 @@ def open_world(device: torch.device, timeout_seconds: float = 600.0) -> Iterator
             f"rendezvous at {address}",
             "check the address, the port and the other ranks",
         ) from error
-    peers = Peers(store, rank, size, f"process {os.getpid()} on {socket.gethostname()}")
+    if size == 1:
+        yield World(launch=meeting.launch)
+        return
+    peers = Peers(meeting.store, meeting.rank, size, f"process {os.getpid()} on {socket.gethostname()}")
     try:
         with peers.beating():
-            world = World(rank, size, peers)
+            world = World(meeting.rank, size, peers, meeting.launch)
             _refuse_other_versions(world)
             yield world
     finally:
         dist.destroy_process_group()
+
+
+def _connect(meeting: Meeting, device: torch.device, timeout: timedelta) -> None:
+    """Make the connections over which the ranks send tensors."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # Counts and flags are summed on the CPU, gradients where they are.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    groups = PrefixStore("groups", meeting.store)
+    dist.init_process_group(backend, store=groups, rank=meeting.rank, world_size=meeting.size, timeout=timeout)
 
 
 def _refuse_other_versions(world: World) -> None:
