@@ -7,11 +7,12 @@ from itertools import repeat
 import pytest
 import torch
 
-from txtgen.config.train import AdamWConfig, ConstantSchedule, TrainConfig
+from txtgen.config.train import AdamWConfig, ConstantSchedule, MuonConfig, TrainConfig
 from txtgen.errors import ResourceError
 from txtgen.evaluate import evaluate_loss
 from txtgen.memory import is_out_of_memory
-from txtgen.train import TrainState, build_optimizer, train
+from txtgen.model import build_model
+from txtgen.train import HeldBytes, TrainState, build_optimizer, held_bytes, require_memory, train
 from txtgen.train.loss import batch_loss
 
 TOLD = [
@@ -113,3 +114,33 @@ def test_measuring_takes_less_at_a_time_too(tiny_model, tiny_batch, room) -> Non
     room(1)
     with pytest.raises(ResourceError, match="a single row"):
         evaluate_loss(tiny_model, [tiny_batch])
+
+
+@pytest.mark.parametrize("config", [AdamWConfig(), MuonConfig()], ids=lambda config: config.kind)
+def test_what_is_held_is_known_before_there_is_a_model(tiny_model, tiny_batch, config) -> None:
+    outline = build_model(tiny_model.config, device="meta")
+    for model in (tiny_model, outline):
+        model.decoder.layers[0].requires_grad_(False)
+    held = held_bytes(outline, build_optimizer(outline, config))
+    optimizer = build_optimizer(tiny_model, config)
+    list(train(TrainState(tiny_model, optimizer), repeat(tiny_batch), TrainConfig(steps=1)))
+    weights = [*tiny_model.parameters()]
+    trained = sum(weight.nbytes for weight in weights if weight.requires_grad)
+    moments = [value for part in optimizer.parts.values() for state in part.state.values() for value in state.values()]
+    assert held == HeldBytes(
+        sum(weight.nbytes for weight in weights), trained, sum(value.nbytes for value in moments if value.dim())
+    )
+    assert held.weights > held.gradients > 0
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_cannot_be_held_is_refused_and_frozen_weights_take_less(tiny_model, monkeypatch, parts) -> None:
+    config, cpu = AdamWConfig(), torch.device("cpu")
+    size = sum(weight.nbytes for weight in tiny_model.parameters())
+    monkeypatch.setattr("txtgen.train.memory.os.sysconf", {"SC_PHYS_PAGES": 4 * size // parts, "SC_PAGE_SIZE": 1}.get)
+    require_memory(tiny_model, config, cpu, parts)
+    monkeypatch.setattr("txtgen.train.memory.os.sysconf", {"SC_PHYS_PAGES": 3 * size // parts, "SC_PAGE_SIZE": 1}.get)
+    with pytest.raises(ResourceError, match="for weights, gradients and optimizer alone; cpu has"):
+        require_memory(tiny_model, config, cpu, parts)
+    tiny_model.decoder.layers.requires_grad_(False)
+    require_memory(tiny_model, config, cpu, parts)

@@ -41,6 +41,7 @@ def build(config: FinetuneConfig, start: Start, display: ProgressDisplay) -> Job
     base = start.resumed or read_once(lambda: _base(config), start.world)
     where = config.base or str(start.folder.path)
     model = prepare(base, config, where)
+    start.require_memory(model, config.train)
     place(model, config.train.sharding, start.device, start.world)
     take_over(model, base, where, start.world)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -16,14 +16,14 @@ from txtgen.commands.journal import Journal
 from txtgen.commands.models import select_device, training_dtype
 from txtgen.commands.probe import StepTimes, first_batch, time_samples, time_saves, time_steps, time_validation
 from txtgen.commands.run_folder import RunFolder
-from txtgen.commands.starting import Start, require_memory
+from txtgen.commands.starting import Start
 from txtgen.commands.training import Session
 from txtgen.config.commands import RunConfig
 from txtgen.config.train import TrainConfig
 from txtgen.data import Batch, corpus_statistics, describe
 from txtgen.distributed import World
 from txtgen.model import Transformer, count_parameters
-from txtgen.train import count_flops, estimate_memory, matrix_peak, micro_batches
+from txtgen.train import count_flops, estimate_memory, matrix_peak, micro_batches, require_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def outlook(
     device = select_device(config.device)
     yield Section("corpus", _corpus(config))
     yield Section("parameters", _parameters(model))
-    require_memory(model, device)
+    require_memory(model, config.train.optimizer, device)
     runs_path = Path(config.runs_path)
     place = next(path for path in (runs_path, *runs_path.absolute().parents) if path.is_dir())
     with tempfile.TemporaryDirectory(prefix=".txtgen-dry-run-", dir=place) as folder:

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 
-import torch
-
 from txtgen.commands.console import ProgressDisplay
 from txtgen.commands.job import Job
 from txtgen.commands.outlook import Section, outlook
 from txtgen.commands.signals import interruptible
-from txtgen.commands.starting import Launch, Start, require_memory, start_run, with_learning_rates
+from txtgen.commands.starting import Launch, Start, start_run, with_learning_rates
 from txtgen.commands.training import RunResult
 from txtgen.commands.training import run as run_training
 from txtgen.commands.weights import begin, place, take_over
@@ -39,8 +37,8 @@ def run(config: PretrainConfig, launch: Launch | None = None) -> RunResult:
 def build(config: PretrainConfig, start: Start, display: ProgressDisplay) -> Job:
     """The run that a config and a start make: its tokenizers and its model, new or as they were saved."""
     tokenizer, source_tokenizer = start.world.from_main(lambda: _tokenizers(config, start, display))
-    parts = start.world.size if config.train.sharding == "shard" else 1
-    model = _model(config, tokenizer, source_tokenizer, start.device, parts)
+    model = _model(config, tokenizer, source_tokenizer)
+    start.require_memory(model, config.train)
     place(model, config.train.sharding, start.device, start.world)
     if start.resumed is not None:
         take_over(model, start.resumed, str(start.folder.path), start.world)
@@ -79,10 +77,8 @@ def sized(
     return model.model_copy(update=update)
 
 
-def _model(
-    config: PretrainConfig, tokenizer: Tokenizer, source_tokenizer: Tokenizer | None, device: torch.device, parts: int
-) -> Transformer:
-    """The model on the meta device, if there is room to train it."""
+def _model(config: PretrainConfig, tokenizer: Tokenizer, source_tokenizer: Tokenizer | None) -> Transformer:
+    """The model on the meta device."""
     size = sized(config.model, len(tokenizer), len(source_tokenizer or tokenizer))
     for key, rows, pieces in (
         ("model.vocab_size", size.vocab_size, len(tokenizer)),
@@ -90,9 +86,7 @@ def _model(
     ):
         if rows is not None and rows < pieces:
             raise ConfigError(f"{rows} rows cannot hold the {pieces} tokens of the tokenizer", key, "leave it out")
-    model = build_model(size, device="meta")
-    require_memory(model, device, parts)
-    return model
+    return build_model(size, device="meta")
 
 
 def _tokenizers(config: PretrainConfig, start: Start, display: ProgressDisplay) -> tuple[Tokenizer, Tokenizer | None]:

@@ -1,6 +1,5 @@
 """How a run begins: which folder it gets, what it goes on from, and what it would cost."""
 
-import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +20,9 @@ from txtgen.config.commands import FinetuneConfig, PretrainConfig, RunConfig
 from txtgen.config.loader import config_from_tree, dump_config
 from txtgen.config.train import TrainConfig
 from txtgen.distributed import World, open_world
-from txtgen.errors import BusyError, CheckpointError, ResourceError
+from txtgen.errors import BusyError, CheckpointError
 from txtgen.model import Transformer
+from txtgen.train import require_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,15 @@ class Start:
     accept_changes: bool = False
     stop: StopRequest = field(default_factory=StopRequest)
     status: Status = field(default_factory=lambda: Status(None))
+
+    def require_memory(self, model: Transformer, train: TrainConfig) -> None:
+        """Refuse a model, which may be on the meta device, if there is no room here to train it.
+
+        Raises:
+            ResourceError: there is none.
+        """
+        parts = self.world.size if train.sharding == "shard" else 1
+        require_memory(model, train.optimizer, self.device, parts)
 
 
 @contextmanager
@@ -200,29 +209,3 @@ def with_learning_rates(config: Learner, ratio: float = 1.0) -> Learner:
     nothing, those of pretraining times `ratio`."""
     train = config.train.model_copy(update={"optimizer": config.train.optimizer.settled(ratio)})
     return config.model_copy(update={"train": train})
-
-
-def require_memory(model: Transformer, device: torch.device, parts: int = 1) -> None:
-    """Refuse a model whose weights, gradients and optimizer alone exceed the memory of the device.
-
-    Args:
-        model: may be on the meta device, where it takes no memory.
-        device: where it is to be trained.
-        parts: over how many devices it is spread.
-
-    Raises:
-        ResourceError: it does not fit.
-    """
-    needed = 16 * sum(parameter.numel() for parameter in model.parameters()) / parts
-    if device.type == "cuda":
-        available = torch.cuda.get_device_properties(device).total_memory
-    elif hasattr(os, "sysconf"):
-        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:
-        return
-    if needed > available:
-        raise ResourceError(
-            f"the model needs {needed / 1e9:,.1f} GB for weights, gradients and optimizer alone",
-            f"{device} has {available / 1e9:,.1f} GB",
-            "make d_model, d_ff, num_layers or the vocabulary smaller",
-        )

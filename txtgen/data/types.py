@@ -144,6 +144,11 @@ class Batch:
         sources = 0 if self.source_mask is None else int(self.source_mask.sum())
         return int((self.segment_ids != 0).sum()) + sources
 
+    @property
+    def row_width(self) -> int:
+        """Tokens of a row, source and padding included."""
+        return self.input_ids.shape[1] + (0 if self.source_ids is None else self.source_ids.shape[1])
+
     def rows(self, start: int, stop: int) -> "Batch":
         """The rows from start up to stop, as a micro-batch; byte count and bookmark stay those of the whole."""
 

@@ -10,7 +10,7 @@ from txtgen.data.types import Batch
 from txtgen.distributed import World
 from txtgen.memory import is_out_of_memory
 from txtgen.model import Transformer
-from txtgen.train import batch_loss, micro_batches, smaller_batch
+from txtgen.train import batch_loss, held_bytes, micro_batches, smaller_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def _nll(model: Transformer, batch: Batch, limit: int | None, world: World) -> t
         except (MemoryError, RuntimeError) as error:
             if world.size > 1 or not is_out_of_memory(error):
                 raise
-        limit = smaller_batch(model, batch, limit)
+        limit = smaller_batch(held_bytes(model), batch, limit)
 
 
 def evaluate_loss(

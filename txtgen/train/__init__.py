@@ -7,8 +7,9 @@ from txtgen.train.compilation import Compilation, compile_layers, may_compile, s
 from txtgen.train.cost import FlopCounts, count_flops, matrix_peak, peak_memory_bytes
 from txtgen.train.estimate import MemoryEstimate, estimate_memory
 from txtgen.train.figures import Figures, StepReport
-from txtgen.train.loop import TrainState, micro_batches, refuse_non_finite, smaller_batch, train
+from txtgen.train.loop import TrainState, micro_batches, refuse_non_finite, train
 from txtgen.train.loss import LossSums, batch_loss, cross_entropy_sums
+from txtgen.train.memory import HeldBytes, held_bytes, require_memory, smaller_batch
 from txtgen.train.optimizer import build_optimizer
 from txtgen.train.schedule import Horizon, learning_rate
 from txtgen.train.speed import Contention, Speed
@@ -19,6 +20,7 @@ __all__ = [
     "Contention",
     "Figures",
     "FlopCounts",
+    "HeldBytes",
     "Horizon",
     "LossSums",
     "MemoryEstimate",
@@ -35,12 +37,14 @@ __all__ = [
     "count_flops",
     "cross_entropy_sums",
     "estimate_memory",
+    "held_bytes",
     "learning_rate",
     "matrix_peak",
     "may_compile",
     "micro_batches",
     "peak_memory_bytes",
     "refuse_non_finite",
+    "require_memory",
     "settle_compilation",
     "smaller_batch",
     "train",

@@ -11,6 +11,7 @@ from txtgen.data.types import Batch
 from txtgen.model import Transformer
 from txtgen.train.loop import micro_batches
 from txtgen.train.loss import batch_loss, chunk_rows
+from txtgen.train.memory import held_bytes
 from txtgen.train.optimizer import Optimizers
 
 
@@ -48,14 +49,13 @@ def estimate_memory(
     kept = kept_bytes(model, part.rows(0, 1), config.label_smoothing, dtype)
     if rows > 1:
         kept += (rows - 1) * (kept_bytes(model, part.rows(0, 2), config.label_smoothing, dtype) - kept)
-    weights = [*model.parameters()]
-    trained = [weight for weight in weights if weight.requires_grad]
+    held = held_bytes(model, optimizer)
     vocab_size = model.config.vocab_size or 1
-    chunk = min(part.num_scored, chunk_rows(weights[0].device, vocab_size))
+    chunk = min(part.num_scored, chunk_rows(next(model.parameters()).device, vocab_size))
     return MemoryEstimate(
-        weights=sum(map(_bytes, weights)),
-        gradients=sum(map(_bytes, trained)),
-        optimizer=optimizer.state_bytes(),
+        weights=held.weights,
+        gradients=held.gradients,
+        optimizer=held.optimizer,
         activations=kept,
         # The logits and their gradient as the model computes them, and both in float32.
         logits=chunk * vocab_size * (8 if dtype == torch.float32 else 2 * dtype.itemsize + 8),
@@ -88,7 +88,3 @@ def kept_bytes(model: Transformer, batch: Batch, label_smoothing: float, dtype: 
     finally:
         model.train(was_training)
     return sum(kept.values())
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

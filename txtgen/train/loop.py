@@ -20,7 +20,7 @@ from txtgen.train.compilation import Compilation, settle_compilation
 from txtgen.train.cost import count_flops
 from txtgen.train.figures import Figures, StepReport
 from txtgen.train.loss import BatchLoss
-from txtgen.train.memory import smaller_micro_batch
+from txtgen.train.memory import held_bytes, smaller_batch
 from txtgen.train.optimizer import Optimizers
 from txtgen.train.schedule import Horizon, learning_rate
 
@@ -170,20 +170,7 @@ def _within_memory(
                 raise
         # Here and not in the handler, where the traceback would still hold what fills the memory.
         state.optimizer.forget_gradients()
-        state.micro_batch_tokens = smaller_batch(state.model, batch, limit)
-
-
-def smaller_batch(model: nn.Module, batch: Batch, limit: int | None) -> int:
-    """The limit of a micro-batch after this batch did not fit into memory with that limit.
-
-    Raises:
-        ResourceError: not even one row fits.
-    """
-    if batch.input_ids.is_cuda:
-        torch.cuda.empty_cache()
-    rows, width = batch.input_ids.shape[0], row_width(batch)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    return smaller_micro_batch(min(limit or rows * width, rows * width), width, count)
+        state.micro_batch_tokens = smaller_batch(held_bytes(state.model, state.optimizer), batch, limit)
 
 
 def _accumulate(loss: nn.Module, batch: Batch, limit: int | None, dtype: torch.dtype, world: World) -> Tensor:
@@ -208,14 +195,9 @@ def _accumulate(loss: nn.Module, batch: Batch, limit: int | None, dtype: torch.d
 def micro_batches(batch: Batch, max_tokens: int | None) -> Iterator[Batch]:
     """The batch in blocks of rows whose padded tokens stay within max_tokens, at least one row each."""
     count = batch.input_ids.shape[0]
-    rows = count if max_tokens is None else max(1, max_tokens // row_width(batch))
+    rows = count if max_tokens is None else max(1, max_tokens // batch.row_width)
     for start in range(0, count, rows):
         yield batch.rows(start, start + rows)
-
-
-def row_width(batch: Batch) -> int:
-    """Tokens of a row, source and padding included."""
-    return batch.input_ids.shape[1] + (0 if batch.source_ids is None else batch.source_ids.shape[1])
 
 
 def _scale_and_clip(
