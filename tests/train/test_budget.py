@@ -12,7 +12,7 @@ from txtgen.config.train import (
     TrainConfig,
     TrapezoidSchedule,
 )
-from txtgen.train import Horizon, TimeBudget, learning_rate
+from txtgen.train import Horizon, TimeBudget, share_of_peak
 
 SCHEDULES = [
     CosineSchedule(final_ratio=0.0),
@@ -32,7 +32,7 @@ class Run:
         self.now += 2.0  # before the first step
         while step < self.horizon.steps:
             step += 1
-            self.rates.append(learning_rate(schedule, step, self.horizon, 1.0))
+            self.rates.append(share_of_peak(schedule, step, self.horizon))
             self.now += pace(step)
             if step % every == 0:
                 self.act(budget, every)
@@ -73,7 +73,7 @@ def test_where_steps_are_given_too_whichever_comes_first_ends_the_run() -> None:
     schedule = CosineSchedule(final_ratio=0.0)
     run = Run(schedule, PACES["even"], seconds=600.0, most_steps=200)
     assert run.step == 200
-    assert run.rates == [learning_rate(schedule, step, Horizon(200), 1.0) for step in range(1, 201)]
+    assert run.rates == [share_of_peak(schedule, step, Horizon(200)) for step in range(1, 201)]
 
 
 def test_a_machine_that_stood_still_for_too_long_ends_the_run_at_once() -> None:

@@ -207,7 +207,7 @@ def test_both_learning_rates_follow_the_schedule(tiny_model) -> None:
     optimizer.step(0.5)
     rates = {name: {group["lr"] for group in part.groups} for name, part in optimizer.parts.items()}
     assert rates == {"muon": {0.02}, "adamw": {0.001}}
-    assert optimizer.peak == 0.04
+    assert optimizer.learning_rate == 0.02
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from txtgen.commands.training import RunResult
 from txtgen.config.commands import CooldownConfig, PretrainConfig
 from txtgen.config.train import UNLIMITED, ConstantSchedule, ScheduleConfig, TrainConfig, TrapezoidSchedule
 from txtgen.errors import CheckpointError, ConfigError
-from txtgen.train import Horizon, learning_rate
+from txtgen.train import Horizon, share_of_peak
 
 
 def run(config: CooldownConfig, settings: list[str]) -> RunResult:
@@ -97,7 +97,7 @@ def _require_stable(schedule: ScheduleConfig, step: int, horizon: Horizon, where
             where,
             "pretrain with schedule: {kind: trapezoid} or {kind: constant} to be able to finish at any time",
         )
-    if step == 0 or learning_rate(schedule, step, horizon, 1.0) < 1.0:
+    if step == 0 or share_of_peak(schedule, step, horizon) < 1.0:
         falling = "is falling already" if step > horizon.steps // 2 else "is still rising"
         raise ConfigError(
             f"at step {step} of {horizon.steps} the learning rate {falling}",

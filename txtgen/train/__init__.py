@@ -11,7 +11,7 @@ from txtgen.train.loop import TrainState, micro_batches, refuse_non_finite, trai
 from txtgen.train.loss import LossSums, batch_loss, cross_entropy_sums
 from txtgen.train.memory import HeldBytes, held_bytes, require_memory, smaller_batch
 from txtgen.train.optimizer import build_optimizer
-from txtgen.train.schedule import Horizon, learning_rate
+from txtgen.train.schedule import Horizon, share_of_peak
 from txtgen.train.speed import Contention, Speed
 from txtgen.train.spikes import SpikeWatch
 
@@ -38,7 +38,6 @@ __all__ = [
     "cross_entropy_sums",
     "estimate_memory",
     "held_bytes",
-    "learning_rate",
     "matrix_peak",
     "may_compile",
     "micro_batches",
@@ -46,6 +45,7 @@ __all__ = [
     "refuse_non_finite",
     "require_memory",
     "settle_compilation",
+    "share_of_peak",
     "smaller_batch",
     "train",
 ]

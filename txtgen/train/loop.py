@@ -22,7 +22,7 @@ from txtgen.train.figures import Figures, StepReport
 from txtgen.train.loss import BatchLoss
 from txtgen.train.memory import held_bytes, smaller_batch
 from txtgen.train.optimizer import Optimizers
-from txtgen.train.schedule import Horizon, learning_rate
+from txtgen.train.schedule import Horizon, share_of_peak
 
 
 @dataclass
@@ -103,27 +103,12 @@ def train(
         found = torch.cat([world.sum_tensor(losses), norm[None]])
         non_finite = ~found.isfinite().all()
         state.non_finite = (state.non_finite + 1) * non_finite
-        share = learning_rate(config.schedule, step, state.horizon, 1.0)
-        state.optimizer.step(share, leave_out=non_finite)
+        state.optimizer.step(share_of_peak(config.schedule, step, state.horizon), leave_out=non_finite)
         if state.average is not None:
             state.average.update(step)
         state.step, state.tokens, state.bookmark = step, state.tokens + int(scored), batch.bookmark
-        before, report = (
-            report,
-            StepReport(
-                step=step,
-                figures=Figures(torch.cat([found, state.non_finite[None]])),
-                learning_rate=share * state.optimizer.peak,
-                tokens=int(scored),
-                positions=int(positions),
-                seconds=time.perf_counter() - started,
-                data_seconds=waited,
-                flops=flops.of(batch),
-                total_tokens=state.tokens,
-                origins=batch.origins,
-                bookmark=batch.bookmark,
-            ),
-        )
+        figures, seconds = Figures(torch.cat([found, state.non_finite[None]])), time.perf_counter() - started
+        before, report = report, _report(state, batch, figures, scored, positions, seconds, waited, flops.of(batch))
         if before is not None:
             refuse_non_finite(before, config)
         if report.figures.at_hand:
@@ -131,6 +116,32 @@ def train(
         yield report
     if report is not None:
         refuse_non_finite(report, config)
+
+
+def _report(
+    state: TrainState,
+    batch: Batch,
+    figures: Figures,
+    scored: float,
+    positions: float,
+    seconds: float,
+    waited: float,
+    flops: int,
+) -> StepReport:
+    """The step that the state has just done. scored, positions: of all ranks."""
+    return StepReport(
+        step=state.step,
+        figures=figures,
+        learning_rate=state.optimizer.learning_rate,
+        tokens=int(scored),
+        positions=int(positions),
+        seconds=seconds,
+        data_seconds=waited,
+        flops=flops,
+        total_tokens=state.tokens,
+        origins=batch.origins,
+        bookmark=batch.bookmark,
+    )
 
 
 def refuse_non_finite(report: StepReport, config: TrainConfig) -> None:

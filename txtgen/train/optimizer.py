@@ -28,9 +28,9 @@ class Optimizers:
         self._peaks = [float(group["lr"]) for group in self.groups()]
 
     @property
-    def peak(self) -> float:
-        """The learning rate of the first part at the peak of the schedule."""
-        return self._peaks[0]
+    def learning_rate(self) -> float:
+        """That of the first part, at the last step."""
+        return float(self.groups()[0]["lr"])
 
     def groups(self) -> list[dict[str, Any]]:
         """The parameter groups of all parts."""

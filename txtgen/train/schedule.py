@@ -31,23 +31,23 @@ class Horizon:
         return Horizon(steps, step, min(1.0, self.position(step) / max(1, self.steps)))
 
 
-def learning_rate(schedule: ScheduleConfig, step: int, horizon: Horizon, peak: float) -> float:
-    """The learning rate of optimizer step `step`, counted from 1, in a run with this horizon and peak."""
+def share_of_peak(schedule: ScheduleConfig, step: int, horizon: Horizon) -> float:
+    """The learning rate of optimizer step `step`, counted from 1, in a run with this horizon; its peak is 1."""
     steps, position = horizon.steps, horizon.position(step)
     warmup = min(100, steps // 20) if schedule.warmup_steps is None else schedule.warmup_steps
     if step <= warmup:
-        return peak * step / warmup
+        return step / warmup
     match schedule:
         case CosineSchedule(final_ratio=final):
             progress = min(1.0, max(0.0, position - warmup) / max(1, steps - warmup))
-            return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+            return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
         case TrapezoidSchedule(final_ratio=final):
             # The last step still moves: the end is where the step after it would be.
             left = max(0.0, steps + 1 - position) / (cooldown + 1) if (cooldown := schedule.cooldown(steps)) else 1.0
-            return peak * (final + (1 - final) * min(1.0, left))
+            return final + (1 - final) * min(1.0, left)
         case InverseSqrtSchedule():
-            return peak * math.sqrt(warmup / step)
+            return math.sqrt(warmup / step)
         case ConstantSchedule():
-            return peak
+            return 1.0
         case _:
             assert_never(schedule)
