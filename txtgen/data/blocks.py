@@ -1,7 +1,7 @@
 """Files -> blocks: ranges of a file that are read at once, cut where a document ends if there is such a place."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,22 +45,39 @@ class Block:
     target_stop: int = 0
 
 
-def block_bytes(total: int) -> int:
-    """The size of the blocks of a corpus of `total` bytes.
+def block_bytes(files: Sequence[TextFile]) -> int:
+    """The size of the blocks of a corpus.
 
-    It depends on nothing else: a piece of a long document that is held out in training must be the same piece when
-    the model is evaluated with another batch size.
+    It depends on nothing but the bytes of text: a piece of a long document that is held out in training must be the
+    same piece when the model is evaluated with another batch size.
     """
-    return min(MAX_BLOCK_BYTES, max(MIN_BLOCK_BYTES, total // BLOCKS_PER_CORPUS))
+    total, enough = 0, BLOCKS_PER_CORPUS * MAX_BLOCK_BYTES
+    for file in files:
+        if file.reaches(file.start + enough - total):
+            return MAX_BLOCK_BYTES
+        total += file.size - file.start
+    return max(MIN_BLOCK_BYTES, total // BLOCKS_PER_CORPUS)
 
 
 def cut_file(number: int, file: TextFile, size: int, unit: Unit) -> Iterator[Block]:
-    """Blocks of about `size` bytes that cover the file. Only a few KB of each are read."""
+    """Blocks of about `size` bytes that cover the file. Only a few KB of each are read.
+
+    They are read in order, and the end is where reading meets it: a compressed file is unpacked once.
+    """
+    cuts: list[tuple[int, int, bool]] = []
     start, begins = file.start, True
-    while start < file.size:
-        stop, ends = _next_cut(file, start, size, unit)
+    while (cut := _next_cut(file, start + size, size, unit)) is not None:
+        cuts.append((start + size, *cut))
+        start = cut[0]
+    start = file.start
+    for goal, stop, ends in cuts:
+        # A rest too small for a block of its own stays with the one before.
+        if goal + size // 2 >= file.size:
+            break
         yield Block(number, start, stop, begins, ends)
         start, begins = stop, ends
+    if start < file.size:
+        yield Block(number, start, file.size, begins, True)
 
 
 def cut_pair(source: TextFile, target: TextFile, size: int) -> Iterator[Block]:
@@ -87,16 +104,13 @@ def cut_pair(source: TextFile, target: TextFile, size: int) -> Iterator[Block]:
         )
 
 
-def _next_cut(file: TextFile, start: int, size: int, unit: Unit) -> tuple[int, bool]:
-    """Where the block that starts at `start` stops, and whether that is a border between documents."""
-    goal = start + size
-    # A rest too small for a block of its own stays with this one.
-    if goal + size // 2 >= file.size:
-        return file.size, True
-    border = _next_border(file, goal, min(file.size, goal + size), unit)
+def _next_cut(file: TextFile, goal: int, size: int, unit: Unit) -> tuple[int, bool] | None:
+    """Where a block that is to have its end at `goal` stops, and whether that is a border between documents; None if
+    the text ends before."""
+    border = _next_border(file, goal, goal + size, unit)
     if border is not None:
         return border, True
-    return _cut_inside(file, goal, min(4096, size // 2), unit)
+    return None if unit == "record" else _cut_inside(file, goal, min(4096, size // 2), unit)
 
 
 def _next_border(file: TextFile, goal: int, limit: int, unit: Unit) -> int | None:
@@ -112,22 +126,23 @@ def _next_border(file: TextFile, goal: int, limit: int, unit: Unit) -> int | Non
             return None
         case "line" | "record":
             place, size = goal - 1, _SCAN_BYTES
-            while place < (file.size if unit == "record" else limit):
-                window = file.read(place, size)
+            while (unit == "record" or place < limit) and (window := file.read(place, size)):
                 found_at = window.find(b"\n")
                 if found_at >= 0:
                     return place + found_at + 1
                 place, size = place + len(window), _WINDOW_BYTES
-            return file.size if unit == "record" else None
+            return None
 
 
-def _cut_inside(file: TextFile, goal: int, reach: int, unit: Unit) -> tuple[int, bool]:
-    """A place to cut a long document, and whether it is a border after all.
+def _cut_inside(file: TextFile, goal: int, reach: int, unit: Unit) -> tuple[int, bool] | None:
+    """A place to cut a long document, and whether it is a border after all; None if the text ends before.
 
     At most `reach` bytes before `goal`: after the last line there, or before the last white space, or, in a text
     without any, at a character.
     """
     window = file.read(goal - reach, reach)
+    if len(window) < reach:
+        return None
     line = window.rfind(b"\n") + 1
     if line:
         ends = unit == "line" or (unit == "paragraph" and _ENDS_BLANK.search(window[:line]) is not None)

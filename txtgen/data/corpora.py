@@ -6,16 +6,13 @@ from dataclasses import dataclass
 
 from txtgen.config.data import ParallelSource, SourceConfig
 from txtgen.data.blocks import Block, block_bytes, cut_file, cut_pair
-from txtgen.data.files import SNAPSHOT_BYTES, TextFile, open_text
+from txtgen.data.files import MAX_SNAPSHOTS, TextFile, open_text
 from txtgen.data.order import Use, keyed_share
 from txtgen.data.paths import resolve, resolve_one, stat_file
 from txtgen.data.records import BlockUnits, read_units, unit_of
 from txtgen.data.report import BadRecordPolicy
 from txtgen.data.types import BadRecord, Record
 from txtgen.errors import DataError
-
-MAX_SNAPSHOTS = 2048
-"""Of all compressed files of a source together, about; each holds 50 KB of memory."""
 
 _log = logging.getLogger(__name__)
 
@@ -97,18 +94,18 @@ def open_corpus(number: int, source: SourceConfig) -> Corpus:
         paths = [resolve_one(source.source_path), resolve_one(source.target_path)]
     else:
         paths = resolve(source.path)
-    packed = sum(stat_file(path).st_size for path in paths if path.endswith(".gz"))
-    spacing = max(SNAPSHOT_BYTES, 4 * packed // MAX_SNAPSHOTS)
-    files = [open_text(path, spacing) for path in paths]
+    packed = {path: stat_file(path).st_size for path in paths if path.endswith(".gz")}
+    most = {path: MAX_SNAPSHOTS * size // max(1, sum(packed.values())) for path, size in packed.items()}
+    files = [open_text(path, most.get(path, 0)) for path in paths]
+    size = block_bytes(files)
+    if isinstance(source, ParallelSource):
+        blocks = list(cut_pair(files[0], files[1], size))
+    else:
+        blocks = [block for i, file in enumerate(files) for block in cut_file(i, file, size, unit_of(source))]
     num_bytes = sum(file.size - file.start for file in files)
     empty = [file.path for file in files if file.size <= file.start]
     if not num_bytes:
         raise DataError(f"all {len(files)} files are empty", ", ".join(empty[:3]), "check data.sources")
     if empty:
         _log.warning("%d of %d files are empty, the first is %s", len(empty), len(files), empty[0])
-    size = block_bytes(num_bytes)
-    if isinstance(source, ParallelSource):
-        blocks = list(cut_pair(files[0], files[1], size))
-    else:
-        blocks = [block for i, file in enumerate(files) for block in cut_file(i, file, size, unit_of(source))]
     return Corpus(number, source, files, blocks, num_bytes)

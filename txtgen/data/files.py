@@ -3,7 +3,9 @@
 import sys
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any, Protocol
 
 from txtgen.data.paths import stat_file, unreadable
@@ -15,8 +17,14 @@ HEAD_BYTES = 4096
 INPUT_BYTES = 16 * 1024
 """Compressed bytes that are read at once."""
 
-SNAPSHOT_BYTES = 256 * 1024
-"""Text between two places at which reading a compressed file can begin, unless told otherwise."""
+MAX_SNAPSHOTS = 2560
+"""Of a compressed file, unless told otherwise; each holds 40 KB of memory."""
+
+SNAPSHOT_BYTES = 4 * 1024
+"""Text between two snapshots at least; more once there would be too many."""
+
+MAX_OPEN = 1024
+"""So many compressed files are not unpacked again when they are opened again."""
 
 OUTPUT_BYTES = 64 * 1024
 """Text that is unpacked at once, at most."""
@@ -51,7 +59,18 @@ class TextFile(Protocol):
 
     @property
     def size(self) -> int:
-        """The byte after the last one, as it was when the file was opened; what is appended later is not read."""
+        """The byte after the last one, as it was when the file was opened; what is appended later is not read.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+
+    def reaches(self, offset: int) -> bool:
+        """Whether `size` is at least so much, which may be known much earlier.
+
+        Raises:
+            DataError: the file is damaged before.
+        """
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes from `offset` on, fewer at the end of the text only.
@@ -61,22 +80,34 @@ class TextFile(Protocol):
         """
 
 
-def open_text(path: str, spacing: int = SNAPSHOT_BYTES) -> TextFile:
+def open_text(path: str, max_snapshots: int = MAX_SNAPSHOTS) -> TextFile:
     """A file that was looked at: it can be opened, is a regular file and does not look like anything but text.
 
-    A file whose name ends in `.gz` is unpacked once, to learn its size and that all of it is sound. After every
-    `spacing` bytes of its text a snapshot of the decompressor is kept, about 50 KB each, where reading can begin.
+    A file whose name ends in `.gz` is unpacked as far as it is read; its size is known, and that all of it is sound,
+    when its end was met. As long as it stays the same, what is known of it is kept, together with up to
+    `max_snapshots` of the decompressor.
 
     Raises:
         DataError: it cannot be read, is damaged, or is not text.
     """
     status = stat_file(path)
+    if path.endswith(".gz"):
+        return _open_gzip(path, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns), max_snapshots)
+    return PlainFile(path, _head(path), status.st_size)
+
+
+@lru_cache(MAX_OPEN)
+def _open_gzip(path: str, _stamp: tuple[int, ...], max_snapshots: int) -> "GzipFile":
+    """One that was opened before is given again, unless it has another stamp."""
+    return GzipFile(path, max_snapshots)
+
+
+def _head(path: str) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:
-            head = file.read(HEAD_BYTES)
+            return file.read(HEAD_BYTES)
     except OSError as error:
         raise unreadable(path, error) from error
-    return GzipFile(path, head, spacing) if path.endswith(".gz") else PlainFile(path, head, status.st_size)
 
 
 def _text_start(path: str, head: bytes) -> int:
@@ -94,9 +125,15 @@ class PlainFile:
         self.path, self.size = path, size
         self.start = _text_start(path, head)
 
+    def reaches(self, offset: int) -> bool:
+        """Whether there are so many bytes."""
+        return offset <= self.size
+
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes from `offset` on."""
-        wanted = max(0, min(size, self.size - offset))
+        wanted = min(size, self.size - offset)
+        if wanted <= 0:
+            return b""
         try:
             with open(self.path, "rb") as file:
                 file.seek(offset)
@@ -113,49 +150,83 @@ class PlainFile:
 
 
 class GzipFile:
-    """A file that is unpacked as it is read, from the nearest snapshot of the decompressor before the place."""
+    """A file that is unpacked as it is read, from the nearest snapshot of the decompressor before the place.
 
-    def __init__(self, path: str, head: bytes, spacing: int) -> None:
-        self.path, self._head, self._spacing = path, head, spacing
-        if not head.startswith(b"\x1f\x8b"):
+    A snapshot is taken wherever reading begins, unless there is one near it.
+
+    Args:
+        path: of the file.
+        max_snapshots: when there are more, those nearest to others are given up.
+        size: of the text, if it is known.
+        places: where to take snapshots when they are passed, in ascending order.
+    """
+
+    def __init__(self, path: str, max_snapshots: int, size: int | None = None, places: Iterable[int] = ()) -> None:
+        self.path, self._max_snapshots, self._size = path, max_snapshots, size
+        if not _head(path).startswith(b"\x1f\x8b"):
             raise DataError(f"'{path}' is not gzip, though its name ends in .gz", "", "rename it, or compress it again")
-        self.start = 0
-        place = _Unpacking(path)
-        self._snapshots = [place.copy()]
-        for text in place.read_to(sys.maxsize):
-            if place.position == len(text):
-                self.start = _text_start(path, text)
-            if place.position >= self._snapshots[-1].position + spacing:
-                self._snapshots.append(place.copy())
-        self.size = place.position
-        self._current = place
+        self._current = _Unpacking(path)
+        self._snapshots = [self._current.copy()]
+        self._spacing = SNAPSHOT_BYTES
+        self._places = deque(places)
+        self.start = _text_start(path, next(self._current.read_to(HEAD_BYTES), b""))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A decompressor cannot be sent to another process, so a copy there unpacks the file anew."""
-        return _opened_again, (self.path, self._head, self._spacing, self.size)
+        return GzipFile, (self.path, self._max_snapshots, self.size, [place.position for place in self._snapshots[1:]])
+
+    @property
+    def size(self) -> int:
+        """The byte after the last one; the file is unpacked up to there, unless it was already."""
+        if self._size is None:
+            self._size = self._unpacked_to(sys.maxsize).position
+        return self._size
+
+    def reaches(self, offset: int) -> bool:
+        """Whether there are so many bytes; the file is unpacked up to there if it is not known."""
+        return offset <= (self._unpacked_to(offset).position if self._size is None else self._size)
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes from `offset` on."""
-        stop = min(self.size, offset + size)
+        stop = offset + size if self._size is None else min(self._size, offset + size)
         if offset >= stop:
             return b""
-        nearest = self._snapshots[bisect_right(self._snapshots, offset, key=lambda place: place.position) - 1]
+        place = self._unpacked_to(offset)
+        self._keep(place)
+        data = b"".join(place.read_to(stop))
+        if place.position < stop:
+            if self._size is not None:
+                raise _changed(self.path)
+            self._size = place.position
+        return data
+
+    def _unpacked_to(self, offset: int) -> "_Unpacking":
+        """The place at `offset`, or at the end of the text."""
+        nearest = self._snapshots[self._after(offset) - 1]
         # Reading on from where the last call ended saves unpacking the same text again.
         if not nearest.position <= self._current.position <= offset:
             self._current = nearest.copy()
-        for _ in self._current.read_to(offset):
-            pass
-        data = b"".join(self._current.read_to(stop))
-        if len(data) < stop - offset:
-            raise _changed(self.path)
-        return data
+        while self._places and self._places[0] <= offset:
+            self._keep(self._current.at(self._places.popleft()))
+        return self._current.at(offset)
 
+    def _after(self, offset: int) -> int:
+        """The number of the first snapshot after `offset`."""
+        return bisect_right(self._snapshots, offset, key=lambda place: place.position)
 
-def _opened_again(path: str, head: bytes, spacing: int, size: int) -> GzipFile:
-    file = GzipFile(path, head, spacing)
-    if file.size != size:
-        raise _changed(path)
-    return file
+    def _keep(self, place: "_Unpacking") -> None:
+        """Take a snapshot of a place, unless one is near, and give up others if there are too many."""
+        after = self._after(place.position)
+        near = self._snapshots[after - 1 : after + 1]
+        if any(abs(place.position - other.position) < self._spacing for other in near):
+            return
+        self._snapshots.insert(after, place.copy())
+        while len(self._snapshots) > max(1, self._max_snapshots):
+            self._spacing *= 2
+            places, self._snapshots = self._snapshots, []
+            for other in places:
+                if not self._snapshots or other.position >= self._snapshots[-1].position + self._spacing:
+                    self._snapshots.append(other)
 
 
 def _changed(path: str) -> DataError:
@@ -176,9 +247,15 @@ class _Unpacking:
     def copy(self) -> "_Unpacking":
         """The same place, to go on from independently."""
         other = _Unpacking(self.path)
-        other.position, other._consumed, other._pending = self.position, self._consumed, self._pending
+        other.position, other._consumed = self.position, self._consumed - len(self._pending)
         other._inflate, other._between_members = self._inflate.copy(), self._between_members
         return other
+
+    def at(self, offset: int) -> "_Unpacking":
+        """This place, moved on to `offset` or the end of the text."""
+        for _ in self.read_to(offset):
+            pass
+        return self
 
     def read_to(self, stop: int) -> Iterator[bytes]:
         """The text from here up to `stop` or its end, in pieces.
