@@ -8,7 +8,7 @@ import errno
 import json
 import pickle
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -18,10 +18,12 @@ from torch import Tensor
 
 from txtgen.archive import damaged, seal, verify
 from txtgen.config.commands import CheckpointConfig
+from txtgen.config.model import Quantization
 from txtgen.errors import CheckpointError, ResourceError
 from txtgen.files import os_error, replace_file, retried, write_error
 from txtgen.memory import is_out_of_memory
 from txtgen.model import Transformer, build_model
+from txtgen.model.quantize import portable, quantize_model
 from txtgen.tokenizer import Tokenizer, tokenizer_from_files
 
 FORMAT = 1
@@ -50,6 +52,17 @@ class Checkpoint:
     lineage: dict[str, Any]
     training: dict[str, Any] | None = None
     fingerprint: str = ""
+
+    def require_unquantized(self, purpose: str, where: str) -> None:
+        """Refuse weights in few bits for what needs them as they were trained.
+
+        Raises:
+            CheckpointError: they are in few bits.
+        """
+        kind = self.config.quantization
+        if kind is not None:
+            what = f"its weights are quantised to {kind}, and {purpose} needs them as they were trained"
+            raise CheckpointError(what, where, "use the checkpoint that it was made from (inspect shows its sha256)")
 
 
 @dataclass(frozen=True)
@@ -276,6 +289,12 @@ def check_weights(model: Transformer, weights: dict[str, Tensor], where: str) ->
         for name in own
         if name in weights and weights[name].shape != own[name].shape
     ]
+    complaints += [
+        f"{name} is {weights[name].dtype}, expected {own[name].dtype}"
+        for name in own
+        if name in weights and not (weights[name].is_floating_point() and own[name].is_floating_point())
+        if weights[name].dtype != own[name].dtype
+    ]
     if complaints:
         shown = ", ".join(complaints[:5]) + (f" and {len(complaints) - 5} more" if len(complaints) > 5 else "")
         raise CheckpointError(f"the weights do not fit the model: {shown}", where, "use the config that made them")
@@ -284,29 +303,59 @@ def check_weights(model: Transformer, weights: dict[str, Tensor], where: str) ->
             raise CheckpointError(f"weight {name} is not finite", where, "use an earlier checkpoint")
 
 
-def load_model(path: Path, device: torch.device | None = None, dtype: torch.dtype | None = None) -> LoadedModel:
+def load_model(
+    path: Path,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    quantization: Quantization | None = None,
+) -> LoadedModel:
     """Build the model of a checkpoint in evaluation mode.
 
     Args:
         path: the .pth file.
         device: where to put it; None: the CPU.
-        dtype: of its weights; None: as they were saved.
+        dtype: of its weights, or of what quantised ones become when they are used; None: as they were saved.
+        quantization: of its weights; None: as they were saved.
 
     Raises:
-        CheckpointError: as for `load_checkpoint` and `load_weights`, or a tokenizer that does not fit.
+        CheckpointError: as for `load_checkpoint` and `load_weights`, a tokenizer that does not fit, or weights that
+            are quantised otherwise already.
     """
-    return materialise(load_checkpoint(path), str(path), device, dtype)
+    return materialise(load_checkpoint(path), str(path), device, dtype, quantization)
 
 
 def materialise(
-    checkpoint: Checkpoint, where: str, device: torch.device | None = None, dtype: torch.dtype | None = None
+    checkpoint: Checkpoint,
+    where: str,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    quantization: Quantization | None = None,
 ) -> LoadedModel:
     """The model that a checkpoint describes, in evaluation mode."""
     check_tokenizer(checkpoint, where)
-    model = build_model(checkpoint.config.model, device="meta")
+    config = checkpoint.config
+    model = build_model(config.model, device="meta")
+    if config.quantization is not None:
+        quantize_model(model, config.quantization)
     load_weights(model, checkpoint.model, where, assign=True)
-    model.to(device=device, dtype=dtype).eval()
-    return LoadedModel(model, checkpoint.tokenizer, checkpoint.source_tokenizer, checkpoint.config)
+    if quantization not in (None, config.quantization):
+        checkpoint.require_unquantized(f"quantising to {quantization}", where)
+        quantize_model(model, quantization)
+        config = config.model_copy(update={"quantization": quantization})
+    # Scales are saved in fewer bits than the weights around them.
+    model.to(device=device, dtype=dtype or model.compute_dtype if config.quantization else dtype).eval()
+    return LoadedModel(model, checkpoint.tokenizer, checkpoint.source_tokenizer, config)
+
+
+def quantized(checkpoint: Checkpoint, kind: Quantization, where: str) -> Checkpoint:
+    """The same checkpoint with its weights in few bits, and no training state.
+
+    Raises:
+        CheckpointError: its weights do not fit its model, or are quantised already.
+    """
+    checkpoint.require_unquantized(f"quantising to {kind}", where)
+    loaded = materialise(checkpoint, where, quantization=kind)
+    return replace(checkpoint, config=loaded.config, model=portable(loaded.model.state_dict()), training=None)
 
 
 def check_tokenizer(checkpoint: Checkpoint, where: str) -> None:

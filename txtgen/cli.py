@@ -46,6 +46,7 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 TrainDtype = Annotated[DtypeName | None, typer.Option(help="Of the matrix products. [default: auto]")]
 TrainDevice = Annotated[DeviceName | None, typer.Option(help="Where to compute. [default: auto]")]
 TrainRuns = Annotated[str | None, typer.Option(help="Where the runs are. [default: runs]")]
+QuantizationName = Literal["int8", "int4"]
 Dtype = Annotated[DtypeName, typer.Option(help="Of the weights; auto is the model's own.")]
 Device = Annotated[DeviceName, typer.Option(help="Where to compute.")]
 RunsPath = Annotated[str, typer.Option(help="Where the newest run is looked for.")]
@@ -181,6 +182,25 @@ def average(
 
 
 @app.command()
+def quantize(
+    out: Annotated[str, typer.Option(metavar="MODEL.pth", help="To write.")],
+    model: Model = None,
+    kind: Annotated[QuantizationName, typer.Option(help="Bits of a weight.")] = "int8",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace MODEL.pth if it exists.")] = False,
+    runs_path: RunsPath = "runs",
+    json_output: Json = False,
+) -> None:
+    """Write a model with its weights in 8 or 4 bits, for generation and evaluation."""
+    from txtgen.commands import quantize as command
+    from txtgen.commands.result_tables import report_quantization
+    from txtgen.config.commands import QuantizeConfig
+    from txtgen.config.flags import from_flags
+
+    tree = {"model": model, "output": out, "kind": kind, "overwrite": overwrite, "runs_path": runs_path}
+    report_quantization(command.run(from_flags(QuantizeConfig, tree, None)), json_output)
+
+
+@app.command()
 def generate(
     model: Model = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Text to go on from; may repeat.")] = None,
@@ -226,6 +246,7 @@ def generate(
         bool, typer.Option("--special", help="Spellings of special tokens in the prompt become those tokens.")
     ] = False,
     dtype: Dtype = "auto",
+    quantize: Annotated[QuantizationName | None, typer.Option(help="Weights in so many bits.")] = None,
     device: Device = "auto",
     runs_path: RunsPath = "runs",
     json_output: Json = False,
@@ -279,6 +300,7 @@ def generate(
         "json_output": json_output,
         "device": device,
         "dtype": dtype,
+        "quantize": quantize,
     }
     command.run(from_flags(GenerateConfig, tree, settings))
 

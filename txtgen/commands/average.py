@@ -1,17 +1,16 @@
 """`txtgen average`: one model whose weights are the mean of those of several checkpoints."""
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-import txtgen
 from txtgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from txtgen.commands.deriving import descended, require_free
 from txtgen.commands.models import resolve_model
 from txtgen.config.commands import AverageConfig
-from txtgen.errors import BusyError, CheckpointError
+from txtgen.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,28 +35,20 @@ def run(config: AverageConfig) -> Averaged:
         ResourceError: there is no room, or no permission.
     """
     output = Path(config.output)
-    if output.exists() and not config.overwrite:
-        raise BusyError("the file exists already", str(output), "choose another name, or replace it with --overwrite")
+    require_free(output, config.overwrite)
     paths = [resolve_model(model, config.runs_path) for model in config.models]
     last = load_checkpoint(paths[-1])
     sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in last.model.items()}
     parents = []
     for path in paths:
         one = load_checkpoint(path)
+        one.require_unquantized("an average", str(path))
         _require_alike(one, last, path, paths[-1])
         for name, total in sums.items():
             total += one.model[name]
         parents.append(one.fingerprint)
     weights: dict[str, Tensor] = {name: (total / len(paths)).to(last.model[name].dtype) for name, total in sums.items()}
-    lineage = {
-        **last.lineage,
-        "command": "average",
-        "parent": parents[-1],
-        "parents": parents,
-        "ancestors": [*last.lineage.get("ancestors", ()), *parents],
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "txtgen": txtgen.__version__,
-    }
+    lineage = {**descended(last, "average", parents), "parents": parents}
     fingerprint = save_checkpoint(output, replace(last, model=weights, lineage=lineage, training=None, fingerprint=""))
     parameters = sum(tensor.numel() for tensor in weights.values())
     return Averaged(str(output), [str(path) for path in paths], parameters, fingerprint)

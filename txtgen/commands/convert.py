@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 
 from txtgen.checkpoint import Checkpoint, save_checkpoint
+from txtgen.commands.deriving import require_free
 from txtgen.commands.models import read_checkpoint
 from txtgen.config.commands import ExportConfig, ImportConfig
 from txtgen.convert import export_folder, import_folder
-from txtgen.errors import BusyError, CheckpointError
+from txtgen.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,7 @@ def from_hf(config: ImportConfig) -> Conversion:
         ResourceError: there is no room, or no permission.
     """
     output, folder = Path(config.output), Path(config.folder)
-    if output.exists() and not config.overwrite:
-        raise BusyError("the file exists already", str(output), "choose another name, or replace it with --overwrite")
+    require_free(output, config.overwrite)
     if not folder.is_dir():
         raise CheckpointError("there is no such folder", str(folder), "give a folder in Hugging Face's format")
     weights = None if config.weights is None else Path(config.weights)
@@ -53,7 +53,8 @@ def to_hf(config: ExportConfig) -> Conversion:
         CheckpointError: the model cannot be read, or no family has such models.
         ResourceError: there is no room, or no permission.
     """
-    _, checkpoint = read_checkpoint(config.model, config.runs_path)
+    path, checkpoint = read_checkpoint(config.model, config.runs_path)
+    checkpoint.require_unquantized("Hugging Face's format", str(path))
     dtype = weights_dtype(config.dtype)
     family = export_folder(
         checkpoint, Path(config.folder), family=config.family, dtype=dtype, max_shard_bytes=config.max_shard_bytes

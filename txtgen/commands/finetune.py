@@ -88,6 +88,7 @@ def prepare(base: Checkpoint, config: FinetuneConfig, where: str) -> Transformer
             "; ".join(f"{key}: {complaint}" for key, complaint in problems), f"base {where}", "change the config"
         )
     check_tokenizer(base, where)
+    base.require_unquantized("training", where)
     _refuse_other_tokenizer(base, config)
     model = build_model(_with_dropout(base.config.model, config.dropout), device="meta")
     freeze(model, config.freeze)

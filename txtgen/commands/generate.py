@@ -40,6 +40,7 @@ def run(config: GenerateConfig) -> None:
         dtype=config.dtype,
         batch_size=config.batch_size,
         independent=config.independent,
+        quantize=config.quantize,
     )
     decoding = resolve_decoding(generator.loaded.config.generation, config.decoding)
     whole = lines or config.json_output or config.gap is not None

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from txtgen.commands.models import read_checkpoint
+from txtgen.model.quantize import count_weights
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
     """path: the file, or the Hugging Face folder. file_bytes: its size. fingerprint: SHA-256 of the file's manifest,
-    "" for a folder. parameters: their number.
-    tensors: name, shape and dtype of each. tokenizer: kind, vocabulary and fingerprint. config, lineage: as saved.
-    training: step and so on of the state to resume, or None.
+    "" for a folder. parameters: their number, quantised or not. tensors: name, shape, dtype of each. tokenizer: kind,
+    vocabulary and fingerprint. config, lineage: as saved. training: step and so on of the state to resume, or None.
     """
 
     path: str
@@ -39,7 +39,7 @@ def run(model: str | None, runs_path: str = "runs") -> Inspection:
         path=str(path),
         file_bytes=_size(path),
         fingerprint=checkpoint.fingerprint,
-        parameters=sum(tensor.numel() for tensor in checkpoint.model.values()),
+        parameters=count_weights(checkpoint.model),
         tensors=[
             {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
             for name, tensor in checkpoint.model.items()

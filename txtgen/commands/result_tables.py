@@ -13,6 +13,7 @@ from txtgen.commands.convert import Conversion
 from txtgen.commands.evaluate import Evaluation
 from txtgen.commands.inspect import Inspection
 from txtgen.commands.output import write_json
+from txtgen.commands.quantize import Quantized
 from txtgen.commands.tokenizer import TokenizerSummary, TokenizerTraining
 from txtgen.config.decoding import DecodingConfig
 from txtgen.config.model import ModelConfig
@@ -93,6 +94,24 @@ def report_average(averaged: Averaged, as_json: bool) -> None:
     )
 
 
+def report_quantization(quantized: Quantized, as_json: bool) -> None:
+    """Show what was quantised, and how much smaller it is."""
+    if as_json:
+        write_json(asdict(quantized))
+        return
+    share = quantized.bytes_after / quantized.bytes_before
+    table(
+        "",
+        {
+            "model": quantized.parent,
+            "written": quantized.path,
+            "parameters": f"{quantized.parameters:,}, in {quantized.kind}",
+            "weights": f"{quantized.bytes_after / 1e6:,.1f} MB, {share:.0%} of {quantized.bytes_before / 1e6:,.1f} MB",
+            "sha256": quantized.fingerprint,
+        },
+    )
+
+
 def report_inspection(inspection: Inspection, as_json: bool) -> None:
     """Show what a checkpoint says of itself."""
     if as_json:
@@ -104,6 +123,7 @@ def report_inspection(inspection: Inspection, as_json: bool) -> None:
         "size": f"{inspection.file_bytes / 1e6:,.1f} MB",
         **({"sha256": inspection.fingerprint} if inspection.fingerprint else {}),
         "parameters": f"{inspection.parameters:,} in {len(inspection.tensors)} tensors",
+        **({"quantised to": inspection.config["quantization"]} if inspection.config["quantization"] else {}),
         "architecture": ", ".join(f"{key} {_shown(value)}" for key, value in _changed(ModelConfig, model).items()),
         "tokenizer": f"{inspection.tokenizer['kind']}, {inspection.tokenizer['vocabulary']:,} tokens, "
         f"sha256 {inspection.tokenizer['fingerprint'][:16]}",

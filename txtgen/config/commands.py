@@ -18,7 +18,7 @@ from txtgen.config.data import (
     TokensChatFormat,
 )
 from txtgen.config.decoding import DecodingConfig, GreedyConfig, SampleConfig
-from txtgen.config.model import EncoderDecoderConfig, ModelConfig, TransformerConfig
+from txtgen.config.model import EncoderDecoderConfig, ModelConfig, Quantization, TransformerConfig
 from txtgen.config.objectives import TEXTS, Objective
 from txtgen.config.tokenizer import Framing, TokenizerConfig
 from txtgen.config.train import TrainConfig
@@ -168,6 +168,8 @@ class GenerateConfig(Config):
     json_output: bool = False
     device: Device = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantize: Quantization | None = None
+    """Weights in fewer bits; None: as they were saved."""
 
 
 class EvaluateConfig(Config):
@@ -266,6 +268,22 @@ class AverageConfig(Config):
             yield "output", f"{self.output} does not end in .pth"
 
 
+class QuantizeConfig(Config):
+    """`txtgen quantize`."""
+
+    model: str | None = None
+    output: str
+    """The .pth to write."""
+    kind: Quantization = "int8"
+    runs_path: str = "runs"
+    overwrite: bool = False
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """The output must be called what every command takes for a model."""
+        if not self.output.endswith(".pth"):
+            yield "output", f"{self.output} does not end in .pth"
+
+
 class CheckConfig(Config):
     """`txtgen check resume`."""
 
@@ -290,6 +308,8 @@ class CheckpointConfig(Config):
     bidirectional_prompt: bool = False
     """A decoder reads prompts in both directions, because it has learnt to go on from no others."""
     generation: DecodingConfig = GreedyConfig()
+    quantization: Quantization | None = None
+    """Weights in fewer bits, which cannot be trained; None: as they were trained."""
     run: dict[str, Any] = Field(default_factory=dict)
     """The resolved configuration of the run that made it."""
 

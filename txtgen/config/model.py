@@ -24,6 +24,9 @@ class LearnedPosition(Config):
     kind: Literal["learned"] = "learned"
 
 
+Quantization = Literal["int8", "int4"]
+"""In how many bits the weights of linear layers and token embeddings are."""
+
 Factor = Annotated[float, Field(gt=0.0, le=1e6)]
 
 

@@ -12,13 +12,14 @@ Modules keep the names of what they replace: `q_proj.codes` and `q_proj.scale` s
 Source: Dettmers et al. 2022, arXiv 2110.02861 (a scale per block); the sizes are those of Q8_0 and Q4_0 in llama.cpp.
 """
 
-from typing import Literal, NamedTuple, cast
+from collections.abc import Mapping
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Kind = Literal["int8", "int4"]
+from txtgen.config.model import Quantization
 
 BLOCK = 32
 """Weights that share a scale. A scale per row of 256 weights is no worse for a small model, but the larger a model, the
@@ -32,9 +33,13 @@ class Quantized(NamedTuple):
     scale: Tensor
 
 
-def quantize(weight: Tensor, kind: Kind) -> Quantized:
-    """The codes nearest to weight [N,K], which is of any floating dtype and finite."""
+def quantize(weight: Tensor, kind: Quantization) -> Quantized:
+    """The codes nearest to weight [N,K], which is of any floating dtype and finite; on the meta device, empty ones."""
     rows, width = weight.shape
+    if weight.is_meta:
+        columns, dtype = (width, torch.int8) if kind == "int8" else (-(-width // 2), torch.uint8)
+        codes = torch.empty(rows, columns, dtype=dtype, device="meta")
+        return Quantized(codes, torch.empty(rows, -(-width // BLOCK), dtype=weight.dtype, device="meta"))
     blocks = F.pad(weight.float(), (0, -width % BLOCK)).view(rows, -1, BLOCK)
     if kind == "int8":
         scale = _exact(blocks.abs().amax(-1) / 127)
@@ -73,7 +78,7 @@ class _QuantizedWeight(nn.Module):
     codes: Tensor
     scale: Tensor
 
-    def __init__(self, weight: Tensor, kind: Kind) -> None:
+    def __init__(self, weight: Tensor, kind: Quantization) -> None:
         super().__init__()
         codes, scale = quantize(weight, kind)
         self.kind, self.width = kind, weight.shape[1]
@@ -89,7 +94,7 @@ class _QuantizedWeight(nn.Module):
 class QuantizedLinear(_QuantizedWeight):
     """A linear map with few bits a weight; its bias stays as it is."""
 
-    def __init__(self, linear: nn.Linear, kind: Kind) -> None:
+    def __init__(self, linear: nn.Linear, kind: Quantization) -> None:
         super().__init__(linear.weight.detach(), kind)
         self.bias = linear.bias
 
@@ -101,7 +106,7 @@ class QuantizedLinear(_QuantizedWeight):
 class QuantizedEmbedding(_QuantizedWeight):
     """Vectors of tokens with few bits a weight."""
 
-    def __init__(self, embedding: nn.Embedding, kind: Kind) -> None:
+    def __init__(self, embedding: nn.Embedding, kind: Quantization) -> None:
         super().__init__(embedding.weight.detach(), kind)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -114,8 +119,11 @@ TOKEN_TABLES = ("token_embedding", "source_embedding")
 """Beside linear layers these are quantised. Positions, n-grams and norms are few, or looked up one by one."""
 
 
-def quantize_model(model: nn.Module, kind: Kind) -> None:
-    """Replace the linear layers and token embeddings of a Transformer by quantised ones. It cannot be trained then."""
+def quantize_model(model: nn.Module, kind: Quantization) -> None:
+    """Replace the linear layers and token embeddings of a Transformer by quantised ones. It cannot be trained then.
+
+    On the meta device they get room for codes and scales that are loaded later.
+    """
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear):
             new: nn.Module = QuantizedLinear(module, kind)
@@ -125,3 +133,14 @@ def quantize_model(model: nn.Module, kind: Kind) -> None:
             continue
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, new)
+
+
+def portable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with its scales in bfloat16, in which they are as exact, for writing."""
+    return {name: tensor.bfloat16() if name.endswith(".scale") else tensor for name, tensor in state.items()}
+
+
+def count_weights(state: Mapping[str, Tensor]) -> int:
+    """Weights that a state dict stands for, quantised or not; an odd row of 4-bit codes counts as one longer."""
+    weights = {name: tensor for name, tensor in state.items() if not name.endswith(".scale")}
+    return sum(tensor.numel() * (2 if tensor.dtype == torch.uint8 else 1) for tensor in weights.values())
