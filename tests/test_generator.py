@@ -18,6 +18,7 @@ from txtgen.config.loader import config_from_tree
 from txtgen.config.model import AlibiPosition, DecoderConfig, EncoderDecoderConfig, T5RelativePosition
 from txtgen.errors import DivergedError, ResourceError, UsageError
 from txtgen.generator import Generator
+from txtgen.generator.settings import resolve_settings
 from txtgen.model import build_model, init_weights
 from txtgen.tokenizer import SentencePieceTokenizer
 
@@ -249,6 +250,35 @@ def test_a_biased_text_is_biased_at_the_beginning_and_after_a_space(tokenizer, t
     assert sum(r.text.count(text) for r in found) > 2 * sum(r.text.count(text) for r in free)
 
 
+def test_breakers_are_the_tokens_that_hold_a_text_and_its_spellings(tokenizer):
+    """Also after a space, and of several tokens; those that only share a letter with it are none."""
+    loaded = load(tokenizer)
+    for text in ("\n", "o", "er", "😀", "dog the"):
+        dry = resolve_settings(loaded, {"dry": {"multiplier": 1, "breakers": text, "breaker_ids": [[7, 8]]}}).dry
+        single = {run[0] for run in dry.breaker_ids if len(run) == 1}
+        assert single == {token for token in range(len(tokenizer)) if text.encode() in tokenizer.token_bytes(token)}
+        spelled = {tuple(tokenizer.encode(one)) for one in (text, f" {text}") if not text.isspace()}
+        runs = {run for run in dry.breaker_ids if len(run) > 1}
+        assert runs == {run for run in spelled if len(run) > 1} | {(7, 8)}
+        assert dry.breakers == ()
+    assert tokenizer.encode("\n")[0] in {run[0] for run in dry_defaults(loaded)}
+
+
+def dry_defaults(loaded):
+    return resolve_settings(loaded, {"dry": {"multiplier": 1}}).dry.breaker_ids
+
+
+def test_dry_ends_a_loop_but_not_before_a_breaker(tokenizer):
+    """The scripted model says the same for ever; what it is kept from saying comes next best, the first token."""
+    line = tokenizer.encode(" the fox runs.\n")
+    generator = scripted(tokenizer, line * 4)
+    plain = generator.generate("a", max_new_tokens=len(line) * 4)[0]
+    assert plain.token_ids == tuple(line * 4)
+    broken = generator.generate("a", max_new_tokens=len(line) * 4, dry={"multiplier": 100, "allowed_length": 1})[0]
+    assert broken.token_ids[: len(line) + 1] == (*tuple(line), line[0])
+    assert broken.token_ids[len(line) + 1] != line[1]
+
+
 def test_a_token_that_is_never_generated_may_be_forced(tokenizer):
     """As the target language, which stands for no text."""
     generator = Generator(load(tokenizer, "encoder_decoder"))
@@ -289,11 +319,12 @@ MIXTURES = [
     {"encoder_repetition_penalty": 1.5, "encoder_no_repeat_ngram_size": 2, "min_new_tokens": 3},
     {"bad_words": ["the", "fox"], "sequence_bias": [{"text": "moon", "bias": 2.0}], "renormalize_logits": True},
     {"exponential_decay_length_penalty": {"start": 2, "factor": 1.3}, "begin_suppress_tokens": [30, 31, 32]},
+    {"presence_penalty": 0.5, "frequency_penalty": 0.7, "penalty_window": 4, "dry": {"multiplier": 2.0}},
     {"forced_bos_token_id": 40, "forced_eos_token_id": 3, "suppress_tokens": [50, 51]},
 ]
 
 
-@pytest.mark.parametrize("number", range(18))
+@pytest.mark.parametrize("number", range(21))
 def test_a_result_depends_on_its_prompt_and_place_alone(loaded, number):
     """Not on what else is in the batch, on its size or on when a neighbour ends."""
     choice = Random(number)

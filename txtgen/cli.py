@@ -230,7 +230,16 @@ def generate(
     top_h: Annotated[float | None, typer.Option(help="Only tokens with this share of the entropy (sample).")] = None,
     epsilon_cutoff: Annotated[float | None, typer.Option(help="Only tokens of this probability (sample).")] = None,
     eta_cutoff: Annotated[float | None, typer.Option(help="The same, lower where many are likely (sample).")] = None,
+    top_n_sigma: Annotated[
+        float | None, typer.Option(help="Only tokens so many standard deviations below the best (sample).")
+    ] = None,
+    sampler: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="These, in this order; may repeat (sample).")
+    ] = None,
     repetition_penalty: Annotated[float | None, typer.Option(help="Above 1, seen tokens become unlikely.")] = None,
+    presence_penalty: Annotated[float | None, typer.Option(help="Off the score of generated tokens.")] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(help="The same, for each time.")] = None,
+    penalty_window: Annotated[int | None, typer.Option(help="Tokens that these two look back; 0 is all.")] = None,
     no_repeat_ngram: Annotated[int | None, typer.Option(help="No n-gram of this size twice.")] = None,
     bad_word: Annotated[list[str] | None, typer.Option(help="Never this text; may repeat.")] = None,
     forced_bos_token_id: Annotated[int | None, typer.Option(help="First token after the start token.")] = None,
@@ -271,7 +280,12 @@ def generate(
         "top_h": top_h,
         "epsilon_cutoff": epsilon_cutoff,
         "eta_cutoff": eta_cutoff,
+        "top_n_sigma": top_n_sigma,
+        "samplers": sampler,
         "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "penalty_window": penalty_window,
         "no_repeat_ngram_size": no_repeat_ngram,
         "bad_words": bad_word,
         "forced_bos_token_id": forced_bos_token_id,

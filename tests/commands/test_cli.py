@@ -150,6 +150,17 @@ def test_the_newest_run_is_the_default(workshop, stdin, capfd) -> None:
         (["--strategy", "sample", "--top-h", "0"], 2, "top_h"),
         (["--strategy", "sample", "--epsilon-cutoff", "1"], 2, "epsilon_cutoff"),
         (["--strategy", "sample", "--eta-cutoff", "-1"], 2, "eta_cutoff"),
+        (["--strategy", "sample", "--top-n-sigma", "0"], 2, "top_n_sigma"),
+        (["--strategy", "sample", "--sampler", "top_k", "--sampler", "top_kk"], 2, "did you mean top_k"),
+        (["--strategy", "sample", "--sampler", "top_k", "--sampler", "top_k"], 2, "more than once"),
+        (["--strategy", "sample", "--sampler", "top_k", "--min-p", "0.1"], 2, "samplers (top_k) leaves it out"),
+        (["--sampler", "top_k"], 2, "use strategy sample"),
+        (["--presence-penalty", "nan"], 2, "presence_penalty"),
+        (["--frequency-penalty", "1e9"], 2, "frequency_penalty"),
+        (["--penalty-window", "5"], 2, "penalty_window"),
+        (["--set", "decoding.dry.base=2"], 2, "dry.multiplier"),
+        (["--set", "decoding.dry={multiplier: 1, breaker_ids: [[99999]]}"], 2, "dry.breaker_ids names token 99999"),
+        (["--set", "decoding.xtc={}"], 2, "use strategy sample"),
         (["--seed", "-1"], 2, "seed"),
         (["--strategy", "magic"], 2, "magic"),
         (["--batch-size", "0"], 2, "batch-size"),
@@ -187,8 +198,34 @@ def test_every_setting_can_be_reached(decoder, capfd) -> None:
     found = json.loads(capfd.readouterr().out)
     options = {"strategy": "beam", "bad_words": ["cat", "dog"], "min_length": 9, "max_new_tokens": 7, **settings}
     assert found["token_ids"] == list(txtgen.load(decoder).generate("the", **options)[0].token_ids)
-    cuts = ["--strategy", "sample", "--top-h", "0.5", "--epsilon-cutoff", "0.01", "--eta-cutoff", "0.01"]
-    assert run(["generate", decoder, "--prompt", "the", "--max-new-tokens", "3", *cuts]) == 0
+    cuts = [
+        "top_p=0.9",
+        "top_n_sigma=1.5",
+        "top_h=0.5",
+        "top_k=9",
+        "min_p=0.01",
+        "typical_p=0.9",
+        "epsilon_cutoff=0.01",
+    ]
+    cuts += ["eta_cutoff=0.01", "temperature=1.5", "presence_penalty=0.5", "frequency_penalty=0.5", "penalty_window=4"]
+    options = {key: float(value) for key, value in (cut.split("=") for cut in cuts)}
+    options |= {"top_k": 9, "penalty_window": 4, "samplers": [cut.split("=")[0] for cut in cuts[:9]] + ["xtc"]}
+    flags = [part for cut in cuts for part in ("--" + cut.split("=")[0].replace("_", "-"), cut.split("=")[1])]
+    flags += [part for name in options["samplers"] for part in ("--sampler", name)]
+    sets = [
+        "--set",
+        "decoding.dry={multiplier: 0.8}",
+        "--set",
+        "decoding.xtc={}",
+        "--strategy",
+        "sample",
+        "--seed",
+        "7",
+    ]
+    assert run(["generate", decoder, "--prompt", "the", "--max-new-tokens", "9", "--json", *flags, *sets]) == 0
+    options |= {"strategy": "sample", "seed": 7, "max_new_tokens": 9, "dry": {"multiplier": 0.8}, "xtc": {}}
+    expected = txtgen.load(decoder).generate("the", **options)[0].token_ids
+    assert json.loads(capfd.readouterr().out)["token_ids"] == list(expected)
 
 
 def test_no_new_tokens_give_empty_text(decoder, capfd) -> None:

@@ -3,11 +3,13 @@ import math
 import pytest
 import torch
 from decode_fakes import Rules, batch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from txtgen.config.decoding import SampleConfig
+from txtgen.config.decoding import SAMPLER_ORDER, SampleConfig, StrategyConfig, Xtc
 from txtgen.decode import distribution, filters
-from txtgen.decode.chain import make_filters
-from txtgen.decode.distribution import shape_distribution
+from txtgen.decode.chain import FILTERS, make_filters
+from txtgen.decode.distribution import SAMPLERS, shape_distribution
 from txtgen.decode.filters import NO_TOKEN, align_right
 from txtgen.decode.stopping import Stopping
 
@@ -140,12 +142,140 @@ def test_tiny_temperatures_take_the_best(temperature):
     assert distribution.apply_temperature(scores, temperature).softmax(-1).tolist() == [[0, 1, 0], [1, 0, 0]]
 
 
+def slow_top_n_sigma(row: list[float], n: float) -> set[int]:
+    possible = [score for score in row if score > -math.inf]
+    mean = sum(possible) / len(possible)
+    sigma = math.sqrt(sum((score - mean) ** 2 for score in possible) / len(possible))
+    return {token for token, score in enumerate(row) if score >= max(possible) - n * sigma and score > -math.inf}
+
+
+def test_top_n_sigma_counts_deviations_from_the_best(scores):
+    for n in (0.1, 0.7, 1.0, 2.5, 50.0):
+        found = kept(distribution.keep_top_n_sigma(scores, n))
+        assert found == [slow_top_n_sigma(row, n) for row in scores.tolist()]
+        cold = distribution.apply_temperature(scores, 0.3)
+        assert kept(distribution.keep_top_n_sigma(cold, n)) == found, "whatever the temperature"
+    alone = torch.tensor([[-math.inf, 2.0, -math.inf]])
+    assert torch.equal(distribution.keep_top_n_sigma(alone, 1.0), alone)
+
+
+def slow_xtc(row: list[float], threshold: float) -> set[int]:
+    probabilities = softmax(row)
+    top = sorted((p, token) for token, p in enumerate(probabilities) if p >= threshold)
+    least = top[0][0] if top else 0.0
+    return {token for token, p in enumerate(probabilities) if p > 0 and not (p >= threshold and p > least)}
+
+
+def test_xtc_leaves_the_least_of_the_top(scores):
+    """In the rows that it acts on, and in no others."""
+    rows = torch.arange(len(scores)) % 2 == 0
+    cut = 0
+    for threshold in (0.01, 0.1, 0.3, 0.5):
+        found = kept(distribution.exclude_top(scores, threshold, rows))
+        for number, (row, tokens) in enumerate(zip(scores.tolist(), found, strict=True)):
+            expected = slow_xtc(row, threshold) if number % 2 == 0 else kept(torch.tensor([row]))[0]
+            assert tokens == expected
+            cut += len(tokens) < sum(score > -math.inf for score in row)
+    assert cut > 20
+
+
 def test_sampling_filters_come_in_order(scores):
     """Each sees what the one before left."""
     config = SampleConfig(temperature=1.5, top_k=12, top_p=0.9, min_p=0.05, typical_p=0.8)
     expected = distribution.keep_top_k(distribution.apply_temperature(scores, 1.5), 12)
     expected = distribution.keep_typical(distribution.keep_min_p(distribution.keep_top_p(expected, 0.9), 0.05), 0.8)
     assert torch.equal(shape_distribution(scores, config), expected)
+    turned = config.model_copy(update={"samplers": ("typical_p", "min_p", "top_p", "top_k", "temperature")})
+    expected = distribution.keep_min_p(distribution.keep_typical(scores, 0.8), 0.05)
+    expected = distribution.keep_top_k(distribution.keep_top_p(expected, 0.9), 12)
+    expected = distribution.apply_temperature(expected, 1.5)
+    assert torch.equal(shape_distribution(scores, turned), expected)
+    assert not torch.equal(expected, shape_distribution(scores, config))
+
+
+SETTINGS = {
+    "temperature": 1.7,
+    "top_n_sigma": 1.2,
+    "top_h": 0.7,
+    "top_k": 8,
+    "top_p": 0.8,
+    "min_p": 0.05,
+    "typical_p": 0.8,
+    "epsilon_cutoff": 0.03,
+    "eta_cutoff": 0.2,
+    "xtc": Xtc(probability=0.5, threshold=0.1),
+}
+
+
+def slow_cut(row: list[float], name: str, chance: float) -> set[int]:
+    """The tokens that a sampler leaves, one row at a time."""
+    p = softmax(row)
+    possible = sorted((t for t in range(len(row)) if p[t] > 0), key=lambda t: -p[t])
+    entropy = -sum(p[t] * math.log(p[t]) for t in possible)
+    value = SETTINGS[name]
+
+    def until(order, weights, share):
+        taken, total = set(), 0.0
+        for token in order:
+            if total >= share:
+                break
+            taken.add(token)
+            total += weights[token]
+        return taken
+
+    match name:
+        case "top_n_sigma":
+            return slow_top_n_sigma(row, value)
+        case "top_h":
+            best = possible[:100]
+            total, taken = 0.0, set()
+            for token in best:
+                total -= p[token] * math.log(p[token])
+                if taken and total > value * entropy:
+                    break
+                taken.add(token)
+            return taken
+        case "top_k":
+            return {t for t in possible if row[t] >= row[possible[min(value, len(possible)) - 1]]}
+        case "top_p":
+            return until(possible, p, value)
+        case "min_p":
+            return {t for t in possible if p[t] >= value * max(p)}
+        case "typical_p":
+            return until(sorted(possible, key=lambda t: abs(-math.log(p[t]) - entropy)), p, value)
+        case "epsilon_cutoff":
+            return {t for t in possible if p[t] >= value} | {possible[0]}
+        case "eta_cutoff":
+            limit = min(value, math.sqrt(value) * math.exp(-entropy))
+            return {t for t in possible if p[t] >= limit} | {possible[0]}
+        case "xtc":
+            return slow_xtc(row, value.threshold) if chance < value.probability else set(possible)
+
+
+@given(st.permutations(list(SETTINGS)), st.integers(1, len(SETTINGS)), st.integers(0, 2**32))
+def test_any_order_equals_plain_code(names, count, seed):
+    names = names[:count]
+    random = torch.Generator().manual_seed(seed)
+    scores = torch.randn(3, 12, generator=random) * 2
+    scores[:, seed % 12] = -math.inf
+    chances = torch.rand(3, generator=random, dtype=torch.float64)
+    config = SampleConfig(samplers=tuple(names), **{name: SETTINGS[name] for name in names})
+    found = shape_distribution(scores, config, chances)
+    for row, chance, shaped in zip(scores.tolist(), chances.tolist(), found, strict=True):
+        for name in names:
+            if name == "temperature":
+                row = [score / SETTINGS[name] for score in row]
+            else:
+                left = slow_cut(row, name, chance)
+                row = [score if token in left else -math.inf for token, score in enumerate(row)]
+        torch.testing.assert_close(shaped.softmax(-1), torch.tensor(softmax(row)), rtol=1e-4, atol=1e-6)
+
+
+def test_every_name_has_a_sampler_and_every_setting_a_filter():
+    """A setting that no table names would be silently ignored."""
+    assert set(SAMPLERS) == set(SAMPLER_ORDER)
+    elsewhere = {"max_new_tokens", "max_length", "bad_words", "penalty_window", "stop", "num_return", "seed"}
+    assert set(StrategyConfig.model_fields) == set(FILTERS) | elsewhere
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,8 @@
 
 import pytest
 
-from txtgen.config.decoding import (
-    STRATEGIES,
-    BeamConfig,
-    GreedyConfig,
-    SampleConfig,
-    option_names,
-    resolve_decoding,
-)
+from txtgen.config.decoding import STRATEGIES, BeamConfig, DryPenalty, GreedyConfig, SampleConfig, Xtc
+from txtgen.config.decoding_options import option_names, resolve_decoding
 from txtgen.errors import UsageError
 
 
@@ -36,6 +30,12 @@ def test_defaults_of_another_strategy_are_dropped():
         (GreedyConfig(min_new_tokens=8), {"max_new_tokens": 2}, GreedyConfig(max_new_tokens=2)),
         (GreedyConfig(min_length=8), {"max_length": 2}, GreedyConfig(max_length=2)),
         (GreedyConfig(min_length=8), {"min_new_tokens": 2}, GreedyConfig(min_new_tokens=2)),
+        (GreedyConfig(presence_penalty=1.0, penalty_window=5), {"presence_penalty": 0.0}, GreedyConfig()),
+        (
+            SampleConfig(top_k=5, top_p=0.5, seed=3),
+            {"samplers": ["temperature", "top_p"]},
+            SampleConfig(top_p=0.5, seed=3, samplers=("temperature", "top_p")),
+        ),
     ],
 )
 def test_defaults_give_way_to_what_they_contradict(defaults, options, expected):
@@ -55,6 +55,10 @@ def test_python_spellings():
     assert resolve_decoding(GreedyConfig(), expected.model_dump()) == expected
     options = {"sequence_bias": [{"text": "x", "bias": 1}, {"token_ids": [1, 2], "bias": -2.5}]}
     first, second = resolve_decoding(GreedyConfig(), options).sequence_bias
+    dry = resolve_decoding(GreedyConfig(), {"dry": {"multiplier": 1, "breakers": "."}}).dry
+    assert dry == DryPenalty(multiplier=1.0, breakers=(".",))
+    options = {"strategy": "sample", "xtc": {}, "samplers": "xtc"}
+    assert resolve_decoding(GreedyConfig(), options) == SampleConfig(xtc=Xtc(), samplers=("xtc",))
     assert (first.text, first.bias, second.token_ids, second.bias) == ("x", 1.0, (1, 2), -2.5)
 
 
@@ -76,18 +80,18 @@ def test_python_spellings():
         ({"strategy": "beam", "length_penalty": 1e9}, ["length_penalty", "at most 5"]),
         ({"max_new_tokens": -1}, ["max_new_tokens", "-1", "at least 0"]),
         ({"max_new_tokens": 2.5}, ["max_new_tokens", "2.5", "a whole number"]),
-        ({"max_new_tokens": True}, ["max_new_tokens", "True"]),
+        ({"max_new_tokens": True}, ["max_new_tokens", "a whole number", "got true"]),
         ({"max_length": 0}, ["max_length", "0", "at least 1"]),
         ({"max_length": 5, "max_new_tokens": 5}, ["max_length", "max_new_tokens"]),
         ({"min_new_tokens": 6, "max_new_tokens": 5}, ["min_new_tokens", "6", "max_new_tokens 5"]),
         ({"num_return": 2}, ["num_return", "greedy"]),
         ({"repetition_penalty": 0}, ["repetition_penalty", "at least 0.01"]),
-        ({"stop": ""}, ["stop", "each item text that is not empty"]),
+        ({"stop": ""}, ["stop", "text that is not empty, got ''"]),
         ({"stop": ["a", 5]}, ["stop", "5"]),
         ({"min_length": 6, "max_length": 5}, ["min_length", "6", "max_length 5"]),
         ({"min_length": 6, "min_new_tokens": 5}, ["min_length", "min_new_tokens (5)"]),
         ({"bad_words": ["a", ""]}, ["bad_words", "not empty"]),
-        ({"bad_words_ids": [5]}, ["bad_words_ids", "each item a list"]),
+        ({"bad_words_ids": [5]}, ["bad_words_ids.0", "a list", "got 5"]),
         ({"bad_words_ids": [[]]}, ["bad_words_ids", "not empty"]),
         ({"bad_words_ids": [[-1]]}, ["bad_words_ids", "at least 0"]),
         ({"sequence_bias": [{"bias": 1.0}]}, ["sequence_bias.0.token_ids", "text"]),
@@ -106,9 +110,28 @@ def test_python_spellings():
         ({"strategy": "sample", "top_h": 0.0}, ["top_h", "above 0"]),
         ({"strategy": "sample", "epsilon_cutoff": 1.0}, ["epsilon_cutoff", "below 1"]),
         ({"strategy": "sample", "eta_cutoff": -0.1}, ["eta_cutoff", "at least 0"]),
+        ({"presence_penalty": float("nan")}, ["presence_penalty", "nan"]),
+        ({"frequency_penalty": 101}, ["frequency_penalty", "at most 100"]),
+        ({"penalty_window": 5}, ["penalty_window: is 5", "presence_penalty and frequency_penalty"]),
+        ({"dry": {}}, ["dry.multiplier", "got nothing"]),
+        ({"dry": {"multiplier": 0}}, ["dry.multiplier", "above 0"]),
+        ({"dry": {"multiplier": 1, "base": 0.5}}, ["dry.base", "at least 1"]),
+        ({"dry": {"multiplier": 1, "alowed_length": 3}}, ["dry.alowed_length", "did you mean allowed_length"]),
+        ({"dry": 0.8}, ["dry", "a section"]),
+        ({"top_n_sigma": 1.0}, ["top_n_sigma", "greedy", "sample"]),
+        ({"strategy": "sample", "top_n_sigma": 0}, ["top_n_sigma", "above 0"]),
+        ({"strategy": "sample", "xtc": {"threshold": 0.6}}, ["xtc.threshold", "at most 0.5"]),
+        ({"samplers": ["top_k"]}, ["samplers", "greedy", "sample"]),
+        ({"strategy": "sample", "samplers": ["top_k", "hottest"]}, ["hottest", "temperature", "min_p"]),
+        ({"strategy": "sample", "samplers": ["top_k", "top_p", "top_k"]}, ["samplers", "top_k more than once"]),
+        (
+            {"strategy": "sample", "top_k": 5, "temperature": 0.8, "samplers": ["temperature", "top_p"]},
+            ["top_k: is set, but samplers (temperature, top_p) leaves it out"],
+        ),
+        ({"strategy": "sample", "xtc": {}, "samplers": []}, ["xtc", "samplers (none)"]),
         ({"stop": "\udc80"}, ["stop"]),
         ({"seed": -1}, ["seed", "-1"]),
-        ({"seed": 2**64}, ["seed", str(2**64)]),
+        ({"seed": 2**64}, ["seed", "a number of 65 bits"]),
         ({"strategy": "sample", "top_p": 0}, ["top_p", "above 0", "at most 1"]),
         ({"strategy": "sample", "top_p": 1.1}, ["top_p", "1.1", "at most 1"]),
         ({"strategy": "sample", "top_p": float("nan")}, ["top_p", "nan"]),
@@ -118,7 +141,10 @@ def test_python_spellings():
         ({"strategy": "sample", "temperature": 0}, ["temperature", "above 0", "strategy greedy"]),
         ({"strategy": "sample", "temperature": float("inf")}, ["temperature", "inf"]),
         ({"strategy": "sample", "temperature": "hot"}, ["temperature", "'hot'", "a number"]),
-        ({"strategy": "sample", "top_p": 2, "top_k": -3}, ["top_p cannot be 2", "top_k cannot be -3"]),
+        (
+            {"strategy": "sample", "top_p": 2, "top_k": -3},
+            ["2 mistakes", "top_p: expected", "top_k: expected"],
+        ),
     ],
 )
 def test_refuses_in_plain_words(options, words):

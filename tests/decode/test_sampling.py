@@ -6,7 +6,7 @@ import pytest
 import torch
 from decode_fakes import Rules, TableModel, batch, random_case, slow_greedy
 
-from txtgen.config.decoding import BeamConfig, GreedyConfig, SampleConfig
+from txtgen.config.decoding import BeamConfig, GreedyConfig, SampleConfig, Xtc
 from txtgen.decode import search, search_steps
 from txtgen.decode.distribution import shape_distribution
 from txtgen.decode.sampling import Draw
@@ -93,8 +93,23 @@ def test_successive_draws_of_a_stream_are_independent():
     )
 
 
-def test_samples_do_not_depend_on_the_batch():
-    model, config = TableModel(30, 3, eos_bonus={1: 1.0}), SampleConfig(seed=7, num_return=3, temperature=1.5)
+def test_xtc_acts_with_its_probability():
+    """What is drawn is a mixture of the distribution and of what exclusion leaves."""
+    scores = torch.randn(1, 12, generator=torch.Generator().manual_seed(5))
+    config = SampleConfig(xtc=Xtc(probability=0.3, threshold=0.1))
+    sure = shape_distribution(scores, config, torch.zeros(1, dtype=torch.float64)).softmax(-1)[0]
+    never = shape_distribution(scores, config).softmax(-1)[0]
+    expected, count = (0.3 * sure + 0.7 * never).tolist(), 4000
+    draw = Draw(config, [(0, sample) for sample in range(count)])
+    drawn = Counter(draw(scores.expand(count, -1), range(count)).tolist())
+    for token, share in enumerate(expected):
+        assert abs(drawn[token] - share * count) < 4.5 * math.sqrt(count * share * (1 - share) + 1)
+
+
+@pytest.mark.parametrize("xtc", [None, Xtc(probability=0.5, threshold=0.1)])
+def test_samples_do_not_depend_on_the_batch(xtc):
+    model = TableModel(30, 3, eos_bonus={1: 1.0})
+    config = SampleConfig(seed=7, num_return=3, temperature=1.5, xtc=xtc)
     prompts = [[1, 2], [3], [4, 5, 6], [1, 2]]
 
     def run(order, config=config, first=0, limit=12):

@@ -10,7 +10,7 @@ from typing import Any
 from txtgen.commands.models import load
 from txtgen.commands.output import write_result
 from txtgen.config.commands import GenerateConfig
-from txtgen.config.decoding import resolve_decoding
+from txtgen.config.decoding_options import resolve_decoding
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.errors import UsageError
 from txtgen.generator import Generation, Generator, Prompt

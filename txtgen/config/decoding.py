@@ -1,14 +1,11 @@
 """How text is generated: one class per strategy, told apart by `strategy`."""
 
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field
 
-from txtgen.config.base import Config, Count, NonNegative, Seed, Share
-from txtgen.config.shape import expected, field_type
-from txtgen.errors import UsageError
+from txtgen.config.base import Config, Count, Expected, NonNegative, Seed, Share
 
 
 def _as_word(value: Any) -> Any:
@@ -29,7 +26,18 @@ TokenIds = Annotated[tuple[NonNegative, ...], BeforeValidator(_as_tuple)]
 
 Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
 
+TokenRuns = Annotated[tuple[Annotated[tuple[NonNegative, ...], Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
+
 Penalty = Annotated[float, Field(ge=0.01, le=100.0)]
+
+CountPenalty = Annotated[float, Field(ge=-100.0, le=100.0)]
+
+SamplerName = Literal[
+    "temperature", "top_n_sigma", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "xtc"
+]
+
+SAMPLER_ORDER: tuple[SamplerName, ...] = get_args(SamplerName)
+"""That of Hugging Face `generate`; what it does not have stands where llama.cpp has it, beside the cuts."""
 
 
 class SequenceBias(Config):
@@ -55,6 +63,33 @@ class LengthDecay(Config):
     factor: Annotated[float, Field(ge=0.01, le=100.0)]
 
 
+class DryPenalty(Config):
+    """Makes it unlikely to go on with a repetition: "don't repeat yourself".
+
+    Where the last `length` tokens stood before, the token that followed there loses
+    multiplier * base ** (length - allowed_length), if the length is at least the allowed one. No match goes across a
+    breaker or an end token, and neither of them is ever penalised. The prompt counts.
+    Source: p-e-w 2024, "DRY: a modern repetition penalty", in text-generation-webui.
+    """
+
+    multiplier: Annotated[float, Field(gt=0.0, le=1e4)]
+    base: Annotated[float, Field(ge=1.0, le=100.0)] = 1.75
+    allowed_length: Count = 2
+    breakers: Texts = ("\n", ":", '"', "*")
+    """Texts: every token that holds one breaks, and so do its tokens at the beginning or after a space."""
+    breaker_ids: TokenRuns = ()
+
+
+class Xtc(Config):
+    """Excludes top choices, with a probability: all tokens of at least `threshold` but the least likely of them.
+
+    Source: p-e-w 2024, "Exclude Top Choices", in text-generation-webui.
+    """
+
+    probability: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    threshold: Annotated[float, Field(gt=0.0, le=0.5)] = 0.1
+
+
 class StrategyConfig(Config):
     """What every strategy has in common. Filters are applied in the order of Hugging Face `generate`."""
 
@@ -72,15 +107,20 @@ class StrategyConfig(Config):
     """Above 1: tokens of the source become likelier; a decoder's source is its prompt."""
     repetition_penalty: Penalty = 1.0
     """Above 1: tokens seen before become less likely. Source: Keskar et al. 2019, arXiv 1909.05858."""
+    presence_penalty: CountPenalty = 0.0
+    """Taken off the score of every token that was generated; the prompt does not count."""
+    frequency_penalty: CountPenalty = 0.0
+    """Taken off the score of a token for each time that it was generated; the prompt does not count."""
+    penalty_window: NonNegative = 0
+    """Of the generated tokens, only so many of the last count for these two; 0: all."""
+    dry: DryPenalty | None = None
     no_repeat_ngram_size: NonNegative = 0
     """No n-gram of this size occurs twice."""
     encoder_no_repeat_ngram_size: NonNegative = 0
     """No n-gram of this size that the source has is generated."""
     bad_words: Texts = ()
     """Texts that are not generated, written in the tokens that they have at the beginning or after a space."""
-    bad_words_ids: Annotated[
-        tuple[Annotated[tuple[NonNegative, ...], Field(min_length=1)], ...], BeforeValidator(_as_tuple)
-    ] = ()
+    bad_words_ids: TokenRuns = ()
     """Tokens that do not follow each other like this. A single end token is allowed all the same."""
     forced_bos_token_id: NonNegative | None = None
     """The token after the first one, such as the target language; only where a single token is given before."""
@@ -99,8 +139,17 @@ class StrategyConfig(Config):
     """Results per prompt."""
     seed: Seed = 0
 
+    def is_set(self, name: str) -> bool:
+        """Whether a setting has another value than its default, at which it does nothing."""
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
+
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Lengths that contradict each other."""
+        """Settings that contradict each other."""
+        if self.penalty_window and not (self.presence_penalty or self.frequency_penalty):
+            yield (
+                "penalty_window",
+                f"is {self.penalty_window}, but presence_penalty and frequency_penalty are both 0",
+            )
         if self.max_new_tokens is not None and self.max_length is not None:
             yield (
                 "max_length",
@@ -151,10 +200,16 @@ class BeamConfig(StrategyConfig):
 
 
 class SampleConfig(StrategyConfig):
-    """Draw from the distribution, shaped by temperature and by the cuts below, in this order."""
+    """Draw from the distribution, shaped by temperature and by the cuts below, in the order of `samplers`."""
 
     strategy: Literal["sample"] = "sample"
-    temperature: Annotated[float, Field(gt=0.0, le=1e4)] = 1.0
+    temperature: Annotated[
+        float,
+        Field(gt=0.0, le=1e4),
+        Expected("a number above 0, at most 10,000 (for the likeliest token every time, use strategy greedy)"),
+    ] = 1.0
+    top_n_sigma: Annotated[float, Field(gt=0.0, le=1e4)] | None = None
+    """Only tokens whose score is at most so many standard deviations below the best. Source: Tang et al. 2024."""
     top_h: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Of the 100 likeliest tokens, those that make up this share of their entropy. Source: Potraghloo et al. 2025."""
     top_k: NonNegative = 0
@@ -169,6 +224,18 @@ class SampleConfig(StrategyConfig):
     """Only tokens of at least this probability. Source: Hewitt et al. 2022."""
     eta_cutoff: Share = 0.0
     """As epsilon_cutoff, but lower where many tokens are likely. Source: Hewitt et al. 2022."""
+    xtc: Xtc | None = None
+    samplers: Annotated[tuple[SamplerName, ...], BeforeValidator(_as_tuple)] = SAMPLER_ORDER
+    """The order of the above; each sees what the one before left. What is set must stand there."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Each sampler once, and none that is set left out."""
+        yield from super().problems()
+        if twice := [name for name in SAMPLER_ORDER if self.samplers.count(name) > 1]:
+            yield "samplers", f"names {', '.join(twice)} more than once"
+        for name in SAMPLER_ORDER:
+            if self.is_set(name) and name not in self.samplers:
+                yield name, f"is set, but samplers ({', '.join(self.samplers) or 'none'}) leaves it out"
 
 
 DecodingConfig = Annotated[GreedyConfig | BeamConfig | SampleConfig, Field(discriminator="strategy")]
@@ -178,93 +245,3 @@ STRATEGIES: dict[str, type[GreedyConfig | BeamConfig | SampleConfig]] = {
     "beam": BeamConfig,
     "sample": SampleConfig,
 }
-
-
-def strategies_with(option: str) -> list[str]:
-    """Names of the strategies that know an option."""
-    return [name for name, config in STRATEGIES.items() if option in config.model_fields]
-
-
-def option_names() -> list[str]:
-    """Every option of any strategy, in order of declaration."""
-    names: dict[str, Any] = {}
-    for config in STRATEGIES.values():
-        names.update(dict.fromkeys(config.model_fields))
-    return list(names)
-
-
-def resolve_decoding(defaults: DecodingConfig, options: Mapping[str, Any]) -> DecodingConfig:
-    """The settings to generate with: what the user asks for, else the defaults of the model, else txtgen's.
-
-    The strategy is that of `options`, or of the defaults. Defaults give way where they would contradict the
-    user: those of another strategy are dropped, and so is a length limit if another one is asked for.
-
-    Raises:
-        UsageError: an option does not exist, is not known to the strategy, or has a value out of range.
-    """
-    strategy = options.get("strategy", defaults.strategy)
-    if not isinstance(strategy, str) or strategy not in STRATEGIES:
-        raise UsageError(f"unknown strategy {strategy!r}", "strategy", f"choose one of {', '.join(STRATEGIES)}")
-    for name in options:
-        _refuse_foreign_option(name, strategy)
-    config = STRATEGIES[strategy]
-    try:
-        return config.model_validate(_inherited(defaults, strategy, options) | dict(options) | {"strategy": strategy})
-    except ValidationError as error:
-        raise _usage_error(config, error) from None
-
-
-def _refuse_foreign_option(name: str, strategy: str) -> None:
-    if name in STRATEGIES[strategy].model_fields:
-        return
-    knowing = strategies_with(name)
-    if knowing:
-        raise UsageError(
-            f"{name} has no meaning for strategy {strategy}",
-            name,
-            f"use strategy {' or '.join(knowing)}, or leave out {name}",
-        )
-    near = get_close_matches(name, option_names(), n=1, cutoff=0.5)
-    fix = f"did you mean {near[0]}?" if near else f"the options are {', '.join(option_names())}"
-    raise UsageError(f"unknown option {name}", "generation options", fix)
-
-
-def _inherited(defaults: DecodingConfig, strategy: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults that have a meaning for the strategy and do not contradict what is asked for."""
-    known = STRATEGIES[strategy].model_fields
-    kept = {name: value for name, value in defaults.model_dump().items() if name in known}
-    if "max_new_tokens" in asked or "max_length" in asked:
-        del kept["max_new_tokens"], kept["max_length"]
-    if "min_new_tokens" in asked or "min_length" in asked:
-        del kept["min_new_tokens"], kept["min_length"]
-    if strategy != defaults.strategy or _below(asked.get("beam_size"), kept["num_return"]):
-        del kept["num_return"]
-    if _below(asked.get("max_new_tokens"), kept.get("min_new_tokens", 0)):
-        del kept["min_new_tokens"]
-    if _below(asked.get("max_length"), kept.get("min_length", 0)):
-        del kept["min_length"]
-    return kept
-
-
-def _below(value: Any, limit: int) -> bool:
-    return isinstance(value, int) and value < limit
-
-
-def _usage_error(config: type[Config], error: ValidationError) -> UsageError:
-    """Everything that is wrong with the options, and what they may be."""
-    wrong: dict[str, str] = {}
-    allowed: dict[str, str] = {}
-    for problem in error.errors():
-        name = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "problems":
-            for key, complaint in problem["ctx"]["problems"]:
-                key = f"{name}.{key}" if name else key
-                wrong[key] = f"{key}: {complaint}"
-        else:
-            option = str(problem["loc"][0])
-            wrong[option] = f"{option} cannot be {repr(problem['input'])[:80]}"
-            allowed[option] = f"give {option} {expected(field_type(config.model_fields[option]), problem['input'])}"
-    if "temperature" in allowed:
-        allowed["temperature"] += " (for the likeliest token every time, use strategy greedy)"
-    fix = "; ".join(allowed.values()) or "change one of the two"
-    return UsageError("; ".join(wrong.values()), "generation options", fix)

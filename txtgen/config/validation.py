@@ -193,7 +193,7 @@ def _node_at(tree: Any, path: KeyPath) -> Any:
         elif isinstance(tree, dict):
             tree = tree.get(key)
         else:
-            return None
+            break  # it stands for a list of itself
     return tree
 
 

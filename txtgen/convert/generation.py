@@ -28,6 +28,12 @@ NOT_TAKEN = (
 )  # fmt: skip
 """Settings that change the text, which txtgen does not take over."""
 
+NOT_WRITTEN = (
+    "seed", "stop", "bad_words", "presence_penalty", "frequency_penalty", "penalty_window", "dry", "top_n_sigma", "xtc",
+    "samplers",
+)  # fmt: skip
+"""Settings that a generation_config.json has no place for."""
+
 THEIR_TOP_K = 50
 """What Hugging Face samples from where a file does not say it: written out, so that nothing is hidden."""
 
@@ -84,11 +90,12 @@ def _valid(strategy: str, found: Mapping[str, Any], left: list[str]) -> Decoding
 
 
 def write_generation(config: DecodingConfig) -> dict[str, Any]:
-    """The settings as a generation_config.json holds them; without texts, which that file has no place for."""
+    """The settings as a generation_config.json holds them; what it has no place for is left out and logged."""
     default = type(config)()
     changed = {key: value for key, value in config.plain().items() if value != default.plain()[key]}
-    for key in ("strategy", "seed", "stop", "bad_words"):
-        changed.pop(key, None)
+    changed.pop("strategy", None)
+    if left := [key for key in NOT_WRITTEN if changed.pop(key, None) is not None]:
+        logger.warning("generation_config.json has no place for %s", ", ".join(left))
     found = {THEIR_NAMES.get(key, key): value for key, value in changed.items()}
     if "exponential_decay_length_penalty" in found:
         decay = found["exponential_decay_length_penalty"]

@@ -1,13 +1,13 @@
 """The filters of every strategy, put together once per search, in the order of Hugging Face `generate`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from txtgen.config.decoding import StrategyConfig
+from txtgen.config.decoding import DryPenalty, LengthDecay, SequenceBias, StrategyConfig
 from txtgen.decode.filters import (
     FORBIDDEN,
     add_bias,
@@ -17,9 +17,12 @@ from txtgen.decode.filters import (
     forbid,
     forbid_ngrams,
     force,
+    penalise_frequency,
+    penalise_presence,
     penalise_repetition,
     renormalise,
 )
+from txtgen.decode.repetition import make_breakers, penalise_continuations
 from txtgen.decode.stopping import Stopping
 from txtgen.decode.types import PromptBatch
 from txtgen.errors import UsageError
@@ -31,6 +34,11 @@ class Place(NamedTuple):
     sequences: Tensor
     num_new: int
     prompts: Sequence[int]
+
+    def generated(self, window: int = 0) -> Tensor:
+        """The generated tokens, only so many of the last unless the window is 0: [R,N]."""
+        count = min(self.num_new, window or self.num_new)
+        return self.sequences[:, self.sequences.shape[1] - count :]
 
 
 Filter = Callable[[Tensor, Place], Tensor]
@@ -50,6 +58,39 @@ class Filters:
         return scores
 
 
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a filter may need to know of a search."""
+
+    config: StrategyConfig
+    prompts: PromptBatch
+    stopping: Stopping
+    vocabulary: int
+
+    def tensor(self, token_ids: Sequence[int]) -> Tensor:
+        """Token ids [N] int64 where the search computes."""
+        return torch.tensor(token_ids, dtype=torch.int64, device=self.prompts.input_ids.device)
+
+    @property
+    def eos_ids(self) -> Tensor:
+        """The end tokens, [N] int64."""
+        return self.tensor(sorted(self.stopping.eos_ids))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of the prompts."""
+        lengths: list[int] = self.prompts.lengths.tolist()
+        return lengths
+
+    @property
+    def sources(self) -> Tensor:
+        """What the encoder reads, or the prompts of a decoder: [B,S], aligned to the right."""
+        prompts = self.prompts
+        if prompts.source_ids is None or prompts.source_mask is None:
+            return align_right(prompts.input_ids, prompts.lengths)
+        return align_right(prompts.source_ids, prompts.source_mask.sum(-1))
+
+
 def make_filters(
     config: StrategyConfig, prompts: PromptBatch, stopping: Stopping, suppress: Sequence[int], vocabulary: int
 ) -> Filters:
@@ -59,79 +100,9 @@ def make_filters(
         UsageError: a setting names a token that the vocabulary does not have.
     """
     _refuse_foreign_tokens(config, vocabulary)
-    return Filters(
-        (*_about_words(config, prompts, stopping, suppress), *_about_ends(config, prompts, stopping)),
-    )
-
-
-def _about_words(
-    config: StrategyConfig, prompts: PromptBatch, stopping: Stopping, suppress: Sequence[int]
-) -> Iterator[Filter]:
-    """Filters that look at what was said before."""
-    device = prompts.input_ids.device
-    if suppress:
-        textless = torch.tensor(suppress, device=device)
-        yield lambda scores, _: forbid(scores, textless)
-    if config.sequence_bias:
-        wanted = biases({item.token_ids: item.bias for item in config.sequence_bias}, device)
-        yield lambda scores, place: add_bias(scores, place.sequences, wanted)
-    if config.encoder_repetition_penalty != 1.0:
-        read = _sources(prompts)
-        inverse = 1.0 / config.encoder_repetition_penalty
-        yield lambda scores, place: penalise_repetition(scores, read[list(place.prompts)], inverse)
-    if config.repetition_penalty != 1.0:
-        yield lambda scores, place: penalise_repetition(scores, place.sequences, config.repetition_penalty)
-    if size := config.no_repeat_ngram_size:
-        yield lambda scores, place: forbid_ngrams(scores, place.sequences, size, place.sequences)
-    if source_size := config.encoder_no_repeat_ngram_size:
-        known = _sources(prompts)
-        yield lambda scores, place: forbid_ngrams(scores, place.sequences, source_size, known[list(place.prompts)])
-    bad = [tokens for tokens in config.bad_words_ids if len(tokens) > 1 or tokens[0] not in stopping.eos_ids]
-    if bad:
-        unwanted = biases(dict.fromkeys(bad, FORBIDDEN), device)
-        yield lambda scores, place: add_bias(scores, place.sequences, unwanted)
-
-
-def _about_ends(config: StrategyConfig, prompts: PromptBatch, stopping: Stopping) -> Iterator[Filter]:
-    """Filters that look at how much was said."""
-    device = prompts.input_ids.device
-    eos_ids = torch.tensor(sorted(stopping.eos_ids), dtype=torch.int64, device=device)
-    lengths = prompts.lengths.tolist()
-    if config.min_length:
-        yield _at(lambda place, prompt: lengths[prompt] + place.num_new < config.min_length, forbid, eos_ids)
-    if config.min_new_tokens:
-        yield _at(lambda place, _: place.num_new < config.min_new_tokens, forbid, eos_ids)
-    if config.forced_bos_token_id is not None:
-        first = torch.tensor([config.forced_bos_token_id], device=device)
-        yield _at(lambda place, prompt: lengths[prompt] + place.num_new == 1, force, first)
-    if config.forced_eos_token_id:
-        last = torch.tensor(config.forced_eos_token_id, device=device)
-        yield _at(lambda place, prompt: place.num_new == stopping.limits[prompt] - 1, force, last)
-    if decay := config.exponential_decay_length_penalty:
-        yield (
-            lambda scores, place: (
-                favour_end(scores, eos_ids, decay.factor, place.num_new - decay.start)
-                if place.num_new > decay.start
-                else scores
-            )
-        )
-    if config.suppress_tokens:
-        never = torch.tensor(config.suppress_tokens, device=device)
-        yield lambda scores, _: forbid(scores, never)
-    if config.begin_suppress_tokens:
-        late = torch.tensor(config.begin_suppress_tokens, device=device)
-        # A forced token does not count as the first one.
-        begins = [int(config.forced_bos_token_id is not None and length == 1) for length in lengths]
-        yield _at(lambda place, prompt: place.num_new == begins[prompt], forbid, late)
-    if config.renormalize_logits:
-        yield lambda scores, _: renormalise(scores)
-
-
-def _sources(prompts: PromptBatch) -> Tensor:
-    """What the encoder reads, or the prompts of a decoder: [B,S], aligned to the right."""
-    if prompts.source_ids is None or prompts.source_mask is None:
-        return align_right(prompts.input_ids, prompts.lengths)
-    return align_right(prompts.source_ids, prompts.source_mask.sum(-1))
+    setup = Setup(config, prompts, stopping, vocabulary)
+    chosen = [make(getattr(config, name), setup) for name, make in FILTERS.items() if config.is_set(name)]
+    return Filters((*([_suppress(suppress, setup)] if suppress else []), *chosen))
 
 
 def _at(applies: Callable[[Place, int], bool], change: Callable[[Tensor, Tensor], Tensor], token_ids: Tensor) -> Filter:
@@ -147,12 +118,123 @@ def _at(applies: Callable[[Place, int], bool], change: Callable[[Tensor, Tensor]
     return step
 
 
+def _suppress(token_ids: Sequence[int], setup: Setup) -> Filter:
+    never = setup.tensor(token_ids)
+    return lambda scores, _: forbid(scores, never)
+
+
+def _sequence_bias(items: Sequence[SequenceBias], setup: Setup) -> Filter:
+    wanted = biases({item.token_ids: item.bias for item in items}, setup.prompts.input_ids.device)
+    return lambda scores, place: add_bias(scores, place.sequences, wanted)
+
+
+def _bad_words(runs: Sequence[tuple[int, ...]], setup: Setup) -> Filter:
+    """A single end token is no bad word."""
+    bad = [tokens for tokens in runs if len(tokens) > 1 or tokens[0] not in setup.stopping.eos_ids]
+    unwanted = biases(dict.fromkeys(bad, FORBIDDEN), setup.prompts.input_ids.device)
+    return lambda scores, place: add_bias(scores, place.sequences, unwanted)
+
+
+def _encoder_repetition(penalty: float, setup: Setup) -> Filter:
+    read = setup.sources
+    return lambda scores, place: penalise_repetition(scores, read[list(place.prompts)], 1.0 / penalty)
+
+
+def _repetition(penalty: float, _: Setup) -> Filter:
+    return lambda scores, place: penalise_repetition(scores, place.sequences, penalty)
+
+
+def _presence(penalty: float, setup: Setup) -> Filter:
+    window = setup.config.penalty_window
+    return lambda scores, place: penalise_presence(scores, place.generated(window), penalty)
+
+
+def _frequency(penalty: float, setup: Setup) -> Filter:
+    window = setup.config.penalty_window
+    return lambda scores, place: penalise_frequency(scores, place.generated(window), penalty)
+
+
+def _dry(dry: DryPenalty, setup: Setup) -> Filter:
+    ends = [(token,) for token in setup.stopping.eos_ids]
+    breakers = make_breakers([*dry.breaker_ids, *ends], setup.vocabulary, setup.prompts.input_ids.device)
+    return lambda scores, place: penalise_continuations(scores, place.sequences, dry, breakers)
+
+
+def _no_ngrams(size: int, _: Setup) -> Filter:
+    return lambda scores, place: forbid_ngrams(scores, place.sequences, size, place.sequences)
+
+
+def _no_source_ngrams(size: int, setup: Setup) -> Filter:
+    known = setup.sources
+    return lambda scores, place: forbid_ngrams(scores, place.sequences, size, known[list(place.prompts)])
+
+
+def _min_length(length: int, setup: Setup) -> Filter:
+    before = setup.lengths
+    return _at(lambda place, prompt: before[prompt] + place.num_new < length, forbid, setup.eos_ids)
+
+
+def _min_new_tokens(count: int, setup: Setup) -> Filter:
+    return _at(lambda place, _: place.num_new < count, forbid, setup.eos_ids)
+
+
+def _forced_bos(token_id: int, setup: Setup) -> Filter:
+    before = setup.lengths
+    return _at(lambda place, prompt: before[prompt] + place.num_new == 1, force, setup.tensor([token_id]))
+
+
+def _forced_eos(token_ids: Sequence[int], setup: Setup) -> Filter:
+    limits = setup.stopping.limits
+    return _at(lambda place, prompt: place.num_new == limits[prompt] - 1, force, setup.tensor(token_ids))
+
+
+def _length_decay(decay: LengthDecay, setup: Setup) -> Filter:
+    eos_ids = setup.eos_ids
+
+    def step(scores: Tensor, place: Place) -> Tensor:
+        since = place.num_new - decay.start
+        return favour_end(scores, eos_ids, decay.factor, since) if since > 0 else scores
+
+    return step
+
+
+def _begin_suppress(token_ids: Sequence[int], setup: Setup) -> Filter:
+    # A forced token does not count as the first one.
+    forced = setup.config.forced_bos_token_id is not None
+    begins = [int(forced and length == 1) for length in setup.lengths]
+    return _at(lambda place, prompt: place.num_new == begins[prompt], forbid, setup.tensor(token_ids))
+
+
+FILTERS: Mapping[str, Callable[[Any, Setup], Filter]] = {
+    "sequence_bias": _sequence_bias,
+    "encoder_repetition_penalty": _encoder_repetition,
+    "repetition_penalty": _repetition,
+    "frequency_penalty": _frequency,
+    "presence_penalty": _presence,
+    "dry": _dry,
+    "no_repeat_ngram_size": _no_ngrams,
+    "encoder_no_repeat_ngram_size": _no_source_ngrams,
+    "bad_words_ids": _bad_words,
+    "min_length": _min_length,
+    "min_new_tokens": _min_new_tokens,
+    "forced_bos_token_id": _forced_bos,
+    "forced_eos_token_id": _forced_eos,
+    "exponential_decay_length_penalty": _length_decay,
+    "suppress_tokens": _suppress,
+    "begin_suppress_tokens": _begin_suppress,
+    "renormalize_logits": lambda _, __: lambda scores, ___: renormalise(scores),
+}
+"""What makes the filter of each setting from its value, in the order in which they are applied."""
+
+
 def _refuse_foreign_tokens(config: StrategyConfig, vocabulary: int) -> None:
-    if config.bad_words or any(item.text is not None for item in config.sequence_bias):
-        raise UsageError("search knows no texts", "bad_words or sequence_bias", "give token ids")
+    dry = config.dry or DryPenalty(multiplier=1.0, breakers=())
+    if config.bad_words or dry.breakers or any(item.text is not None for item in config.sequence_bias):
+        raise UsageError("search knows no texts", "bad_words, dry.breakers or sequence_bias", "give token ids")
     named: dict[str, Sequence[int]] = {
         "sequence_bias": [token for item in config.sequence_bias for token in item.token_ids],
         "bad_words_ids": [token for tokens in config.bad_words_ids for token in tokens],
+        "dry.breaker_ids": [token for tokens in dry.breaker_ids for token in tokens],
         "forced_bos_token_id": [] if config.forced_bos_token_id is None else [config.forced_bos_token_id],
         "forced_eos_token_id": config.forced_eos_token_id,
         "suppress_tokens": config.suppress_tokens,

@@ -1,33 +1,30 @@
-"""The filters of sampling: they cut the unlikely part of a distribution off. Scores are as in `filters`."""
+"""The samplers: they sharpen a distribution, or cut a part of it off. Scores are as in `filters`."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from txtgen.config.decoding import SampleConfig
+from txtgen.config.decoding import SampleConfig, SamplerName
 from txtgen.decode.filters import FORBIDDEN
 
 MOST_FOR_TOP_H = 100
 """Tokens that top-h looks at."""
 
+Sampler = Callable[[Tensor, Any, Tensor], Tensor]
+"""From scores [R,V], a setting, and a number in [0, 1) for each row to scores [R,V]."""
 
-def shape_distribution(scores: Tensor, config: SampleConfig) -> Tensor:
-    """All of them, in the order of Hugging Face `generate`; each sees what the one before left."""
-    if config.temperature != 1.0:
-        scores = apply_temperature(scores, config.temperature)
-    if config.top_h is not None:
-        scores = keep_top_h(scores, config.top_h)
-    if config.top_k:
-        scores = keep_top_k(scores, config.top_k)
-    if config.top_p < 1.0:
-        scores = keep_top_p(scores, config.top_p)
-    if config.min_p > 0.0:
-        scores = keep_min_p(scores, config.min_p)
-    if config.typical_p < 1.0:
-        scores = keep_typical(scores, config.typical_p)
-    if config.epsilon_cutoff > 0.0:
-        scores = cut_epsilon(scores, config.epsilon_cutoff)
-    if config.eta_cutoff > 0.0:
-        scores = cut_eta(scores, config.eta_cutoff)
+
+def shape_distribution(scores: Tensor, config: SampleConfig, chances: Tensor | None = None) -> Tensor:
+    """All that is set, in the order of `config.samplers`; each sees what the one before left.
+
+    chances: [R], a random number in [0, 1) for each row; None: what happens by chance does not happen.
+    """
+    lots = scores.new_ones(len(scores)) if chances is None else chances
+    for name in config.samplers:
+        if config.is_set(name):
+            scores = SAMPLERS[name](scores, getattr(config, name), lots)
     return scores
 
 
@@ -39,6 +36,18 @@ def apply_temperature(scores: Tensor, temperature: float) -> Tensor:
     """
     smallest = torch.finfo(scores.dtype).tiny
     return (scores - scores.amax(-1, keepdim=True)) / max(temperature, smallest)
+
+
+def keep_top_n_sigma(scores: Tensor, n: float) -> Tensor:
+    """Keeps tokens that score at most n standard deviations, of the possible tokens' scores, below the best.
+
+    Temperature does not change which these are. Source: Tang et al. 2024, arXiv 2411.07641.
+    """
+    impossible = scores == FORBIDDEN
+    count = (~impossible).sum(-1, keepdim=True)
+    mean = scores.masked_fill(impossible, 0.0).sum(-1, keepdim=True) / count
+    variance = (scores - mean).square().masked_fill(impossible, 0.0).sum(-1, keepdim=True) / count
+    return scores.masked_fill(scores < scores.amax(-1, keepdim=True) - n * variance.sqrt(), FORBIDDEN)
 
 
 def keep_top_h(scores: Tensor, top_h: float) -> Tensor:
@@ -106,6 +115,17 @@ def cut_eta(scores: Tensor, epsilon: float) -> Tensor:
     return _keep_likelier(scores, torch.minimum(limit, limit.sqrt() * (-_entropy(scores.log_softmax(-1))).exp()))
 
 
+def exclude_top(scores: Tensor, threshold: float, rows: Tensor) -> Tensor:
+    """In some rows, [R] bool, only the least likely of all tokens of at least this probability stays of them.
+
+    Source: p-e-w 2024, "Exclude Top Choices", in text-generation-webui.
+    """
+    probabilities = scores.softmax(-1)
+    top = probabilities >= threshold
+    least = probabilities.masked_fill(~top, 1.0).amin(-1, keepdim=True)
+    return scores.masked_fill(top & (probabilities > least) & rows[:, None], FORBIDDEN)
+
+
 def _keep_likelier(scores: Tensor, limit: Tensor) -> Tensor:
     drop = (scores.softmax(-1) < limit) & (scores < scores.amax(-1, keepdim=True))
     return scores.masked_fill(drop, FORBIDDEN)
@@ -115,3 +135,23 @@ def _entropy(log_probs: Tensor) -> Tensor:
     """Of each row, in nats: [R,1]."""
     # A forbidden token has 0 * -inf = nan: it adds nothing.
     return -(log_probs * log_probs.exp()).nansum(-1, keepdim=True)
+
+
+def _surely(cut: Callable[[Tensor, Any], Tensor]) -> Sampler:
+    """A sampler that does not act by chance."""
+    return lambda scores, setting, _: cut(scores, setting)
+
+
+SAMPLERS: dict[SamplerName, Sampler] = {
+    "temperature": _surely(apply_temperature),
+    "top_n_sigma": _surely(keep_top_n_sigma),
+    "top_h": _surely(keep_top_h),
+    "top_k": _surely(keep_top_k),
+    "top_p": _surely(keep_top_p),
+    "min_p": _surely(keep_min_p),
+    "typical_p": _surely(keep_typical),
+    "epsilon_cutoff": _surely(cut_epsilon),
+    "eta_cutoff": _surely(cut_eta),
+    "xtc": lambda scores, xtc, chances: exclude_top(scores, xtc.threshold, chances < xtc.probability),
+}
+"""What each name in `SampleConfig.samplers` does; its setting is that of the same name."""

@@ -66,6 +66,21 @@ def penalise_repetition(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return scores.scatter(1, seen, torch.where(picked < 0, picked * penalty, picked / penalty))
 
 
+def penalise_presence(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Scores of tokens that occurred, less the penalty. seen: [R,N] int64, tokens alone."""
+    return scores - penalty * (_counts(scores, seen) > 0)
+
+
+def penalise_frequency(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Scores of tokens, less the penalty for each time that they occurred. seen: [R,N] int64, tokens alone."""
+    return scores - penalty * _counts(scores, seen)
+
+
+def _counts(scores: Tensor, seen: Tensor) -> Tensor:
+    """How often each token occurred: [R,V] float32."""
+    return torch.zeros_like(scores).scatter_add(1, seen, torch.ones_like(seen, dtype=scores.dtype))
+
+
 def forbid_ngrams(scores: Tensor, sequences: Tensor, size: int, seen: Tensor) -> Tensor:
     """Forbids every token that would complete an n-gram of this size that occurs in `seen`, [R,N] int64."""
     length = sequences.shape[1]

@@ -43,12 +43,17 @@ class Draw:
 
     def __call__(self, scores: Tensor, results: Sequence[int]) -> Tensor:
         """Token ids [R] int64, by inverting the cumulative distribution in float64."""
-        shaped = shape_distribution(scores, self.config)
+        chances = None if self.config.xtc is None else self._draws(results).to(scores.device)
+        shaped = shape_distribution(scores, self.config, chances)
         cumulative = shaped.cpu().double().softmax(-1).cumsum(-1)
-        draws = torch.tensor([[self.random[result].random()] for result in results], dtype=torch.float64)
+        draws = self._draws(results)[:, None]
         # A draw is below 1, so the point lies strictly below the total, and never on a forbidden token.
         tokens = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)
         return tokens[:, 0].to(scores.device)
+
+    def _draws(self, results: Sequence[int]) -> Tensor:
+        """The next random number of each result: [R] float64, in [0, 1)."""
+        return torch.tensor([self.random[result].random() for result in results], dtype=torch.float64)
 
 
 @dataclass(slots=True)

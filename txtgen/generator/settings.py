@@ -1,10 +1,11 @@
 """Settings of generation for one model: what is asked for, its own defaults, texts in them as tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from txtgen.checkpoint import LoadedModel
-from txtgen.config.decoding import DecodingConfig, SequenceBias, resolve_decoding
+from txtgen.config.decoding import DecodingConfig, SequenceBias
+from txtgen.config.decoding_options import resolve_decoding
 from txtgen.errors import UsageError
 from txtgen.tokenizer import Tokenizer
 
@@ -17,8 +18,7 @@ def resolve_settings(loaded: LoadedModel, options: Mapping[str, Any]) -> Decodin
     """
     decoding = resolve_decoding(loaded.config.generation, options)
     for name in ("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"):
-        neutral = type(decoding).model_fields[name].default
-        if loaded.source_tokenizer is not None and getattr(decoding, name) != neutral:
+        if loaded.source_tokenizer is not None and decoding.is_set(name):
             told = "source and target have vocabularies of their own, so that they share no tokens"
             raise UsageError(told, name, f"leave out {name}")
     return _with_token_ids(decoding, loaded.tokenizer)
@@ -32,8 +32,20 @@ def _with_token_ids(decoding: DecodingConfig, tokenizer: Tokenizer) -> DecodingC
         for item in decoding.sequence_bias
         for ids in ([item.token_ids] if item.text is None else _spellings(item.text, tokenizer))
     ]
-    ids = {"bad_words": (), "bad_words_ids": (*decoding.bad_words_ids, *bad), "sequence_bias": tuple(biased)}
+    ids: dict[str, Any] = {"bad_words": (), "bad_words_ids": (*decoding.bad_words_ids, *bad)}
+    ids["sequence_bias"] = tuple(biased)
+    if (dry := decoding.dry) is not None:
+        breaking = (*dry.breaker_ids, *_breaking(dry.breakers, tokenizer))
+        ids["dry"] = dry.model_copy(update={"breakers": (), "breaker_ids": breaking})
     return decoding.model_copy(update=ids)
+
+
+def _breaking(texts: Sequence[str], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    """The tokens that hold one of the texts, and the spellings of the texts in several tokens."""
+    parts = [text.encode() for text in texts]
+    holding = [token for token in range(len(tokenizer)) if any(part in tokenizer.token_bytes(token) for part in parts)]
+    spelled = [ids for text in texts for ids in _spellings(text, tokenizer) if len(ids) > 1]
+    return [*((token,) for token in holding), *spelled]
 
 
 def _spellings(text: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
