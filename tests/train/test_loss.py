@@ -101,3 +101,25 @@ def test_nothing_scored_is_zero(tiny_model, tiny_batch) -> None:
         sums = batch_loss(tiny_model, silent, smoothing)
         sums.objective.backward()
         assert sums.objective.item() == sums.nll.item() == 0.0
+
+
+@pytest.mark.parametrize("scored", ["all", "some", "none"])
+def test_nothing_waits_for_the_device(tiny_model, tiny_batch, scored) -> None:
+    """Tensors without data stand for those that a GPU has not computed yet: nothing may ask for a value in them."""
+    if scored != "some":
+        labels = tiny_batch.input_ids if scored == "all" else torch.full_like(tiny_batch.labels, IGNORE)
+        tiny_batch = replace(tiny_batch, labels=labels)
+    there = torch.device("meta")
+    batch_loss(tiny_model.to(there), tiny_batch.to(there), 0.1).objective.backward()
+    assert all(weight.grad is not None for weight in tiny_model.parameters())
+
+
+def test_what_counts_is_found_on_the_way_to_the_device_and_again_in_every_part(tiny_model, tiny_batch) -> None:
+    moved = tiny_batch.to(torch.device("cpu"))
+    assert moved.labels.flatten()[moved.places].tolist() == [
+        label for label in tiny_batch.labels.flatten().tolist() if label >= 0
+    ]
+    whole = batch_loss(tiny_model, moved)
+    assert torch.equal(whole.nll, batch_loss(tiny_model, tiny_batch).nll)
+    parts = sum(batch_loss(tiny_model, moved.rows(start, start + 2)).nll for start in (0, 2))
+    torch.testing.assert_close(parts, whole.nll)

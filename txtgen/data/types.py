@@ -118,7 +118,8 @@ class Batch:
     documents. bidirectional: [B,T] bool or None. source_ids: [B,S] int64 and source_mask: [B,S] bool (True is a
     token), or None for a decoder-only model. `separate` says that documents of a row are hidden from one another.
     `bytes` counts the UTF-8 bytes of the scored tokens, for bits per byte. `origins` names the documents in it, per
-    row. `bookmark` is the place in the stream after this batch.
+    row. `bookmark` is the place in the stream after this batch. `places`, [N] int64, tells which of the flattened
+    labels count, once the batch was moved: a GPU that had to find them would keep the host waiting for their number.
     """
 
     input_ids: Tensor
@@ -132,6 +133,7 @@ class Batch:
     bytes: int = 0
     origins: tuple[tuple[Origin, ...], ...] = ()
     bookmark: dict[str, Any] = field(default_factory=dict)
+    places: Tensor | None = None
 
     @property
     def num_scored(self) -> int:
@@ -165,6 +167,7 @@ class Batch:
             source_ids=cut(self.source_ids),
             source_mask=cut(self.source_mask),
             origins=self.origins[start:stop],
+            places=None,
         )
 
     def unscored(self) -> "Batch":
@@ -187,6 +190,7 @@ class Batch:
             bidirectional=move(self.bidirectional),
             source_ids=move(self.source_ids),
             source_mask=move(self.source_mask),
+            places=move(self.places if self.places is not None else scored_places(self.labels)),
         )
 
     @staticmethod
@@ -194,6 +198,11 @@ class Batch:
         # Only from pinned memory does a copy to a GPU not wait.
         pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
         return pinned.to(device, non_blocking=True)
+
+
+def scored_places(labels: Tensor) -> Tensor:
+    """Which of the flattened labels count, [N] int64."""
+    return labels.flatten().ne(IGNORE).nonzero().flatten()
 
 
 class StreamOptions(TypedDict):

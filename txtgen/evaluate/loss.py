@@ -46,9 +46,10 @@ def _perplexity(loss: float) -> float:
 
 def _nll(model: Transformer, batch: Batch, limit: int | None, world: World) -> tuple[float, int | None]:
     """The loss of a batch, and how much of one goes through the model at once after that."""
+    device = next(model.parameters()).device
     while True:
         try:
-            return sum(float(batch_loss(model, part).nll) for part in micro_batches(batch, limit)), limit
+            return sum(float(batch_loss(model, part.to(device)).nll) for part in micro_batches(batch, limit)), limit
         except (MemoryError, RuntimeError) as error:
             if world.size > 1 or not is_out_of_memory(error):
                 raise
@@ -83,7 +84,7 @@ def evaluate_loss(
             for batch in batches:
                 tokens += batch.num_scored
                 num_bytes += batch.bytes
-                part, max_tokens = _nll(model, batch.to(device), max_tokens, world or World())
+                part, max_tokens = _nll(model, batch, max_tokens, world or World())
                 nll += part
     finally:
         model.train(was_training)

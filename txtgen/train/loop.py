@@ -90,14 +90,13 @@ def train(
         state.model.train()
         # Dropout depends on seed, step and rank alone, so that a resumed run draws what the straight one drew.
         key = ((seed * 1_000_003 + step) * 1_000_003 + world.rank) % 2**63
-        moved = batch.to(device)
         with world.together():
             if not state.compilation.here:
-                part = next(micro_batches(moved, state.micro_batch_tokens or config.micro_batch_tokens))
+                part = next(micro_batches(batch, state.micro_batch_tokens or config.micro_batch_tokens)).to(device)
                 state.compilation = settle_compilation(
                     state.model, config.compile, part, dtype, world, state.compilation
                 )
-            losses = _within_memory(state, loss, moved, config, dtype, world, key)
+            losses = _within_memory(state, loss, batch, config, dtype, world, key)
         scored, positions = world.sum([float(batch.num_scored), float(batch.num_tokens)])
         norm = _scale_and_clip(parameters, scored, config.clip_norm, world, is_sharded(state.model))
         found = torch.cat([world.sum_tensor(losses), norm[None]])
@@ -171,11 +170,12 @@ def _within_memory(
     key: int,
 ) -> Tensor:
     """As `_accumulate`, again and again with the same draws and ever smaller micro-batches if memory runs out."""
+    device = next(state.model.parameters()).device
     while True:
         torch.manual_seed(key)
         limit = state.micro_batch_tokens or config.micro_batch_tokens
         try:
-            return _accumulate(loss, batch, limit, dtype, world)
+            return _accumulate(loss, batch, limit, device, dtype, world)
         except (MemoryError, RuntimeError) as error:
             if world.size > 1 or not is_out_of_memory(error):
                 raise
@@ -184,20 +184,21 @@ def _within_memory(
         state.micro_batch_tokens = smaller_batch(held_bytes(state.model, state.optimizer), batch, limit)
 
 
-def _accumulate(loss: nn.Module, batch: Batch, limit: int | None, dtype: torch.dtype, world: World) -> Tensor:
+def _accumulate(
+    loss: nn.Module, batch: Batch, limit: int | None, device: torch.device, dtype: torch.dtype, world: World
+) -> Tensor:
     """Add the gradients of the summed loss, micro-batch by micro-batch. Returns the sums (objective, nll) [2]."""
-    total = torch.zeros(2, device=batch.input_ids.device)
+    total = torch.zeros(2, device=device)
     parts = list(micro_batches(batch, limit))
     if is_sharded(loss) and limit is not None:
         # A rank may have a row less than another, yet all must compute equally often.
         parts += [parts[0].unscored()] * (world.max(len(parts)) - len(parts))
-    device = batch.input_ids.device.type
     # One region for all, in which each weight is cast once and not once for every micro-batch.
-    with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         for number, part in enumerate(parts, 1):
             with nullcontext() if number == len(parts) else gradients_held_back(loss):
-                sums = loss(part)
-                with torch.autocast(device, enabled=False):
+                sums = loss(part.to(device))
+                with torch.autocast(device.type, enabled=False):
                     torch.autograd.backward(sums.objective)
             total += torch.stack([sums.objective.detach(), sums.nll])
     return total

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from txtgen.data.types import IGNORE, Batch
+from txtgen.data.types import Batch, scored_places
 from txtgen.model import Transformer, at_least_float32
 
 CACHED_ELEMENTS, LARGE_ELEMENTS = 1 << 19, 1 << 26
@@ -52,10 +52,15 @@ def batch_loss(model: Transformer, batch: Batch, label_smoothing: float = 0.0) -
         source_ids=batch.source_ids,
         source_mask=batch.source_mask,
     )
-    scored = batch.labels != IGNORE
+    places = scored_places(batch.labels) if batch.places is None else batch.places
     weights = [weight for weight in model.head_parameters if weight.requires_grad]
     objective, nll = _HeadLoss.apply(  # type: ignore[no-untyped-call]
-        model, label_smoothing, torch.is_grad_enabled(), batch.labels[scored], hidden[scored], *weights
+        model,
+        label_smoothing,
+        torch.is_grad_enabled(),
+        batch.labels.flatten()[places],
+        hidden.flatten(0, 1).index_select(0, places),
+        *weights,
     )
     return LossSums(objective, nll)
 
