@@ -83,10 +83,12 @@ def gone(pids: list[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-@pytest.mark.parametrize("sharding", ["replicate", "shard"])
-def test_a_killed_rank_costs_no_more_than_the_steps_since_the_last_save(workshop, sharding) -> None:
-    long = ("--steps", "60", "--set", f"train.sharding={sharding}")
-    assert subprocess.run(pretrain("--nproc", "2", *long, name="straight"), env=environment()).returncode == 0
+@pytest.mark.parametrize(("sharding", "ranks"), [("replicate", 2), ("replicate", 3), ("shard", 2)])
+def test_a_killed_rank_costs_no_more_than_the_steps_since_the_last_save(workshop, sharding, ranks) -> None:
+    """Nor a single bit, also where three gradients are summed, of which the order matters."""
+    long = ("--steps", "60", "--set", f"train.sharding={sharding}", "--set", f"train.batch_tokens={64 * ranks}")
+    long += ("--nproc", str(ranks))
+    assert subprocess.run(pretrain(*long, name="straight"), env=environment()).returncode == 0
     process = begin("--max-restarts", "1", *long)
     wait_for(lambda: steps() > 10)
     os.kill(rank_process(process.pid, 1), signal.SIGKILL)

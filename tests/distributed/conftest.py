@@ -10,3 +10,11 @@ def ranks() -> Iterator[RankPool]:
     pool = RankPool()
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="session")
+def three_ranks() -> Iterator[RankPool]:
+    """As many as it takes for the order of a sum to matter."""
+    pool = RankPool(3)
+    yield pool
+    pool.close()

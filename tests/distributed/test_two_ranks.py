@@ -14,7 +14,15 @@ from txtgen.config.model import DecoderConfig, EncoderDecoderConfig, ModelConfig
 from txtgen.config.train import AdamWConfig, ConstantSchedule, MuonConfig, TrainConfig
 from txtgen.data.types import IGNORE, Batch
 from txtgen.decode import PromptBatch, search
-from txtgen.distributed import World, gathered, is_sharded, local, of_whole_matrices, reshard, share_out
+from txtgen.distributed import (
+    World,
+    gathered,
+    is_sharded,
+    local,
+    of_whole_matrices,
+    reshard,
+    share_out,
+)
 from txtgen.evaluate import evaluate_loss
 from txtgen.model import Transformer, build_model
 from txtgen.train import TrainState, build_optimizer, train

@@ -1,6 +1,6 @@
 """The ranks that train together: who they are, what becomes of them, and how gradients and weights are shared."""
 
-from txtgen.distributed.gradients import gradients_held_back, sum_gradients, total_norm
+from txtgen.distributed.gradients import GradientSums, total_norm
 from txtgen.distributed.meeting import host_launch
 from txtgen.distributed.sharding import (
     fill,
@@ -16,10 +16,10 @@ from txtgen.distributed.sharding import (
 from txtgen.distributed.world import World, open_world
 
 __all__ = [
+    "GradientSums",
     "World",
     "fill",
     "gathered",
-    "gradients_held_back",
     "host_launch",
     "is_sharded",
     "is_spread",
@@ -29,6 +29,5 @@ __all__ = [
     "reshard",
     "shard",
     "share_out",
-    "sum_gradients",
     "total_norm",
 ]

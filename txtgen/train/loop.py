@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from txtgen.config.train import TrainConfig
 from txtgen.data.types import Batch
-from txtgen.distributed import World, gradients_held_back, is_sharded, local, reshard, sum_gradients, total_norm
+from txtgen.distributed import GradientSums, World, is_sharded, local, reshard, total_norm
 from txtgen.errors import DivergedError
 from txtgen.memory import is_out_of_memory
 from txtgen.model import Transformer
@@ -79,7 +79,7 @@ def train(
     parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
     device = parameters[0].device
     flops = count_flops(state.model)
-    loss = sum_gradients(BatchLoss(state.model, config.label_smoothing), world)
+    loss, gradients = BatchLoss(state.model, config.label_smoothing), GradientSums(state.model, world)
     state.horizon = state.horizon or Horizon(config.steps)
     report: StepReport | None = None
     while state.step < state.horizon.steps:
@@ -96,7 +96,7 @@ def train(
                 state.compilation = settle_compilation(
                     state.model, config.compile, part, dtype, world, state.compilation
                 )
-            losses = _within_memory(state, loss, batch, config, dtype, world, key)
+            losses = _within_memory(state, loss, gradients, batch, config, dtype, world, key)
         scored, positions = world.sum([float(batch.num_scored), float(batch.num_tokens)])
         norm = _scale_and_clip(parameters, scored, config.clip_norm, world, is_sharded(state.model))
         found = torch.cat([world.sum_tensor(losses), norm[None]])
@@ -163,6 +163,7 @@ def refuse_non_finite(report: StepReport, config: TrainConfig) -> None:
 def _within_memory(
     state: TrainState,
     loss: nn.Module,
+    gradients: GradientSums,
     batch: Batch,
     config: TrainConfig,
     dtype: torch.dtype,
@@ -175,7 +176,7 @@ def _within_memory(
         torch.manual_seed(key)
         limit = state.micro_batch_tokens or config.micro_batch_tokens
         try:
-            return _accumulate(loss, batch, limit, device, dtype, world)
+            return _accumulate(loss, gradients, batch, limit, device, dtype, world)
         except (MemoryError, RuntimeError) as error:
             if world.size > 1 or not is_out_of_memory(error):
                 raise
@@ -185,10 +186,17 @@ def _within_memory(
 
 
 def _accumulate(
-    loss: nn.Module, batch: Batch, limit: int | None, device: torch.device, dtype: torch.dtype, world: World
+    loss: nn.Module,
+    gradients: GradientSums,
+    batch: Batch,
+    limit: int | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    world: World,
 ) -> Tensor:
     """Add the gradients of the summed loss, micro-batch by micro-batch. Returns the sums (objective, nll) [2]."""
     total = torch.zeros(2, device=device)
+    gradients.clear()
     parts = list(micro_batches(batch, limit))
     if is_sharded(loss) and limit is not None:
         # A rank may have a row less than another, yet all must compute equally often.
@@ -196,7 +204,7 @@ def _accumulate(
     # One region for all, in which each weight is cast once and not once for every micro-batch.
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         for number, part in enumerate(parts, 1):
-            with nullcontext() if number == len(parts) else gradients_held_back(loss):
+            with gradients.over_ranks() if number == len(parts) else nullcontext():
                 sums = loss(part.to(device))
                 with torch.autocast(device.type, enabled=False):
                     torch.autograd.backward(sums.objective)
