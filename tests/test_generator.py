@@ -532,7 +532,15 @@ def test_special_tokens_of_a_prompt_for_who_asks(tokenizer):
 # -- streaming and stop strings
 
 
-@pytest.mark.parametrize("options", [{}, {"strategy": "beam"}, {"strategy": "sample", "temperature": 2.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"strategy": "beam"},
+        {"strategy": "beam", "beam_size": 4, "num_groups": 2, "diversity_penalty": 0.5},
+        {"strategy": "sample", "temperature": 2.0},
+    ],
+)
 def test_a_stream_makes_up_the_text(loaded, options):
     for seed in range(3):
         generator = Generator(loaded)
@@ -627,6 +635,30 @@ def test_stop_strings_cut_random_texts_at_their_first_place(tokenizer):
             assert "".join(generator.stream("the", stop=stop, **options)) == result.text
             tried += 1
     assert tried > 20
+
+
+def test_a_stream_of_beams_makes_up_random_texts(tokenizer):
+    """Whatever ends them, and in pieces wherever the beams agree."""
+    choice, pieces_seen = Random(0), 0
+    for seed in range(12):
+        generator = Generator(load(tokenizer, seed=seed))
+        for _ in range(3):
+            prompt = choice.choice(PROMPTS)
+            options = {
+                "strategy": "beam",
+                "beam_size": choice.randint(2, 5),
+                "early_stopping": choice.choice(["true", "false", "never"]),
+                "length_penalty": choice.choice([0.0, 1.0, 2.0]),
+                "max_new_tokens": choice.randint(5, 25),
+            }
+            whole = generator.generate(prompt, **options)[0].text
+            if len(whole) > 4:
+                options["stop"] = choice.choice([(), whole[2:4], whole[-2:]])
+            result = generator.generate(prompt, **options)[0]
+            pieces = list(generator.stream(prompt, **options))
+            assert "".join(pieces) == result.text
+            pieces_seen += len(pieces)
+    assert pieces_seen > 60, "beams agree on something before the end"
 
 
 def test_a_stream_has_one_result(tokenizer):

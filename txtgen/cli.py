@@ -215,6 +215,8 @@ def generate(
     early_stopping: Annotated[
         Literal["true", "false", "never"] | None, typer.Option(help="When enough hypotheses are finished (beam).")
     ] = None,
+    num_groups: Annotated[int | None, typer.Option(help="Groups of beams that differ (beam).")] = None,
+    diversity_penalty: Annotated[float | None, typer.Option(help="How much they differ (beam).")] = None,
     num_return: Annotated[int | None, typer.Option(help="Results per prompt (beam, sample).")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Generated tokens at most.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Prompt and generated tokens at most.")] = None,
@@ -267,6 +269,8 @@ def generate(
         "beam_size": beam_size,
         "length_penalty": length_penalty,
         "early_stopping": early_stopping,
+        "num_groups": num_groups,
+        "diversity_penalty": diversity_penalty,
         "num_return": num_return,
         "max_new_tokens": max_new_tokens,
         "max_length": max_length,

@@ -90,6 +90,8 @@ SETTINGS = [
     ({"do_sample": "yes"}, {"strategy": "greedy"}, "do_sample 'yes'"),
     ({"num_return_sequences": 3}, {"num_return": 1}, "num_return_sequences 3 (greedy search gives one result"),
     ({"num_beams": 4, "num_return_sequences": 3}, {"beam_size": 4, "num_return": 3}, ""),
+    ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}, {"num_groups": 2, "diversity_penalty": 0.5}, ""),
+    ({"num_beams": 4, "num_beam_groups": 3, "diversity_penalty": 0.5}, {"num_groups": 1}, "num_beam_groups 3"),
     ({"num_beams": "many"}, {"strategy": "greedy"}, "num_beams 'many'"),
     ({"num_beams": 4, "early_stopping": True}, {"early_stopping": "true"}, ""),
     ({"num_beams": 4, "do_sample": True}, {"strategy": "beam"}, "do_sample True with num_beams 4"),

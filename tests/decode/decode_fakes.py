@@ -124,33 +124,47 @@ def slow_greedy(model, prompt, rules: Rules, limit: int) -> list[int]:
 
 
 def slow_beam(
-    model, prompt, rules: Rules, limit: int, beams: int, length_penalty: float, early_stopping: str
+    model,
+    prompt,
+    rules: Rules,
+    limit: int,
+    beams: int,
+    length_penalty: float,
+    early_stopping: str,
+    groups: int = 1,
+    diversity_penalty: float = 0.0,
 ) -> list[tuple[float, list[int]]]:
-    """Finished (score, new tokens), best first."""
-    running: list[tuple[float, list[int]]] = [(0.0, [])]
-    finished: list[tuple[float, list[int]]] = []
-    while True:
-        candidates = []
-        for total, new in running:
-            scores = rules.filtered(model.log_probs(prompt + new), prompt, new)
-            candidates += [(total + score, [*new, token]) for token, score in enumerate(scores)]
-        candidates.sort(key=lambda candidate: -candidate[0])
-        candidates = [c for c in candidates[: max(2, 1 + len(rules.eos_ids)) * beams] if c[0] > -math.inf]
-        hits = [new[-1] in rules.eos_ids or len(new) >= limit for _, new in candidates]
-        for (total, new), hit in zip(candidates[:beams], hits[:beams], strict=True):
-            if hit:
-                finished.append((total / len(new) ** length_penalty, new))
-        finished = sorted(finished, key=lambda result: -result[0])[:beams]
-        running = [candidate for candidate, hit in zip(candidates, hits, strict=True) if not hit][:beams]
-        if not running:
-            return finished
-        if len(finished) == beams:
-            length = len(running[0][1])
-            if early_stopping == "never" and length_penalty > 0:
-                length = limit
-            best_possible = running[0][0] / length**length_penalty
-            if early_stopping == "true" or best_possible <= finished[-1][0]:
-                return finished
+    """Finished (score, new tokens) of all groups, best first."""
+    size = beams // groups
+    running: list[list[tuple[float, list[int]]]] = [[(0.0, [])] for _ in range(groups)]
+    finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(groups)]
+    while any(running):
+        said: list[int] = []
+        for group in range(groups):
+            if not running[group]:
+                continue
+            candidates = []
+            for total, new in running[group]:
+                scores = rules.filtered(model.log_probs(prompt + new), prompt, new)
+                candidates += [
+                    (total + score - diversity_penalty * said.count(token), [*new, token])
+                    for token, score in enumerate(scores)
+                ]
+            candidates.sort(key=lambda candidate: -candidate[0])
+            candidates = [c for c in candidates[: max(2, 1 + len(rules.eos_ids)) * size] if c[0] > -math.inf]
+            hits = [new[-1] in rules.eos_ids or len(new) >= limit for _, new in candidates]
+            for (total, new), hit in zip(candidates[:size], hits[:size], strict=True):
+                if hit:
+                    finished[group].append((total / len(new) ** length_penalty, new))
+            finished[group] = sorted(finished[group], key=lambda result: -result[0])[:size]
+            running[group] = [candidate for candidate, hit in zip(candidates, hits, strict=True) if not hit][:size]
+            if running[group] and len(finished[group]) == size:
+                best, sequence = running[group][0]
+                length = limit if early_stopping == "never" and length_penalty > 0 else len(sequence)
+                if early_stopping == "true" or best / length**length_penalty <= finished[group][-1][0]:
+                    running[group] = []
+            said += [sequence[-1] for _, sequence in running[group]]
+    return sorted((result for found in finished for result in found), key=lambda result: -result[0])
 
 
 def random_case(number: int):

@@ -1,12 +1,13 @@
 import itertools
 import math
+import random
 
 import pytest
 import torch
 from decode_fakes import Rules, TableModel, batch, random_case, slow_beam
 
 from txtgen.config.decoding import BeamConfig, GreedyConfig
-from txtgen.decode import search
+from txtgen.decode import search, search_steps
 from txtgen.errors import DivergedError, UsageError
 
 
@@ -26,6 +27,89 @@ def test_equals_the_slow_search(block):
             expected = slow[: config.num_return]
             assert [list(h.token_ids) for h in found] == [new for _, new in expected], number
             assert [h.score for h in found] == pytest.approx([score for score, _ in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("block", range(6))
+def test_groups_equal_the_slow_search(block):
+    apart = 0
+    for number in range(block * 12, block * 12 + 12):
+        model, prompts, rules, limits, config = random_case(number)
+        choice = random.Random(number)
+        groups = choice.choice([2, 2, 3, 4])
+        beams = groups * choice.choice([1, 1, 2, 3])
+        penalty = choice.choice([0.2, 1.0, 4.0])
+        config = config.model_copy(
+            update={"beam_size": beams, "num_return": beams, "num_groups": groups, "diversity_penalty": penalty}
+        )
+        plain = config.model_copy(update={"num_groups": 1, "diversity_penalty": 0.0})
+        for prompt, limit, found, one in zip(
+            prompts,
+            limits,
+            run(model, prompts, rules, limits, config),
+            run(model, prompts, rules, limits, plain),
+            strict=True,
+        ):
+            expected = slow_beam(
+                model,
+                prompt,
+                rules,
+                limit,
+                beams,
+                config.length_penalty,
+                config.early_stopping,
+                groups,
+                penalty,
+            )
+            # The same sequence may be found by several groups, at scores that differ by rounding alone.
+            assert [h.score for h in found] == pytest.approx([score for score, _ in expected], abs=1e-4), number
+            assert sorted(list(h.token_ids) for h in found) == sorted(new for _, new in expected), number
+            apart += len({h.token_ids[0] for h in found}) > len({h.token_ids[0] for h in one})
+    assert apart > 3, "groups begin differently"
+
+
+def test_groups_in_a_batch_as_alone():
+    for number in range(15):
+        model, prompts, rules, limits, config = random_case(number)
+        config = config.model_copy(update={"beam_size": 6, "num_groups": 3, "diversity_penalty": 0.7})
+        alone = [run(model, [p], rules, [n], config)[0] for p, n in zip(prompts, limits, strict=True)]
+        assert run(model, prompts, rules, limits, config) == alone
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_is_told_as_decided_makes_up_the_results(groups):
+    for number in range(60):
+        model, prompts, rules, limits, config = random_case(number)
+        if groups > 1:
+            more = {"beam_size": 4, "num_return": 2, "num_groups": 2, "diversity_penalty": 0.3}
+            config = config.model_copy(update=more)
+        told: dict[int, list[int]] = {}
+        found = search(
+            model,
+            batch(prompts),
+            config,
+            limits=limits,
+            eos_ids=rules.eos_ids,
+            suppress=rules.suppress,
+            on_token=lambda result, token, told=told: told.setdefault(result, []).append(token),
+        )
+        assert told == {
+            prompt * config.num_return + place: list(hypothesis.token_ids)
+            for prompt, hypotheses in enumerate(found)
+            for place, hypothesis in enumerate(hypotheses)
+        }
+
+
+def test_a_sure_beginning_is_told_before_the_end():
+    """One token is all but certain at each of three places, so that soon every beam begins with these."""
+    model = TableModel(12, 0, spread=0.1)
+    for place in range(1, 4):
+        model.place[place] = -50.0
+        model.place[place, place + 5] = 50.0
+    steps = search_steps(model, batch([[1]]), BeamConfig(beam_size=3), limits=[9])
+    decided = [[token for _, token in next(steps)] for _ in range(6)]
+    assert not torch.is_inference_mode_enabled()
+    assert not decided[0], "the other beams began otherwise"
+    assert [token for step in decided for token in step][:3] == [6, 7, 8]
 
 
 def test_never_does_not_hope_for_length_that_is_punished():

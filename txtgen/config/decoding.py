@@ -191,12 +191,26 @@ class BeamConfig(StrategyConfig):
     early_stopping: EarlyStopping = "false"
     """true: stop when beam_size hypotheses are finished; false: when no running one is better at its present
     length; never: when none can become better."""
+    num_groups: Count = 1
+    """Groups that the beams are divided into. Source: Vijayakumar et al. 2016, arXiv 1610.02424."""
+    diversity_penalty: Annotated[float, Field(ge=0.0, le=1e4)] = 0.0
+    """Taken off a token's score for every time that an earlier group chose it at the same step."""
+
+    @property
+    def group_size(self) -> int:
+        """Beams of a group."""
+        return self.beam_size // self.num_groups
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """No more results than beams."""
+        """No more results than beams, and groups that differ."""
         yield from super().problems()
         if self.num_return > self.beam_size:
             yield "num_return", f"is {self.num_return}, more than beam_size {self.beam_size}"
+        if self.beam_size % self.num_groups:
+            yield "num_groups", f"is {self.num_groups}, which does not divide beam_size {self.beam_size}"
+        if (self.num_groups > 1) != (self.diversity_penalty > 0):
+            told = f"num_groups ({self.num_groups}) and diversity_penalty ({self.diversity_penalty:g})"
+            yield "diversity_penalty", f"{told} have a meaning together: groups that pay nothing are all the same"
 
 
 class SampleConfig(StrategyConfig):

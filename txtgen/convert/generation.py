@@ -17,14 +17,14 @@ from txtgen.convert.fields import Fields
 
 logger = logging.getLogger(__name__)
 
-OTHER_NAMES = {"num_beams": "beam_size", "num_return_sequences": "num_return"}
+OTHER_NAMES = {"num_beams": "beam_size", "num_beam_groups": "num_groups", "num_return_sequences": "num_return"}
 """Hugging Face's names of settings that are called otherwise here; all others have the same name."""
 
 THEIR_NAMES = {ours: theirs for theirs, ours in OTHER_NAMES.items()}
 
 NOT_TAKEN = (
-    "num_beam_groups", "diversity_penalty", "penalty_alpha", "guidance_scale", "force_words_ids", "constraints",
-    "dola_layers", "prompt_lookup_num_tokens", "watermarking_config", "stop_strings", "max_time",
+    "penalty_alpha", "guidance_scale", "force_words_ids", "constraints", "dola_layers", "prompt_lookup_num_tokens",
+    "watermarking_config", "stop_strings", "max_time",
 )  # fmt: skip
 """Settings that change the text, which txtgen does not take over."""
 

@@ -1,14 +1,17 @@
-"""Beam search, with the exact meaning of Hugging Face `generate`.
+"""Beam search, with the exact meaning of Hugging Face `generate`; and diverse beam search, in groups.
 
 Each prompt keeps `beam_size` running sequences, scored by the plain sum of filtered log-probabilities, and
 its best `beam_size` finished ones, scored by sum / generated_length ** length_penalty. A prompt is done when
 nothing runs any more, when enough is finished (`early_stopping: true`), or when its best running sequence
 could not enter the finished ones.
+
+Groups divide the beams of a prompt into searches of their own, which step one after another: each loses
+`diversity_penalty` on a token for every time that an earlier group has just chosen it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, groupby
 from typing import NamedTuple
 
 import torch
@@ -17,7 +20,7 @@ from torch import Tensor
 from txtgen.config.decoding import BeamConfig
 from txtgen.decode.chain import make_filters
 from txtgen.decode.filters import FORBIDDEN, align_right, refuse_dead_end, refuse_diverged
-from txtgen.decode.sampling import Steps
+from txtgen.decode.sampling import Decided, Steps
 from txtgen.decode.stopping import Stopping
 from txtgen.decode.types import Hypothesis, PromptBatch, State, StepModel
 from txtgen.errors import UsageError
@@ -53,16 +56,17 @@ class _Beam(NamedTuple):
 
 @dataclass(slots=True)
 class _Search:
-    """The search for one prompt. `parents` names the row that each running sequence came from."""
+    """The search of one group of a prompt's beams. `parents`: the beam that each running sequence came from."""
 
     prompt: int
+    group: int
     running: list[_Beam] = field(default_factory=lambda: [_Beam()])
     parents: list[int] = field(default_factory=list)
     finished: list[Hypothesis] = field(default_factory=list)
 
-    def advance(self, candidates: Sequence[_Candidate], config: BeamConfig, stopping: Stopping) -> bool:
-        """Take one step, given candidates in descending order. Returns whether the search goes on."""
-        size = config.beam_size
+    def advance(self, candidates: Sequence[_Candidate], config: BeamConfig, stopping: Stopping) -> None:
+        """Take one step, given candidates in descending order; afterwards nothing runs if the search is over."""
+        size = config.group_size
         running: list[_Beam] = []
         parents: list[int] = []
         hope = FORBIDDEN
@@ -79,16 +83,16 @@ class _Search:
             elif reason is not None and rank < size:
                 end = beam.extended(candidate)
                 self.finished.append(Hypothesis(end.token_ids, end.logprob, candidate.final_score, reason))
-        self.finished = sorted(self.finished, key=lambda hypothesis: -hypothesis.score)[:size]
-        if not running:
-            return False
-        # A vocabulary may offer fewer ways to go on than there are beams; the spare rows never win.
-        spare = size - len(running)
-        self.running = running + [_Beam(running[0].token_ids, running[0].logprob, FORBIDDEN)] * spare
-        self.parents = parents + [parents[0]] * spare
-        if len(self.finished) < size:
-            return True
-        return config.early_stopping != "true" and hope > self.finished[-1].score
+        self.finished = _best(self.finished, size)
+        full = len(self.finished) == size
+        if full and (config.early_stopping == "true" or hope <= self.finished[-1].score):
+            running, parents = [], []
+        if running:
+            # A vocabulary may offer fewer ways to go on than there are beams; the spare rows never win.
+            spare = size - len(running)
+            running += [_Beam(running[0].token_ids, running[0].logprob, FORBIDDEN)] * spare
+            parents += [parents[0]] * spare
+        self.running, self.parents = running, parents
 
 
 @torch.inference_mode()
@@ -101,73 +105,138 @@ def beam_search(
 ) -> Steps:
     """The best `num_return` hypotheses per prompt, best first: fewer if no more were finished.
 
-    Nothing is decided before the end, so every step yields an empty list. Prompts that are done leave the
-    batch. The prompts are read once; beams are made after the first step.
+    A token of the best hypothesis is decided as soon as all sequences that may become the best one share it, and all
+    other tokens when their prompt is done. Prompts that are done leave the batch. The prompts are read once; beams are
+    made after the first step.
 
     Raises:
         DivergedError: the model's scores are not finite.
         UsageError: more beams than tokens, a filter names an unknown token, or the filters leave a prompt none.
     """
-    device = prompts.input_ids.device
+    device, copies = prompts.input_ids.device, config.num_return
     limits = torch.tensor(stopping.limits, device=device)
     logits, state = model.prefill(prompts, capacity=int((prompts.lengths + limits).max()) - 1)
     _refuse_too_many_beams(config.beam_size, vocabulary=logits.shape[-1])
     filters = make_filters(config, prompts, stopping, suppress, vocabulary=logits.shape[-1])
     sequences = align_right(prompts.input_ids, prompts.lengths)
-    searches = [_Search(prompt) for prompt in range(len(prompts))]
-    finished: list[list[Hypothesis]] = [[] for _ in searches]
+    # Group by group, so that the rows of a group are a slice.
+    live = [_Search(prompt, group) for group in range(config.num_groups) for prompt in range(len(prompts))]
+    if config.num_groups > 1:
+        rows = torch.tensor([search.prompt for search in live], device=device)
+        state.select(rows)
+        logits, sequences = logits[rows], sequences[rows]
+    outcomes = [_Outcome(live[prompt :: len(prompts)]) for prompt in range(len(prompts))]
     for num_new in count():
         log_probs = logits.float().log_softmax(-1)
         # A nan or +inf among the logits makes all of the row's log-probabilities nan.
         refuse_diverged(log_probs[:, 0].exp())
-        rows = [search.prompt for search in searches for _ in search.running]
-        scores = filters(log_probs, sequences, num_new, rows)
-        candidates = _best_candidates(searches, scores, log_probs, num_new + 1, config, stopping)
-        yield []
-        width = len(searches[0].running)
-        live: list[_Search] = []
-        parents: list[int] = []
-        for number, (search, offered) in enumerate(zip(searches, candidates, strict=True)):
-            if search.advance(offered, config, stopping):
-                live.append(search)
-                parents += [number * width + parent for parent in search.parents]
-            else:
-                finished[search.prompt] = search.finished[: config.num_return]
+        scores = filters(log_probs, sequences, num_new, [search.prompt for search in live for _ in search.running])
+        width = len(live[0].running)
+        _step(live, scores.view(len(live), width, -1), log_probs.view(len(live), width, -1), config, stopping)
+        yield [
+            (prompt * copies + result, token)
+            for prompt in dict.fromkeys(search.prompt for search in live)
+            for result, token in outcomes[prompt].decide(copies)
+        ]
+        parents = [number * width + parent for number, search in enumerate(live) for parent in search.parents]
+        live = [search for search in live if search.running]
         if not live:
             break
         if parents != list(range(len(sequences))):
             order = torch.tensor(parents, device=device)
             state.select(order)
             sequences = sequences[order]
-        searches = live
         tokens = torch.tensor([[beam.token_ids[-1]] for search in live for beam in search.running], device=device)
         sequences = torch.cat([sequences, tokens], dim=1)
         logits = model.extend(tokens, state)[:, -1]
-    best = torch.tensor([results[0].score if results else FORBIDDEN for results in finished])
-    refuse_dead_end(best, num_new)
-    return finished
+    found = [outcome.results(copies) for outcome in outcomes]
+    refuse_dead_end(torch.tensor([results[0].score if results else FORBIDDEN for results in found]), num_new)
+    return found
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What the groups of one prompt come to. told: how many tokens of the best result are known to be decided."""
+
+    groups: list[_Search]
+    told: int = 0
+
+    def results(self, count: int) -> list[Hypothesis]:
+        """The best finished sequences of all groups."""
+        return _best([hypothesis for search in self.groups for hypothesis in search.finished], count)
+
+    def decide(self, count: int) -> Decided:
+        """Pairs of result and token that the last step has decided."""
+        running = [beam.token_ids for search in self.groups for beam in search.running]
+        if not running:
+            results = self.results(count)
+            rest = [(0, token) for best in results[:1] for token in best.token_ids[self.told :]]
+            return rest + [(number, token) for number, other in enumerate(results[1:], 1) for token in other.token_ids]
+        contenders = running + [best.token_ids for best in self.results(1)]
+        shared = list(_shared(contenders, self.told))
+        self.told += len(shared)
+        return [(0, token) for token in shared]
+
+
+def _best(hypotheses: Sequence[Hypothesis], count: int) -> list[Hypothesis]:
+    """The best of them in descending order; of equals, the first."""
+    return sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)[:count]
+
+
+def _shared(sequences: Sequence[Sequence[int]], start: int) -> Iterator[int]:
+    """The tokens from `start` on in which all sequences agree."""
+    for first, *others in zip(*(sequence[start:] for sequence in sequences), strict=False):
+        if any(other != first for other in others):
+            break
+        yield first
+
+
+def _step(
+    searches: Sequence[_Search], scores: Tensor, log_probs: Tensor, config: BeamConfig, stopping: Stopping
+) -> None:
+    """Advance all searches by a token, group after group. scores, log_probs: [N,W,V] for N searches."""
+    said: dict[int, list[int]] = {search.prompt: [] for search in searches}
+    first = 0
+    for _, members in groupby(searches, key=lambda search: search.group):
+        group = list(members)
+        rows = slice(first, first + len(group))
+        first = rows.stop
+        offered = _penalise_said(scores[rows], [said[search.prompt] for search in group], config.diversity_penalty)
+        candidates = _best_candidates(group, offered, log_probs[rows], config, stopping)
+        for search, offers in zip(group, candidates, strict=True):
+            search.advance(offers, config, stopping)
+            said[search.prompt] += [beam.token_ids[-1] for beam in search.running if beam.score != FORBIDDEN]
+
+
+def _penalise_said(scores: Tensor, said: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """Scores [N,W,V] less the penalty for each time that a token was said, by the tokens for each of N searches.
+
+    Source: Vijayakumar et al. 2016, arXiv 1610.02424, with the Hamming diversity.
+    """
+    if not penalty or not any(said):
+        return scores
+    scores = scores.clone()
+    for number, tokens in enumerate(said):
+        ids = torch.tensor(tokens, dtype=torch.int64, device=scores.device)
+        scores[number].index_add_(-1, ids, scores.new_full((scores.shape[1], len(tokens)), -penalty))
+    return scores
 
 
 def _best_candidates(
-    searches: Sequence[_Search],
-    scores: Tensor,
-    log_probs: Tensor,
-    length: int,
-    config: BeamConfig,
-    stopping: Stopping,
+    searches: Sequence[_Search], scores: Tensor, log_probs: Tensor, config: BeamConfig, stopping: Stopping
 ) -> list[list[_Candidate]]:
     """The best continuations of each search, in descending order.
 
-    There are (number of end tokens + 1) times beam_size, at least twice: if all of the beams' end tokens are
-    among them, enough are left to go on with. scores, log_probs: [B*W,V]. length: new tokens, the candidate's
-    included.
+    There are (number of end tokens + 1) times the group's size, at least twice: if all of the beams' end tokens are
+    among them, enough are left to go on with. scores, log_probs: [N,W,V].
     """
-    num_rows, width, vocabulary = len(searches), len(searches[0].running), scores.shape[-1]
+    num_searches, width, vocabulary = scores.shape
+    length = len(searches[0].running[0].token_ids) + 1
     running = torch.tensor([[beam.score for beam in search.running] for search in searches]).to(scores)
-    sums = (scores.view(num_rows, width, vocabulary) + running[..., None]).view(num_rows, -1)
-    size = max(2, 1 + len(stopping.eos_ids)) * config.beam_size
+    sums = (scores + running[..., None]).view(num_searches, -1)
+    size = max(2, 1 + len(stopping.eos_ids)) * config.group_size
     top, index = sums.topk(min(size, width * vocabulary))
-    logprobs = log_probs.view(num_rows, -1).gather(1, index)
+    logprobs = log_probs.reshape(num_searches, -1).gather(1, index)
     final = top / length**config.length_penalty
     if config.early_stopping == "never" and config.length_penalty > 0:
         longest = [[stopping.limits[search.prompt] ** config.length_penalty] for search in searches]

@@ -39,7 +39,7 @@ def search(
         prompt_indices: numbers of the prompts, which sampling's randomness depends on; 0, 1, ... by default.
         first_sample: number of the first sample of each prompt.
         stop: looks for stop strings.
-        on_token: told of every token as soon as it is decided; beam search decides nothing before the end.
+        on_token: told of every token as soon as it is decided, those of a result in order.
 
     Raises:
         DivergedError: the model's scores are not finite.

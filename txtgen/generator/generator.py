@@ -85,7 +85,7 @@ class Generator:
     def stream(self, prompt: Prompt, *, raw: bool = False, special: bool = False, **options: Any) -> Iterator[str]:
         """The text of one result in pieces, as it is decided: no half characters, no parts of stop strings.
 
-        The pieces make up the text that `generate` gives. Beam search decides at the end, all at once.
+        The pieces make up the text that `generate` gives. Beam search decides what all of its beams agree on.
 
         Raises:
             UsageError: as for `generate`, or more than one result is asked for.
