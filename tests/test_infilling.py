@@ -168,6 +168,16 @@ def test_prompts_that_cannot_be_filled_are_refused(prompt, kind, words, spans_to
         Generator(loaded(spans_tokenizer, kind)).generate([prompt], gap="___")
 
 
+def test_gaps_that_are_filled_one_by_one_know_no_stop_string(spans_tokenizer, middle_tokenizer):
+    with pytest.raises(UsageError, match="stop string ends a text"):
+        Generator(loaded(spans_tokenizer)).generate(["a ___ b"], gap="___", stop="x")
+    result = Generator(loaded(middle_tokenizer)).generate(["a ___ b"], gap="___", max_new_tokens=8)[0]
+    stop = result.fills[0][2:3]
+    cut = Generator(loaded(middle_tokenizer)).generate(["a ___ b"], gap="___", max_new_tokens=8, stop=stop)[0]
+    assert cut.fills[0] == result.fills[0][: result.fills[0].index(stop)]
+    assert cut.text == f"a {cut.fills[0]} b"
+
+
 def test_models_that_learnt_no_gaps_are_refused(tokenizer, middle_tokenizer):
     with pytest.raises(UsageError, match=r"has 1 gaps, and the model has tokens for 0; .*use a model that learnt"):
         Generator(loaded(tokenizer)).generate("a ___", gap="___")

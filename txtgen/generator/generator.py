@@ -13,7 +13,7 @@ from txtgen.errors import ResourceError, UsageError
 from txtgen.generator.prompts import PromptReader
 from txtgen.generator.settings import resolve_settings
 from txtgen.generator.types import EncodedPrompt, Generation, Prompt
-from txtgen.generator.writing import StopStrings, filled_text, new_text, safe_length
+from txtgen.generator.writing import StopStrings, begins, filled_text
 from txtgen.infilling import gap_marks
 from txtgen.model import Transformer
 from txtgen.tokenizer import IncrementalDecoder, never_written
@@ -145,10 +145,7 @@ class Generator:
                     following += 1
 
     def _stream(self, prompt: EncodedPrompt, decoding: DecodingConfig) -> Iterator[str]:
-        decoder = IncrementalDecoder(self.loaded.tokenizer)
-        for token_id in self._reader.context(prompt):
-            decoder.push(token_id)
-        waiting, shown = "", 0
+        decoder, known = self._decoder(prompt, decoding), 0
         with _ready(self.loaded.model):
             steps = self._steps([prompt], decoding)
             while True:
@@ -157,21 +154,23 @@ class Generator:
                 except StopIteration as end:
                     ((hypothesis, *_),) = end.value
                     break
-                waiting += "".join(decoder.push(token_id) for _, token_id in decided)
-                safe = safe_length(waiting, decoding.stop)
-                if safe:
-                    yield waiting[:safe]
-                    waiting, shown = waiting[safe:], shown + safe
-        rest = self._generation(prompt, 0, hypothesis, decoding).text[shown:]
-        if rest:
-            yield rest
+                known += len(decided)
+                if piece := "".join(decoder.push(token_id) for _, token_id in decided):
+                    yield piece
+        rest = [decoder.push(token_id) for token_id in hypothesis.token_ids[known:]]
+        if last := "".join(rest) + decoder.flush():
+            yield last
+
+    def _decoder(self, prompt: EncodedPrompt, decoding: DecodingConfig) -> IncrementalDecoder:
+        """What turns the tokens that follow a prompt into text, up to a stop string."""
+        tokenizer = self.loaded.tokenizer
+        return IncrementalDecoder(tokenizer, decoding.stop, begins=begins(tokenizer, self._reader.context(prompt)))
 
     def _generation(
         self, prompt: EncodedPrompt, index: int, hypothesis: Hypothesis, decoding: DecodingConfig
     ) -> Generation:
-        text = new_text(self.loaded.tokenizer, self._reader.context(prompt), hypothesis.token_ids)
-        ends = [text.index(stop) for stop in decoding.stop if stop in text]
-        text = text[: min(ends)] if ends else text
+        decoder = self._decoder(prompt, decoding)
+        text = "".join(map(decoder.push, hypothesis.token_ids)) + decoder.flush()
         fills: tuple[str, ...] = ()
         if prompt.gaps is not None:
             text, fills = filled_text(prompt.gaps, hypothesis.token_ids, text, self.loaded.tokenizer)

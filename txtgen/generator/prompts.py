@@ -67,6 +67,9 @@ class PromptReader:
         except DataError as error:
             # It is a corpus that brings such a text elsewhere; here the user does.
             raise UsageError(error.what, f"{where}, {error.where}", error.fix) from error
+        if gaps is not None and gaps.kind == "spans" and decoding.stop:
+            told = "a stop string ends a text, and this model writes the text of gaps, one after the other"
+            raise UsageError(told, "stop", "leave it out")
         text = prompt if isinstance(prompt, str) else self.tokenizer.decode(ids)
         chat = None if raw else self.loaded.config.chat
         prefix = () if chat is not None and chat.complete else self.framing.prefix

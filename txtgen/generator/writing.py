@@ -4,40 +4,33 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from txtgen.infilling import Gaps
-from txtgen.tokenizer import Tokenizer
+from txtgen.tokenizer import Tokenizer, first_stop
 
 
 class StopStrings:
-    """Finds stop strings in the text of new tokens. contexts: the tokens before them, for each row."""
+    """Finds stop strings in what new tokens say. contexts: the tokens before them, for each row."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], contexts: Sequence[Sequence[int]]) -> None:
-        self.tokenizer, self.stops, self.contexts = tokenizer, stops, contexts
-        # Every token that can be generated has a byte at least, so that no stop string spans more tokens.
-        self.reach = max(len(stop.encode()) for stop in stops)
+        self.tokenizer = tokenizer
+        self.stops = [stop.encode() for stop in stops]
+        self.longest = max(map(len, self.stops))
+        self.begins = [tokenizer.leading_space and begins(tokenizer, context) for context in contexts]
 
     def __call__(self, row: int, token_ids: Sequence[int]) -> bool:
         """Whether a stop string ends in the last token, none having ended before."""
-        start = max(0, len(token_ids) - self.reach)
-        before = token_ids[start - 1 : start] if start else self.contexts[row][-1:]
-        text = new_text(self.tokenizer, before, token_ids[start:])
-        return any(stop in text for stop in self.stops)
+        recent = self.tokenizer.token_bytes(token_ids[-1])
+        reach, start = len(recent) + self.longest - 1, len(token_ids) - 1
+        while start and len(recent) <= reach:
+            start -= 1
+            recent = self.tokenizer.token_bytes(token_ids[start]) + recent
+        if not start and self.begins[row]:
+            recent = recent.removeprefix(b" ")
+        return first_stop(recent, self.stops) is not None
 
 
-def new_text(tokenizer: Tokenizer, before: Sequence[int], token_ids: Sequence[int]) -> str:
-    """The text that tokens add to the text of those before them."""
-    return tokenizer.decode([*before, *token_ids])[len(tokenizer.decode(before)) :]
-
-
-def safe_length(text: str, stops: Sequence[str]) -> int:
-    """How much of the text neither is nor may become a part of a stop string."""
-    ends = [text.index(stop) for stop in stops if stop in text]
-    if ends:
-        return min(ends)
-    longest = max(map(len, stops), default=0)
-    for start in range(max(0, len(text) - longest + 1), len(text)):
-        if any(stop.startswith(text[start:]) for stop in stops):
-            return start
-    return len(text)
+def begins(tokenizer: Tokenizer, before: Sequence[int]) -> bool:
+    """Whether no text stands in these tokens, so that it begins after them."""
+    return not any(tokenizer.token_bytes(token) for token in before)
 
 
 def filled_text(

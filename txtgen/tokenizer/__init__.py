@@ -5,7 +5,7 @@ from txtgen.tokenizer.export import export_tokenizer
 from txtgen.tokenizer.framing import never_written, own_framing
 from txtgen.tokenizer.huggingface import HuggingFaceTokenizer
 from txtgen.tokenizer.huggingface_folder import ImportedTokenizer, tokenizer_from_hf_folder
-from txtgen.tokenizer.incremental import IncrementalDecoder
+from txtgen.tokenizer.incremental import IncrementalDecoder, first_stop
 from txtgen.tokenizer.loading import load_tokenizer, tokenizer_from_files
 from txtgen.tokenizer.names import SpecialNames
 from txtgen.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -23,6 +23,7 @@ __all__ = [
     "TokenizerFiles",
     "TrainingSample",
     "export_tokenizer",
+    "first_stop",
     "from_bpe_files",
     "load_tokenizer",
     "never_written",
