@@ -184,3 +184,17 @@ def test_a_stop_string_does_not_match_in_the_prompt_or_across_its_end():
         result = generator.generate(asked, stop=stop)[0]
         assert (result.text, result.finish_reason) == (text, reason), (prompt, script, stop)
         assert "".join(generator.stream(asked[0], stop=stop)) == text
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "beam", "sample"])
+def test_a_text_that_ends_in_a_loop_keeps_what_was_said(strategy):
+    """Also in a stream, which cannot take it back."""
+    first, rest = "春".encode()[:2], "春".encode()[2:]
+    generator, asked = generator_of([[b"a"]], [[b"x", first, rest]], False, 1)
+    generator.loaded.model.scripts[3] = [4] + [5, 6] * 9
+    options = {"strategy": strategy, "stop_on_loop": {"max_block": 2, "times": 3}}
+    result = generator.generate(asked, **options)[0]
+    assert result.finish_reason == "loop"
+    assert result.text == "x春春春"
+    assert "".join(generator.stream(asked[0], **options)) == result.text
+    assert generator.generate(asked, strategy=strategy)[0].finish_reason == "eos"

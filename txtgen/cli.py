@@ -246,6 +246,9 @@ def generate(
     bad_word: Annotated[list[str] | None, typer.Option(help="Never this text; may repeat.")] = None,
     forced_bos_token_id: Annotated[int | None, typer.Option(help="First token after the start token.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may repeat.")] = None,
+    stop_on_loop: Annotated[
+        bool, typer.Option("--stop-on-loop", help="End a text that says the same again and again.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Of sampling.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 16,
     independent: Annotated[bool, typer.Option("--independent", help="Each prompt by itself, exactly.")] = False,
@@ -264,7 +267,7 @@ def generate(
     settings: SetOptions = None,
 ) -> None:
     """Generate text from prompts."""
-    decoding = {
+    decoding: dict[str, Any] = {
         "strategy": strategy,
         "beam_size": beam_size,
         "length_penalty": length_penalty,
@@ -294,6 +297,7 @@ def generate(
         "bad_words": bad_word,
         "forced_bos_token_id": forced_bos_token_id,
         "stop": stop,
+        "stop_on_loop": {} if stop_on_loop else None,
         "seed": seed,
     }
     if input is None and not prompt:

@@ -79,7 +79,7 @@ def test_json_has_the_keys_of_the_contract(decoder, capfd) -> None:
     assert lines[0]["score"] >= lines[1]["score"]
     tokenizer = load_checkpoint(Path(decoder) / "best.pth").tokenizer
     for line in lines:
-        assert line["finish_reason"] in ("eos", "stop", "length")
+        assert line["finish_reason"] in ("eos", "stop", "loop", "length")
         assert tokenizer.decode(line["token_ids"]) == line["text"]
         assert tokenizer.decode(line["prompt_token_ids"]) == line["prompt"]
 
@@ -161,6 +161,8 @@ def test_the_newest_run_is_the_default(workshop, stdin, capfd) -> None:
         (["--set", "decoding.dry.base=2"], 2, "dry.multiplier"),
         (["--set", "decoding.dry={multiplier: 1, breaker_ids: [[99999]]}"], 2, "dry.breaker_ids names token 99999"),
         (["--set", "decoding.xtc={}"], 2, "use strategy sample"),
+        (["--set", "decoding.stop_on_loop.times=1"], 2, "stop_on_loop.times"),
+        (["--set", "decoding.stop_on_loop.max_block=0"], 2, "stop_on_loop.max_block"),
         (["--seed", "-1"], 2, "seed"),
         (["--strategy", "magic"], 2, "magic"),
         (["--batch-size", "0"], 2, "batch-size"),
@@ -180,7 +182,7 @@ def test_options_that_make_no_sense_are_usage_errors(decoder, stdin, capfd, argu
 
 
 def test_every_setting_can_be_reached(decoder, capfd) -> None:
-    flags = ["--bad-word", "cat", "--bad-word", "dog", "--min-length", "9", "--strategy", "beam"]
+    flags = ["--bad-word", "cat", "--bad-word", "dog", "--min-length", "9", "--strategy", "beam", "--stop-on-loop"]
     settings = {
         "sequence_bias": [{"text": "sun", "bias": 3}, {"token_ids": [30, 31], "bias": -1.5}],
         "encoder_repetition_penalty": 1.2,
@@ -197,6 +199,7 @@ def test_every_setting_can_be_reached(decoder, capfd) -> None:
     assert run(["generate", decoder, "--prompt", "the", "--max-new-tokens", "7", "--json", *flags, *sets]) == 0
     found = json.loads(capfd.readouterr().out)
     options = {"strategy": "beam", "bad_words": ["cat", "dog"], "min_length": 9, "max_new_tokens": 7, **settings}
+    options["stop_on_loop"] = {}
     assert found["token_ids"] == list(txtgen.load(decoder).generate("the", **options)[0].token_ids)
     cuts = [
         "top_p=0.9",

@@ -274,7 +274,16 @@ def test_any_order_equals_plain_code(names, count, seed):
 def test_every_name_has_a_sampler_and_every_setting_a_filter():
     """A setting that no table names would be silently ignored."""
     assert set(SAMPLERS) == set(SAMPLER_ORDER)
-    elsewhere = {"max_new_tokens", "max_length", "bad_words", "penalty_window", "stop", "num_return", "seed"}
+    elsewhere = {
+        "max_new_tokens",
+        "max_length",
+        "bad_words",
+        "penalty_window",
+        "stop",
+        "stop_on_loop",
+        "num_return",
+        "seed",
+    }
     assert set(StrategyConfig.model_fields) == set(FILTERS) | elsewhere
 
 

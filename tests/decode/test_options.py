@@ -134,6 +134,8 @@ def test_python_spellings():
             ["top_k: is set, but samplers (temperature, top_p) leaves it out"],
         ),
         ({"strategy": "sample", "xtc": {}, "samplers": []}, ["xtc", "samplers (none)"]),
+        ({"stop_on_loop": {"times": 1}}, ["stop_on_loop.times", "at least 2"]),
+        ({"stop_on_loop": True}, ["stop_on_loop", "a section or null"]),
         ({"stop": "\udc80"}, ["stop"]),
         ({"seed": -1}, ["seed", "-1"]),
         ({"seed": 2**64}, ["seed", "a number of 65 bits"]),

@@ -90,6 +90,13 @@ class Xtc(Config):
     threshold: Annotated[float, Field(gt=0.0, le=0.5)] = 0.1
 
 
+class LoopStop(Config):
+    """Ends a text whose last tokens are one block of up to `max_block` tokens, `times` times in a row."""
+
+    max_block: Count = 32
+    times: Annotated[int, Field(ge=2, le=2**31 - 1)] = 4
+
+
 class StrategyConfig(Config):
     """What every strategy has in common. Filters are applied in the order of Hugging Face `generate`."""
 
@@ -135,6 +142,7 @@ class StrategyConfig(Config):
     """Log-probabilities sum to one again after all filters; it only matters to beam search."""
     stop: Texts = ()
     """Generation ends before any of these strings."""
+    stop_on_loop: LoopStop | None = None
     num_return: Count = 1
     """Results per prompt."""
     seed: Seed = 0

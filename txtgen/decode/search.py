@@ -87,7 +87,7 @@ def search_steps(
     """As `search`, a step at a time: yields what each step decides, and returns the hypotheses."""
     if not any(limits):
         return [_empty_results(config) for _ in limits]
-    stopping = Stopping(frozenset(eos_ids), tuple(limits), stop)
+    stopping = Stopping(frozenset(eos_ids), tuple(limits), stop, config.stop_on_loop)
     match config:
         case GreedyConfig():
             found = yield from follow(model, prompts, config, stopping, suppress, most_likely)

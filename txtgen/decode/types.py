@@ -5,7 +5,7 @@ from typing import Literal, Protocol, TypeVar
 
 from torch import Tensor
 
-FinishReason = Literal["eos", "stop", "length"]
+FinishReason = Literal["eos", "stop", "loop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
