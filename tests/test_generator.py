@@ -17,7 +17,7 @@ from txtgen.config.decoding import GreedyConfig, SampleConfig, SequenceBias
 from txtgen.config.loader import config_from_tree
 from txtgen.config.model import AlibiPosition, DecoderConfig, EncoderDecoderConfig, T5RelativePosition
 from txtgen.errors import DivergedError, ResourceError, UsageError
-from txtgen.generator import Generator
+from txtgen.generator import Generator, in_order
 from txtgen.generator.settings import resolve_settings
 from txtgen.model import build_model, init_weights
 from txtgen.tokenizer import SentencePieceTokenizer
@@ -164,6 +164,33 @@ def test_results_come_in_order_as_batches_finish(tokenizer, monkeypatch):
     assert sum(sizes) < len(prompts), "the first results do not wait for the last prompt"
     assert [first, *results] == expected
     assert [r.prompt_index for r in expected] == list(range(70))
+
+
+def test_batches_keep_to_their_tokens(tokenizer):
+    generator = Generator(load(tokenizer), batch_size=5, batch_tokens=60)
+    prompts = {number: "the " * (number * 7 % 11) for number in range(200)}
+    plan = generator.plan(prompts, max_new_tokens=4)
+    assert sorted(prompt.number for batch in plan.batches for prompt in batch) == list(range(200))
+    widths = [max(len(prompt.token_ids) + prompt.limit for prompt in batch) for batch in plan.batches]
+    sizes = [len(batch) for batch in plan.batches]
+    assert max(sizes) == 5
+    assert min(sizes) < 5
+    assert all(size == 1 or size * width <= 60 for size, width in zip(sizes, widths, strict=True))
+    sampled = generator.plan(prompts, max_new_tokens=4, strategy="sample", num_return=2)
+    assert max(len(batch) for batch in sampled.batches) == 2
+
+
+def test_what_was_done_before_changes_no_batch(tokenizer):
+    generator = Generator(load(tokenizer), batch_size=2)
+    plan = generator.plan({number: "the " * (number % 5) for number in range(200)}, max_new_tokens=2)
+    straight = list(in_order(generator.complete(batch, plan.decoding) for batch in plan.batches))
+    for first in (0, 1, 63, 64, 65, 199, 200):
+        left = plan.following(first)
+        assert set(left.batches) <= set(plan.batches)
+        assert all(max(prompt.number for prompt in batch) >= first for batch in left.batches)
+        found = in_order((generator.complete(batch, plan.decoding) for batch in left.batches), first)
+        assert list(found) == straight[first:]
+    assert len(plan.following(64).batches) == 68
 
 
 def test_no_prompt_no_result(tokenizer):

@@ -73,6 +73,8 @@ class LoadedModel:
     tokenizer: Tokenizer
     source_tokenizer: Tokenizer | None
     config: CheckpointConfig
+    fingerprint: str = ""
+    """Of the checkpoint's file; "": it is of none."""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, cancelled: Callable[[], bool] | None = None) -> str:
@@ -178,12 +180,14 @@ def _pack_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def load_checkpoint(path: Path, *, training: bool = False) -> Checkpoint:
+def load_checkpoint(path: Path, *, training: bool = False, mapped: bool = False) -> Checkpoint:
     """Read and verify a checkpoint; its tensors are on the CPU.
 
     Args:
         path: the .pth file.
         training: keep the training state (optimizer and stream).
+        mapped: somebody has just read and checked this very file; do not read it again, but map its tensors into
+            memory, where processes share them.
 
     Raises:
         CheckpointError: damaged, unsafe, of a newer format, or not a checkpoint.
@@ -194,9 +198,10 @@ def load_checkpoint(path: Path, *, training: bool = False) -> Checkpoint:
             what = "a folder" if path.is_dir() else "a pipe or device"
             raise CheckpointError(f"no such checkpoint file, but {what}", str(path), "give a .pth file or a run folder")
         with open(path, "rb") as handle:
-            fingerprint = verify(handle, path)
+            fingerprint = "" if mapped else verify(handle, path)
             handle.seek(0)
-            content = torch.load(handle, map_location="cpu", weights_only=True)
+            source = path if mapped else handle
+            content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError as error:
         raise CheckpointError("no such checkpoint file", str(path), "give a .pth file or a run folder") from error
     except OSError as error:
@@ -308,6 +313,7 @@ def load_model(
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
     quantization: Quantization | None = None,
+    mapped: bool = False,
 ) -> LoadedModel:
     """Build the model of a checkpoint in evaluation mode.
 
@@ -316,12 +322,13 @@ def load_model(
         device: where to put it; None: the CPU.
         dtype: of its weights, or of what quantised ones become when they are used; None: as they were saved.
         quantization: of its weights; None: as they were saved.
+        mapped: as for `load_checkpoint`.
 
     Raises:
         CheckpointError: as for `load_checkpoint` and `load_weights`, a tokenizer that does not fit, or weights that
             are quantised otherwise already.
     """
-    return materialise(load_checkpoint(path), str(path), device, dtype, quantization)
+    return materialise(load_checkpoint(path, mapped=mapped), str(path), device, dtype, quantization)
 
 
 def materialise(
@@ -344,7 +351,7 @@ def materialise(
         config = config.model_copy(update={"quantization": quantization})
     # Scales are saved in fewer bits than the weights around them.
     model.to(device=device, dtype=dtype or model.compute_dtype if config.quantization else dtype).eval()
-    return LoadedModel(model, checkpoint.tokenizer, checkpoint.source_tokenizer, config)
+    return LoadedModel(model, checkpoint.tokenizer, checkpoint.source_tokenizer, config, checkpoint.fingerprint)
 
 
 def quantized(checkpoint: Checkpoint, kind: Quantization, where: str) -> Checkpoint:

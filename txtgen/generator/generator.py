@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from txtgen.checkpoint import LoadedModel
 from txtgen.config.decoding import DecodingConfig, SampleConfig
 from txtgen.decode import Hypothesis, Steps, run_steps, search_steps
 from txtgen.errors import ResourceError, UsageError
+from txtgen.generator.batches import Batch, Plan, in_order, make_plan
 from txtgen.generator.prompts import PromptReader
 from txtgen.generator.settings import resolve_settings
 from txtgen.generator.types import EncodedPrompt, Generation, Prompt
@@ -18,9 +20,6 @@ from txtgen.infilling import gap_marks
 from txtgen.model import Transformer
 from txtgen.tokenizer import IncrementalDecoder, never_written
 
-BATCHES_PER_WINDOW = 32
-"""Prompts are sorted by length over this many batches: little padding, and yet early first results."""
-
 
 class Generator:
     """A model that goes on from text.
@@ -28,17 +27,25 @@ class Generator:
     Args:
         loaded: the model and what belongs to it.
         batch_size: prompts (or samples) that are generated at a time.
+        batch_tokens: their tokens at most, prompt and new ones, padding counted; None: any number.
         independent: one at a time, so that no other prompt can change a result even by a rounding error.
 
     Raises:
         UsageError: the batch size is below 1.
     """
 
-    def __init__(self, loaded: LoadedModel, *, batch_size: int = 16, independent: bool = False) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        batch_size: int = 16,
+        batch_tokens: int | None = None,
+        independent: bool = False,
+    ) -> None:
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}", "batch_size", "give at least 1")
         self.loaded = loaded
-        self.batch_size = 1 if independent else batch_size
+        self.batch_size, self.batch_tokens = 1 if independent else batch_size, batch_tokens
         self._reader = PromptReader(loaded)
         self._suppress = never_written(loaded.tokenizer, loaded.config.framing, loaded.model.config.vocab_size or 0)
         self._suppress_beside_gaps = sorted({*self._suppress} - {*gap_marks(loaded.tokenizer.control_ids)})
@@ -79,8 +86,32 @@ class Generator:
         **options: Any,
     ) -> Iterator[Generation]:
         """As `generate`, but each result comes as soon as it and all before it are finished."""
+        plan = self.plan(dict(enumerate(_listed(prompts))), raw=raw, special=special, gap=gap, **options)
+        results = in_order(self.complete(batch, plan.decoding) for batch in plan.batches)
+        return chain.from_iterable(results)
+
+    def plan(
+        self,
+        prompts: Mapping[int, Prompt],
+        *,
+        raw: bool = False,
+        special: bool = False,
+        gap: str | None = None,
+        **options: Any,
+    ) -> Plan:
+        """Prompts by their numbers, cut into batches for `complete`; arguments and errors as for `generate`."""
         decoding = resolve_settings(self.loaded, options)
-        return self._finish_in_order(self._reader.encode_all(_listed(prompts), raw, special, gap, decoding), decoding)
+        encoded = self._reader.encode_all(prompts, raw, special, gap, decoding)
+        return make_plan(encoded, decoding, self.batch_size, self.batch_tokens)
+
+    def complete(self, batch: Batch, decoding: DecodingConfig) -> dict[int, list[Generation]]:
+        """The results of each prompt of a batch, best first, by the prompts' numbers."""
+        return {
+            prompt.number: [
+                self._generation(prompt, index, hypothesis, decoding) for index, hypothesis in enumerate(hypotheses)
+            ]
+            for prompt, hypotheses in zip(batch, self._search(batch, decoding), strict=True)
+        }
 
     def stream(self, prompt: Prompt, *, raw: bool = False, special: bool = False, **options: Any) -> Iterator[str]:
         """The text of one result in pieces, as it is decided: no half characters, no parts of stop strings.
@@ -93,7 +124,7 @@ class Generator:
         decoding = resolve_settings(self.loaded, {"num_return": 1, **options})
         if decoding.num_return > 1:
             raise UsageError(f"num_return is {decoding.num_return}", "stream", "a stream shows one result")
-        return self._stream(self._reader.encode_all([prompt], raw, special, None, decoding)[0], decoding)
+        return self._stream(self._reader.encode_all({0: prompt}, raw, special, None, decoding)[0], decoding)
 
     # -- tokens to tokens
 
@@ -123,26 +154,6 @@ class Generator:
                 more = run_steps(self._steps(prompts, part, first))
                 found = [before + new for before, new in zip(found, more, strict=True)]
             return found
-
-    def _finish_in_order(self, prompts: Sequence[EncodedPrompt], decoding: DecodingConfig) -> Iterator[Generation]:
-        """Batches of prompts of similar length, the longest first; results in the order of the prompts."""
-        copies = decoding.num_return if isinstance(decoding, SampleConfig) else 1
-        size = max(1, self.batch_size // copies)
-        for start in range(0, len(prompts), size * BATCHES_PER_WINDOW):
-            window = prompts[start : start + size * BATCHES_PER_WINDOW]
-            order = sorted(window, key=lambda prompt: -len(prompt.token_ids)) if size > 1 else window
-            finished: dict[int, list[Generation]] = {}
-            following = start
-            for first in range(0, len(order), size):
-                batch = order[first : first + size]
-                for prompt, hypotheses in zip(batch, self._search(batch, decoding), strict=True):
-                    finished[prompt.number] = [
-                        self._generation(prompt, index, hypothesis, decoding)
-                        for index, hypothesis in enumerate(hypotheses)
-                    ]
-                while following in finished:
-                    yield from finished.pop(following)
-                    following += 1
 
     def _stream(self, prompt: EncodedPrompt, decoding: DecodingConfig) -> Iterator[str]:
         decoder, known = self._decoder(prompt, decoding), 0

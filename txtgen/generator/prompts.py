@@ -1,7 +1,7 @@
 """From text to tokens: prompts as a model was taught to read them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -37,9 +37,9 @@ class PromptReader:
         self.framing = loaded.config.framing or own_framing(loaded.tokenizer.special, source)
 
     def encode_all(
-        self, prompts: Sequence[Prompt], raw: bool, special: bool, gap: str | None, decoding: DecodingConfig
+        self, prompts: Mapping[int, Prompt], raw: bool, special: bool, gap: str | None, decoding: DecodingConfig
     ) -> list[EncodedPrompt]:
-        """Prompts in tokens; the settings say how many may follow each.
+        """Prompts, given by their numbers, in tokens; the settings say how many may follow each.
 
         Raises:
             UsageError: a prompt that cannot be used.
@@ -48,7 +48,7 @@ class PromptReader:
         if special and not raw and self.loaded.config.chat is not None:
             told = "a chat template places the special tokens, and no prompt of a chat model may spell them"
             raise UsageError(told, "special", "add --raw (raw=True) to go on from the text itself, or leave it out")
-        encoded = [self._encode(number, prompt, raw, special, gap, decoding) for number, prompt in enumerate(prompts)]
+        encoded = [self._encode(number, prompt, raw, special, gap, decoding) for number, prompt in prompts.items()]
         wanted = decoding.max_new_tokens or 0
         cut = sum(prompt.limit < wanted for prompt in encoded)
         if cut:
