@@ -53,6 +53,25 @@ def test_round_trip(saved) -> None:
     assert load_checkpoint(path).training is None
 
 
+def test_without_its_weights_a_checkpoint_is_read_but_for_them(saved, monkeypatch) -> None:
+    path, checkpoint = saved
+    read, original = [], archive_module._hash_entry
+    monkeypatch.setattr(
+        archive_module, "_hash_entry", lambda archive, name: read.append(name) or original(archive, name)
+    )
+    found = load_checkpoint(path, weights=False)
+    assert not any("/data/" in name for name in read)
+    assert not found.model
+    whole = load_checkpoint(path)
+    assert (found.config, found.lineage, found.fingerprint) == (whole.config, whole.lineage, whole.fingerprint)
+    assert found.tokenizer.fingerprint() == checkpoint.tokenizer.fingerprint()
+    content = bytearray(path.read_bytes())
+    content[content.index(b"lineage")] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(path, weights=False)
+
+
 def test_torch_alone_reads_what_the_contract_says(saved) -> None:
     path, original = saved
     content = torch.load(path, weights_only=True)

@@ -31,15 +31,20 @@ def seal(handle: IO[bytes]) -> None:
         archive.writestr(_manifest_name(archive), manifest)
 
 
-def verify(handle: IO[bytes], path: Path) -> str:
+def verify(handle: IO[bytes], path: Path, *, tensors: bool = True) -> str:
     """Check sizes and hashes of every entry without unpickling anything. Returns the hex SHA-256 of the manifest.
+
+    Args:
+        handle: of the file.
+        path: for messages.
+        tensors: False: what is in them is not to be used, and not read.
 
     Raises:
         CheckpointError: it is damaged, or no checkpoint at all.
         OSError: the disk does not give it; nothing is known of what it holds.
     """
     try:
-        return _verify_archive(handle, path)
+        return _verify_archive(handle, path, tensors)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError, ValueError, KeyError) as error:
         # A damaged list of entries leads to places that no file has, which is EINVAL.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
@@ -47,7 +52,7 @@ def verify(handle: IO[bytes], path: Path) -> str:
         raise damaged(path, _first_look(handle) or f"the archive is damaged ({error})") from error
 
 
-def _verify_archive(handle: IO[bytes], path: Path) -> str:
+def _verify_archive(handle: IO[bytes], path: Path, tensors: bool) -> str:
     size = handle.seek(0, os.SEEK_END)
     if _directory_bytes(handle, size) > MAX_DIRECTORY_BYTES:
         raise damaged(path, "its list of entries is too long")
@@ -69,7 +74,7 @@ def _verify_archive(handle: IO[bytes], path: Path) -> str:
         if sorted(hashes) != sorted(name for name in names if name != manifest_name):
             raise damaged(path, "its entries are not those of its manifest")
         for name, expected in hashes.items():
-            if _hash_entry(archive, name) != expected:
+            if (tensors or "/data/" not in name) and _hash_entry(archive, name) != expected:
                 raise damaged(path, f"checksum mismatch in entry {name!r}")
     return hashlib.sha256(manifest).hexdigest()
 

@@ -180,7 +180,7 @@ def _pack_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def load_checkpoint(path: Path, *, training: bool = False, mapped: bool = False) -> Checkpoint:
+def load_checkpoint(path: Path, *, training: bool = False, mapped: bool = False, weights: bool = True) -> Checkpoint:
     """Read and verify a checkpoint; its tensors are on the CPU.
 
     Args:
@@ -188,6 +188,7 @@ def load_checkpoint(path: Path, *, training: bool = False, mapped: bool = False)
         training: keep the training state (optimizer and stream).
         mapped: somebody has just read and checked this very file; do not read it again, but map its tensors into
             memory, where processes share them.
+        weights: False: leave the model out, which most of a file is.
 
     Raises:
         CheckpointError: damaged, unsafe, of a newer format, or not a checkpoint.
@@ -198,10 +199,11 @@ def load_checkpoint(path: Path, *, training: bool = False, mapped: bool = False)
             what = "a folder" if path.is_dir() else "a pipe or device"
             raise CheckpointError(f"no such checkpoint file, but {what}", str(path), "give a .pth file or a run folder")
         with open(path, "rb") as handle:
-            fingerprint = "" if mapped else verify(handle, path)
+            fingerprint = "" if mapped else verify(handle, path, tensors=weights)
             handle.seek(0)
-            source = path if mapped else handle
-            content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+            mmap = mapped or not weights  # what is mapped must have a name
+            source = path if mmap else handle
+            content = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError as error:
         raise CheckpointError("no such checkpoint file", str(path), "give a .pth file or a run folder") from error
     except OSError as error:
@@ -214,7 +216,8 @@ def load_checkpoint(path: Path, *, training: bool = False, mapped: bool = False)
         refused = isinstance(error, pickle.UnpicklingError)
         what = "it holds more than tensors and plain data, and is refused" if refused else "its records cannot be read"
         raise damaged(path, what) from error
-    return _unpack(content, path, fingerprint, training)
+    found = _unpack(content, path, fingerprint, training and weights)
+    return found if weights else replace(found, model={})
 
 
 def _unpack(content: Any, path: Path, fingerprint: str, training: bool) -> Checkpoint:

@@ -115,7 +115,7 @@ def _builtin_settings(request: Request) -> list[str]:
     if request.command == "finetune":
         if request.base is None:
             raise UsageError("finetuning needs a model to start from", "", "add --base MODEL")
-        base = load_checkpoint(resolve_model(request.base, request.runs_path))
+        base = load_checkpoint(resolve_model(request.base, request.runs_path), weights=False)
         length = row_length(None, base.config.model, base.config.framing)
         settings.append(f"train.batch_tokens={length * max(1, BUILTIN_BATCH_TOKENS // length)}")
         has_encoder = isinstance(base.config.model, EncoderDecoderConfig)

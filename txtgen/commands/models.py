@@ -108,7 +108,7 @@ def resolve_tokenizer(name: str) -> Tokenizer:
         return load_tokenizer(name)
     if (path / "config.json").is_file():
         return tokenizer_from_hf_folder(path).tokenizer
-    return load_checkpoint(resolve_model(name)).tokenizer
+    return load_checkpoint(resolve_model(name), weights=False).tokenizer
 
 
 def select_device(name: str) -> torch.device:
