@@ -32,13 +32,15 @@ def begin(model: Transformer, seed: int) -> None:
 def take_over(model: Transformer, checkpoint: Checkpoint, where: str, world: World) -> None:
     """Set the weights to those of a checkpoint, which rank 0 has read; every name and shape must match.
 
+    Afterwards the checkpoint has none: a run that goes on is not to hold two models.
+
     Raises:
         CheckpointError: one does not match, or is not finite.
     """
     world.from_main(lambda: check_weights(model, checkpoint.model, where))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            weight = checkpoint.model[name].to(parameter.dtype)
+            weight = checkpoint.model.pop(name).to(parameter.dtype)
             parameter.copy_(share_out(weight, parameter, world))
 
 
