@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from txtgen.cli import run
+from txtgen.commands import journal
 from txtgen.commands.run_folder import RunFolder
 from txtgen.commands.run_record import MAX_FILE_BYTES, read_run
 from txtgen.commands.runs import list_runs
@@ -69,10 +70,13 @@ def test_samples_are_kept_with_their_steps(trained) -> None:
     assert all(isinstance(sample["text"], str) for sample in samples)
 
 
-def test_a_resumed_run_tells_of_both_starts_and_repeats_no_sample(workshop) -> None:
+def test_a_resumed_run_tells_of_both_starts_and_repeats_no_sample(workshop, monkeypatch) -> None:
     assert run(["pretrain", "decoder.yaml", "--name", "a"]) == 0
-    assert run(["pretrain", "decoder.yaml", "--name", "a", "--resume", "--steps", "9"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "corpus_statistics", lambda *_, **__: pytest.fail("it is known what the corpus is like"))
+        assert run(["pretrain", "decoder.yaml", "--name", "a", "--resume", "--steps", "9"]) == 0
     about = json.loads((workshop / "runs/a/run.json").read_text())
+    assert about["corpus"][0]["tokens"] > 0
     assert [start["step"] for start in about["starts"]] == [0, 6]
     samples = [json.loads(line)["step"] for line in (workshop / "runs/a/samples.jsonl").read_text().splitlines()]
     assert samples == [3, 6, 9]

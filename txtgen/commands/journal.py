@@ -26,6 +26,8 @@ class Journal:
     def __init__(self, job: Job) -> None:
         self.job, self.folder = job, job.folder
         self.writes = job.world.is_main
+        self._about: dict[str, Any] = {}
+        """What run.json says."""
         self._page_due, self._page_failed = 0.0, False
         self._board: Board | None = None
 
@@ -42,7 +44,7 @@ class Journal:
             self._board = Board(self.folder.path / "tensorboard", step)
         before = read_object(self.folder.about, [])
         starts = before.get("starts") if step else None
-        about = {
+        self._about = {
             "command": job.command,
             "base": getattr(job.config, "base", None),
             "parents": list(job.parents),
@@ -51,15 +53,23 @@ class Journal:
                 "trained": sum(weights.numel() for weights in job.model.parameters() if weights.requires_grad),
             },
             "tokenizer": {"kind": job.tokenizer.kind, "vocabulary": len(job.tokenizer)},
-            "corpus": [
-                source.facts()
-                for source in corpus_statistics(
-                    job.config.data, job.tokenizer, job.source_tokenizer, seed=job.config.seed
-                )
-            ],
             "starts": [*(starts if isinstance(starts, list) else []), {"step": step, **self._machine()}],
         }
-        self.folder.write_note(self.folder.about, json.dumps(about, indent=1) + "\n")
+        if step and "corpus" in before and not job.start.accept_changes:
+            self._about["corpus"] = before["corpus"]
+        self._write_about()
+
+    def _write_about(self) -> None:
+        self.folder.write_note(self.folder.about, json.dumps(self._about, indent=1) + "\n")
+
+    def _tell_of_corpus(self) -> None:
+        """Say in run.json what the corpus is like, once, and not before the first step, which that would delay."""
+        if not self._about or "corpus" in self._about:
+            return
+        job, self._about["corpus"] = self.job, []
+        found = corpus_statistics(job.config.data, job.tokenizer, job.source_tokenizer, seed=job.config.seed)
+        self._about["corpus"] = [source.facts() for source in found]
+        self._write_about()
 
     def page(self, *, now: bool = False) -> None:
         """Write report.html, if that is worth its time: it may take a hundredth of the run's, more only `now`."""
@@ -67,6 +77,8 @@ class Journal:
         if not self.writes or (not now and started < self._page_due):
             return
         try:
+            self._tell_of_corpus()
+            started = time.monotonic()
             write_page(self.folder.path)
         except Exception as error:  # a page must never cost the run
             if not self._page_failed:
