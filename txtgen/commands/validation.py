@@ -6,6 +6,7 @@ from typing import Any
 from txtgen.commands.job import Job
 from txtgen.commands.signals import StopRequest
 from txtgen.data import Objective, validation_pairs, validation_parts
+from txtgen.distributed import is_sharded
 from txtgen.errors import DataError
 from txtgen.evaluate import LossMetrics, evaluate_loss, translate_pairs, weighted_loss
 from txtgen.generator import Generator
@@ -55,7 +56,9 @@ class Validation:
         metrics = {"val_loss": loss.loss, "val_bits_per_byte": loss.bits_per_byte}
         metrics.update({f"val_loss_{name}": part.loss for name, part in found.items() if name})
         if config.validation_metric != "loss":
-            metrics.update(self._translate())
+            # Several ranks generate together only where each has but a part of the model.
+            apart = is_sharded(self.job.model)
+            metrics.update(self._translate() if apart else self.job.world.from_main(self._translate))
         return metrics
 
     def improves(self, metrics: dict[str, float], best: dict[str, float]) -> bool:
