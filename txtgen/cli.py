@@ -207,7 +207,9 @@ def generate(
     input: Annotated[
         str | None, typer.Option(metavar="FILE", help="A prompt a line, or .jsonl with prompt or messages; - is stdin.")
     ] = None,
-    strategy: Annotated[Literal["greedy", "beam", "sample"] | None, typer.Option(help="How to choose tokens.")] = None,
+    strategy: Annotated[
+        Literal["greedy", "beam", "sample", "beam_sample"] | None, typer.Option(help="How to choose tokens.")
+    ] = None,
     beam_size: Annotated[int | None, typer.Option(help="Hypotheses kept (beam).")] = None,
     length_penalty: Annotated[
         float | None, typer.Option(help="Score = log-probability / length ** this (beam).")

@@ -133,8 +133,14 @@ def slow_beam(
     early_stopping: str,
     groups: int = 1,
     diversity_penalty: float = 0.0,
+    shape=lambda scores: scores,
+    noise=lambda count: [0.0] * count,
 ) -> list[tuple[float, list[int]]]:
-    """Finished (score, new tokens) of all groups, best first."""
+    """Finished (score, new tokens) of all groups, best first.
+
+    shape: from the scores of a beam to those that are drawn from. noise: as many numbers, added to the scores of
+    candidates where it is decided which of them are looked at.
+    """
     size = beams // groups
     running: list[list[tuple[float, list[int]]]] = [[(0.0, [])] for _ in range(groups)]
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(groups)]
@@ -145,13 +151,16 @@ def slow_beam(
                 continue
             candidates = []
             for total, new in running[group]:
-                scores = rules.filtered(model.log_probs(prompt + new), prompt, new)
+                scores = shape(rules.filtered(model.log_probs(prompt + new), prompt, new))
                 candidates += [
                     (total + score - diversity_penalty * said.count(token), [*new, token])
                     for token, score in enumerate(scores)
                 ]
-            candidates.sort(key=lambda candidate: -candidate[0])
-            candidates = [c for c in candidates[: max(2, 1 + len(rules.eos_ids)) * size] if c[0] > -math.inf]
+            beside = noise(len(scores) * (size if running[group][0][1] else 1))  # a row for every beam that might be
+            keys = [candidate[0] + extra for candidate, extra in zip(candidates, beside, strict=False)]
+            order = sorted(range(len(candidates)), key=lambda place: -keys[place])
+            candidates = [candidates[place] for place in order[: max(2, 1 + len(rules.eos_ids)) * size]]
+            candidates = sorted((c for c in candidates if c[0] > -math.inf), key=lambda candidate: -candidate[0])
             hits = [new[-1] in rules.eos_ids or len(new) >= limit for _, new in candidates]
             for (total, new), hit in zip(candidates[:size], hits[:size], strict=True):
                 if hit:

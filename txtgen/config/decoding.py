@@ -189,10 +189,9 @@ class GreedyConfig(StrategyConfig):
             yield "num_return", f"greedy search gives one result, not {self.num_return}; use beam or sample"
 
 
-class BeamConfig(StrategyConfig):
-    """Keep the `beam_size` best hypotheses. Exact meaning: that of Hugging Face `generate`."""
+class BeamSettings(StrategyConfig):
+    """What strategies have in common that keep several hypotheses."""
 
-    strategy: Literal["beam"] = "beam"
     beam_size: Count = 5
     length_penalty: Annotated[float, Field(ge=-5.0, le=5.0)] = 1.0
     """A finished hypothesis scores log-probability / generated_length ** length_penalty."""
@@ -216,15 +215,15 @@ class BeamConfig(StrategyConfig):
             yield "num_return", f"is {self.num_return}, more than beam_size {self.beam_size}"
         if self.beam_size % self.num_groups:
             yield "num_groups", f"is {self.num_groups}, which does not divide beam_size {self.beam_size}"
-        if (self.num_groups > 1) != (self.diversity_penalty > 0):
-            told = f"num_groups ({self.num_groups}) and diversity_penalty ({self.diversity_penalty:g})"
-            yield "diversity_penalty", f"{told} have a meaning together: groups that pay nothing are all the same"
+        if self.num_groups > 1 and not self.diversity_penalty:
+            yield "num_groups", f"is {self.num_groups}, but groups are all the same where diversity_penalty is 0"
+        if self.diversity_penalty and self.num_groups == 1:
+            yield "diversity_penalty", f"is {self.diversity_penalty:g}, but num_groups is 1: no group comes before"
 
 
-class SampleConfig(StrategyConfig):
-    """Draw from the distribution, shaped by temperature and by the cuts below, in the order of `samplers`."""
+class SampleSettings(StrategyConfig):
+    """The distribution to draw from, shaped by temperature and by the cuts below, in the order of `samplers`."""
 
-    strategy: Literal["sample"] = "sample"
     temperature: Annotated[
         float,
         Field(gt=0.0, le=1e4),
@@ -260,10 +259,37 @@ class SampleConfig(StrategyConfig):
                 yield name, f"is set, but samplers ({', '.join(self.samplers) or 'none'}) leaves it out"
 
 
-DecodingConfig = Annotated[GreedyConfig | BeamConfig | SampleConfig, Field(discriminator="strategy")]
+class BeamConfig(BeamSettings):
+    """Keep the `beam_size` best hypotheses. Exact meaning: that of Hugging Face `generate`."""
 
-STRATEGIES: dict[str, type[GreedyConfig | BeamConfig | SampleConfig]] = {
+    strategy: Literal["beam"] = "beam"
+
+
+class SampleConfig(SampleSettings):
+    """Draw one token after another."""
+
+    strategy: Literal["sample"] = "sample"
+
+
+class BeamSampleConfig(BeamSettings, SampleSettings):
+    """Draw the continuations of beams, without replacement, and keep the `beam_size` best of those drawn."""
+
+    strategy: Literal["beam_sample"] = "beam_sample"
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Beams to choose between."""
+        yield from super().problems()
+        if self.beam_size == 1:
+            yield "beam_size", "is 1, which leaves nothing to choose between; use strategy sample"
+
+
+AnyStrategy = GreedyConfig | BeamConfig | SampleConfig | BeamSampleConfig
+
+DecodingConfig = Annotated[AnyStrategy, Field(discriminator="strategy")]
+
+STRATEGIES: dict[str, type[AnyStrategy]] = {
     "greedy": GreedyConfig,
     "beam": BeamConfig,
     "sample": SampleConfig,
+    "beam_sample": BeamSampleConfig,
 }

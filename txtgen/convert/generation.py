@@ -8,10 +8,9 @@ from pydantic import ValidationError
 
 from txtgen.config.decoding import (
     STRATEGIES,
-    BeamConfig,
+    BeamSettings,
     DecodingConfig,
-    GreedyConfig,
-    SampleConfig,
+    SampleSettings,
 )
 from txtgen.convert.fields import Fields
 
@@ -46,7 +45,10 @@ def read_generation(fields: Fields, vocab_size: int) -> DecodingConfig:
     """
     found = {OTHER_NAMES.get(key, key): value for key, value in fields.values.items() if value is not None}
     sampled, beams = found.get("do_sample", False), found.get("beam_size", 1)
-    strategy = "beam" if type(beams) is int and beams > 1 else "sample" if sampled is True else "greedy"
+    several = type(beams) is int and beams > 1
+    strategy = {(False, False): "greedy", (True, False): "beam", (False, True): "sample", (True, True): "beam_sample"}[
+        several, sampled is True
+    ]
     for longer, shorter in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         if found.get(shorter) is not None:
             found.pop(longer, None)
@@ -61,7 +63,7 @@ def read_generation(fields: Fields, vocab_size: int) -> DecodingConfig:
             {"token_ids": pair[0], "bias": pair[1]} for pair in bias if isinstance(pair, list) and len(pair) == 2
         ]
     left = [name for name in NOT_TAKEN if found.get(name) not in (None, 1, 0, 1.0, 0.0, [], {})]
-    if type(sampled) is not bool or (sampled and strategy == "beam"):
+    if type(sampled) is not bool:
         left.append(f"do_sample {sampled!r:.80} with num_beams {beams!r:.80}")
     if type(beams) is not int or beams < 1:
         left.append(f"num_beams {beams!r:.80}")
@@ -75,7 +77,7 @@ def _valid(strategy: str, found: Mapping[str, Any], left: list[str]) -> Decoding
     """The settings that a strategy has, without the values that cannot be, which `left` tells."""
     kind = STRATEGIES[strategy]
     known = {name: value for name, value in found.items() if name in kind.model_fields and name != "strategy"}
-    unsaid: dict[str, Any] = {"top_k": THEIR_TOP_K} if strategy == "sample" else {}
+    unsaid: dict[str, Any] = {"top_k": THEIR_TOP_K} if issubclass(kind, SampleSettings) else {}
     while True:
         try:
             return kind.model_validate({**unsaid, **known, "strategy": strategy})
@@ -104,13 +106,11 @@ def write_generation(config: DecodingConfig) -> dict[str, Any]:
         found["sequence_bias"] = [
             [bias["token_ids"], bias["bias"]] for bias in found["sequence_bias"] if bias["token_ids"]
         ]
-    match config:
-        case GreedyConfig():
-            return found | {"do_sample": False}
-        case BeamConfig():
-            words = {"true": True, "false": False, "never": "never"}
-            stopping = words[config.early_stopping]
-            return found | {"do_sample": False, "num_beams": config.beam_size, "early_stopping": stopping}
-        case SampleConfig():
-            # Left out, it would mean 50.
-            return found | {"do_sample": True, "top_k": config.top_k}
+    found["do_sample"] = isinstance(config, SampleSettings)
+    if isinstance(config, SampleSettings):
+        # Left out, it would mean 50.
+        found["top_k"] = config.top_k
+    if isinstance(config, BeamSettings):
+        stopping = {"true": True, "false": False, "never": "never"}[config.early_stopping]
+        found |= {"num_beams": config.beam_size, "early_stopping": stopping}
+    return found

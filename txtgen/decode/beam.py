@@ -12,12 +12,12 @@ Groups divide the beams of a prompt into searches of their own, which step one a
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, groupby
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from txtgen.config.decoding import BeamConfig
+from txtgen.config.decoding import BeamSettings
 from txtgen.decode.chain import make_filters
 from txtgen.decode.filters import FORBIDDEN, align_right, refuse_dead_end, refuse_diverged
 from txtgen.decode.sampling import Decided, Steps
@@ -54,6 +54,31 @@ class _Beam(NamedTuple):
         return _Beam((*self.token_ids, candidate.token_id), logprob, candidate.score)
 
 
+class Selection(Protocol):
+    """Chooses among the continuations of beams."""
+
+    def shaped(self, scores: Tensor, prompts: Sequence[int]) -> Tensor:
+        """What tokens score: [R,V], from filtered log-probabilities [R,V] and the number of each row's prompt."""
+
+    def chosen(self, sums: Tensor, prompts: Sequence[int], count: int) -> Tensor:
+        """Numbers [N,count] int64 of continuations in descending order of their sums [N,M].
+
+        prompts: the number of each search's prompt.
+        """
+
+
+class Best:
+    """The best ones."""
+
+    def shaped(self, scores: Tensor, _prompts: Sequence[int]) -> Tensor:
+        """The scores as they are."""
+        return scores
+
+    def chosen(self, sums: Tensor, _prompts: Sequence[int], count: int) -> Tensor:
+        """Those with the largest sums."""
+        return sums.topk(count).indices
+
+
 @dataclass(slots=True)
 class _Search:
     """The search of one group of a prompt's beams. `parents`: the beam that each running sequence came from."""
@@ -64,7 +89,7 @@ class _Search:
     parents: list[int] = field(default_factory=list)
     finished: list[Hypothesis] = field(default_factory=list)
 
-    def advance(self, candidates: Sequence[_Candidate], config: BeamConfig, stopping: Stopping) -> None:
+    def advance(self, candidates: Sequence[_Candidate], config: BeamSettings, stopping: Stopping) -> None:
         """Take one step, given candidates in descending order; afterwards nothing runs if the search is over."""
         size = config.group_size
         running: list[_Beam] = []
@@ -99,9 +124,10 @@ class _Search:
 def beam_search(
     model: StepModel[State],
     prompts: PromptBatch,
-    config: BeamConfig,
+    config: BeamSettings,
     stopping: Stopping,
     suppress: Sequence[int],
+    selection: Selection,
 ) -> Steps:
     """The best `num_return` hypotheses per prompt, best first: fewer if no more were finished.
 
@@ -122,17 +148,18 @@ def beam_search(
     # Group by group, so that the rows of a group are a slice.
     live = [_Search(prompt, group) for group in range(config.num_groups) for prompt in range(len(prompts))]
     if config.num_groups > 1:
-        rows = torch.tensor([search.prompt for search in live], device=device)
-        state.select(rows)
-        logits, sequences = logits[rows], sequences[rows]
+        order = torch.tensor([search.prompt for search in live], device=device)
+        state.select(order)
+        logits, sequences = logits[order], sequences[order]
     outcomes = [_Outcome(live[prompt :: len(prompts)]) for prompt in range(len(prompts))]
     for num_new in count():
         log_probs = logits.float().log_softmax(-1)
         # A nan or +inf among the logits makes all of the row's log-probabilities nan.
         refuse_diverged(log_probs[:, 0].exp())
-        scores = filters(log_probs, sequences, num_new, [search.prompt for search in live for _ in search.running])
+        rows = [search.prompt for search in live for _ in search.running]
+        scores = selection.shaped(filters(log_probs, sequences, num_new, rows), rows)
         width = len(live[0].running)
-        _step(live, scores.view(len(live), width, -1), log_probs.view(len(live), width, -1), config, stopping)
+        _step(live, scores, log_probs, config, stopping, selection)
         yield [
             (prompt * copies + result, token)
             for prompt in dict.fromkeys(search.prompt for search in live)
@@ -192,9 +219,16 @@ def _shared(sequences: Sequence[Sequence[int]], start: int) -> Iterator[int]:
 
 
 def _step(
-    searches: Sequence[_Search], scores: Tensor, log_probs: Tensor, config: BeamConfig, stopping: Stopping
+    searches: Sequence[_Search],
+    scores: Tensor,
+    log_probs: Tensor,
+    config: BeamSettings,
+    stopping: Stopping,
+    selection: Selection,
 ) -> None:
-    """Advance all searches by a token, group after group. scores, log_probs: [N,W,V] for N searches."""
+    """Advance all searches by a token, group after group. scores, log_probs: [N*W,V] for N searches."""
+    shape = (len(searches), len(searches[0].running), -1)
+    scores, log_probs = scores.view(shape), log_probs.view(shape)
     said: dict[int, list[int]] = {search.prompt: [] for search in searches}
     first = 0
     for _, members in groupby(searches, key=lambda search: search.group):
@@ -202,7 +236,7 @@ def _step(
         rows = slice(first, first + len(group))
         first = rows.stop
         offered = _penalise_said(scores[rows], [said[search.prompt] for search in group], config.diversity_penalty)
-        candidates = _best_candidates(group, offered, log_probs[rows], config, stopping)
+        candidates = _candidates(group, offered, log_probs[rows], config, stopping, selection)
         for search, offers in zip(group, candidates, strict=True):
             search.advance(offers, config, stopping)
             said[search.prompt] += [beam.token_ids[-1] for beam in search.running if beam.score != FORBIDDEN]
@@ -222,10 +256,15 @@ def _penalise_said(scores: Tensor, said: Sequence[Sequence[int]], penalty: float
     return scores
 
 
-def _best_candidates(
-    searches: Sequence[_Search], scores: Tensor, log_probs: Tensor, config: BeamConfig, stopping: Stopping
+def _candidates(
+    searches: Sequence[_Search],
+    scores: Tensor,
+    log_probs: Tensor,
+    config: BeamSettings,
+    stopping: Stopping,
+    selection: Selection,
 ) -> list[list[_Candidate]]:
-    """The best continuations of each search, in descending order.
+    """Continuations of each search, in descending order.
 
     There are (number of end tokens + 1) times the group's size, at least twice: if all of the beams' end tokens are
     among them, enough are left to go on with. scores, log_probs: [N,W,V].
@@ -235,7 +274,8 @@ def _best_candidates(
     running = torch.tensor([[beam.score for beam in search.running] for search in searches]).to(scores)
     sums = (scores + running[..., None]).view(num_searches, -1)
     size = max(2, 1 + len(stopping.eos_ids)) * config.group_size
-    top, index = sums.topk(min(size, width * vocabulary))
+    index = selection.chosen(sums, [search.prompt for search in searches], min(size, width * vocabulary))
+    top = sums.gather(1, index)
     logprobs = log_probs.reshape(num_searches, -1).gather(1, index)
     final = top / length**config.length_penalty
     if config.early_stopping == "never" and config.length_penalty > 0:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from txtgen.config.decoding import SampleConfig, SamplerName
+from txtgen.config.decoding import SamplerName, SampleSettings
 from txtgen.decode.filters import FORBIDDEN
 
 MOST_FOR_TOP_H = 100
@@ -16,7 +16,7 @@ Sampler = Callable[[Tensor, Any, Tensor], Tensor]
 """From scores [R,V], a setting, and a number in [0, 1) for each row to scores [R,V]."""
 
 
-def shape_distribution(scores: Tensor, config: SampleConfig, chances: Tensor | None = None) -> Tensor:
+def shape_distribution(scores: Tensor, config: SampleSettings, chances: Tensor | None = None) -> Tensor:
     """All that is set, in the order of `config.samplers`; each sees what the one before left.
 
     chances: [R], a random number in [0, 1) for each row; None: what happens by chance does not happen.
@@ -154,4 +154,4 @@ SAMPLERS: dict[SamplerName, Sampler] = {
     "eta_cutoff": _surely(cut_eta),
     "xtc": lambda scores, xtc, chances: exclude_top(scores, xtc.threshold, chances < xtc.probability),
 }
-"""What each name in `SampleConfig.samplers` does; its setting is that of the same name."""
+"""What each name in `SampleSettings.samplers` does; its setting is that of the same name."""

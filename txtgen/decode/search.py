@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import assert_never
 
-from txtgen.config.decoding import BeamConfig, DecodingConfig, GreedyConfig, SampleConfig
-from txtgen.decode.beam import beam_search
+from txtgen.config.decoding import BeamConfig, BeamSampleConfig, DecodingConfig, GreedyConfig, SampleConfig
+from txtgen.decode.beam import Best, beam_search
+from txtgen.decode.beam_sampling import DrawBeams
 from txtgen.decode.sampling import Draw, Steps, follow, most_likely
 from txtgen.decode.stopping import StopCheck, Stopping
 from txtgen.decode.types import Hypothesis, PromptBatch, State, StepModel
@@ -87,6 +88,7 @@ def search_steps(
     """As `search`, a step at a time: yields what each step decides, and returns the hypotheses."""
     if not any(limits):
         return [_empty_results(config) for _ in limits]
+    indices = range(len(prompts)) if prompt_indices is None else prompt_indices
     stopping = Stopping(frozenset(eos_ids), tuple(limits), stop, config.stop_on_loop)
     match config:
         case GreedyConfig():
@@ -96,9 +98,10 @@ def search_steps(
             greedy = yield from follow(model, prompts, config, stopping, suppress, most_likely)
             found = [[_with_beam_score(hypothesis, config) for hypothesis in results] for results in greedy]
         case BeamConfig():
-            found = yield from beam_search(model, prompts, config, stopping, suppress)
+            found = yield from beam_search(model, prompts, config, stopping, suppress, Best())
+        case BeamSampleConfig():
+            found = yield from beam_search(model, prompts, config, stopping, suppress, DrawBeams(config, indices))
         case SampleConfig():
-            indices = range(len(prompts)) if prompt_indices is None else prompt_indices
             samples = range(first_sample, first_sample + config.num_return)
             draw = Draw(config, [(index, sample) for index in indices for sample in samples])
             found = yield from follow(model, prompts, config, stopping, suppress, draw)
