@@ -28,6 +28,7 @@ STRATEGIES = [
     {"strategy": "beam", "beam_size": 3, "num_return": 2},
     {"strategy": "sample", "seed": 4, "num_return": 2, "top_p": 0.9},
     {"strategy": "beam_sample", "seed": 3, "beam_size": 3, "num_return": 2, "temperature": 1.5},
+    {"strategy": "contrastive"},
 ]
 
 
@@ -567,6 +568,7 @@ def test_special_tokens_of_a_prompt_for_who_asks(tokenizer):
         {"strategy": "beam"},
         {"strategy": "beam", "beam_size": 4, "num_groups": 2, "diversity_penalty": 0.5},
         {"strategy": "beam_sample", "beam_size": 3, "top_k": 5},
+        {"strategy": "contrastive"},
         {"strategy": "sample", "temperature": 2.0},
     ],
 )

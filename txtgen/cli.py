@@ -208,7 +208,8 @@ def generate(
         str | None, typer.Option(metavar="FILE", help="A prompt a line, or .jsonl with prompt or messages; - is stdin.")
     ] = None,
     strategy: Annotated[
-        Literal["greedy", "beam", "sample", "beam_sample"] | None, typer.Option(help="How to choose tokens.")
+        Literal["greedy", "beam", "sample", "beam_sample", "contrastive"] | None,
+        typer.Option(help="How to choose tokens."),
     ] = None,
     beam_size: Annotated[int | None, typer.Option(help="Hypotheses kept (beam).")] = None,
     length_penalty: Annotated[
@@ -225,7 +226,9 @@ def generate(
     min_new_tokens: Annotated[int | None, typer.Option(help="Generated tokens at least.")] = None,
     min_length: Annotated[int | None, typer.Option(help="Prompt and generated tokens at least.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Below 1 safer, above 1 wilder (sample).")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens; 0 is all (sample).")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Only the k likeliest tokens; 0 is all (sample, contrastive).")
+    ] = None,
     top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens of this mass (sample).")] = None,
     min_p: Annotated[float | None, typer.Option(help="Only tokens this likely, relative to the best (sample).")] = None,
     typical_p: Annotated[
@@ -240,6 +243,7 @@ def generate(
     sampler: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="These, in this order; may repeat (sample).")
     ] = None,
+    penalty_alpha: Annotated[float | None, typer.Option(help="How much to avoid likeness (contrastive).")] = None,
     repetition_penalty: Annotated[float | None, typer.Option(help="Above 1, seen tokens become unlikely.")] = None,
     presence_penalty: Annotated[float | None, typer.Option(help="Off the score of generated tokens.")] = None,
     frequency_penalty: Annotated[float | None, typer.Option(help="The same, for each time.")] = None,
@@ -291,6 +295,7 @@ def generate(
         "eta_cutoff": eta_cutoff,
         "top_n_sigma": top_n_sigma,
         "samplers": sampler,
+        "penalty_alpha": penalty_alpha,
         "repetition_penalty": repetition_penalty,
         "presence_penalty": presence_penalty,
         "frequency_penalty": frequency_penalty,

@@ -95,6 +95,8 @@ SETTINGS = [
     ({"num_beams": "many"}, {"strategy": "greedy"}, "num_beams 'many'"),
     ({"num_beams": 4, "early_stopping": True}, {"early_stopping": "true"}, ""),
     ({"num_beams": 4, "do_sample": True}, {"strategy": "beam_sample", "beam_size": 4, "top_k": 50}, ""),
+    ({"penalty_alpha": 0.5, "top_k": 6}, {"strategy": "contrastive", "penalty_alpha": 0.5, "top_k": 6}, ""),
+    ({"penalty_alpha": 2.0}, {"strategy": "contrastive", "penalty_alpha": 0.6, "top_k": 50}, "penalty_alpha 2.0"),
     ({"num_beams": 4, "num_beam_groups": 2}, {"num_groups": 1}, "num_beam_groups 2"),
     ({"num_beams": 4, "diversity_penalty": 2.0}, {"diversity_penalty": 0.0}, "diversity_penalty 2.0"),
     ({"no_repeat_ngram_size": -2, "repetition_penalty": 1.5}, {"repetition_penalty": 1.5}, "no_repeat_ngram_size -2"),

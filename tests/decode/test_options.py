@@ -2,7 +2,16 @@
 
 import pytest
 
-from txtgen.config.decoding import STRATEGIES, BeamConfig, DryPenalty, GreedyConfig, SampleConfig, Xtc
+from txtgen.config.decoding import (
+    STRATEGIES,
+    BeamConfig,
+    BeamSampleConfig,
+    ContrastiveConfig,
+    DryPenalty,
+    GreedyConfig,
+    SampleConfig,
+    Xtc,
+)
 from txtgen.config.decoding_options import option_names, resolve_decoding
 from txtgen.errors import UsageError
 
@@ -19,6 +28,9 @@ def test_defaults_of_another_strategy_are_dropped():
     assert resolve_decoding(defaults, {"strategy": "greedy"}) == GreedyConfig(repetition_penalty=1.2, max_new_tokens=9)
     beam = resolve_decoding(defaults, {"strategy": "beam", "beam_size": 3})
     assert beam == BeamConfig(beam_size=3, repetition_penalty=1.2, max_new_tokens=9)
+    drawn = resolve_decoding(SampleConfig(top_k=7), {"strategy": "beam_sample"})
+    assert drawn == BeamSampleConfig(top_k=7)
+    assert resolve_decoding(SampleConfig(top_k=7), {"strategy": "contrastive"}) == ContrastiveConfig()
 
 
 @pytest.mark.parametrize(
@@ -29,6 +41,13 @@ def test_defaults_of_another_strategy_are_dropped():
         (BeamConfig(num_return=5), {"beam_size": 2}, BeamConfig(beam_size=2)),
         (GreedyConfig(min_new_tokens=8), {"max_new_tokens": 2}, GreedyConfig(max_new_tokens=2)),
         (GreedyConfig(min_length=8), {"max_length": 2}, GreedyConfig(max_length=2)),
+        (BeamConfig(beam_size=4, num_groups=2, diversity_penalty=1.0), {"beam_size": 5}, BeamConfig(beam_size=5)),
+        (BeamConfig(beam_size=4, num_groups=2, diversity_penalty=1.0), {"num_groups": 1}, BeamConfig(beam_size=4)),
+        (
+            BeamConfig(beam_size=4, num_groups=2, diversity_penalty=1.0),
+            {"num_groups": 4},
+            BeamConfig(beam_size=4, num_groups=4, diversity_penalty=1.0),
+        ),
         (GreedyConfig(min_length=8), {"min_new_tokens": 2}, GreedyConfig(min_new_tokens=2)),
         (GreedyConfig(presence_penalty=1.0, penalty_window=5), {"presence_penalty": 0.0}, GreedyConfig()),
         (
@@ -70,14 +89,18 @@ def test_python_spellings():
         ({"strategy": "sample", "beam_size": 2}, ["beam_size", "sample", "use strategy beam"]),
         ({"tempertaure": 0.5}, ["tempertaure", "did you mean temperature"]),
         ({"gibberish_xyz": 1}, ["gibberish_xyz", "typical_p"]),
-        ({"strategy": "bema"}, ["'bema'", "greedy, beam, sample"]),
-        ({"strategy": ["beam"]}, ["greedy, beam, sample"]),
+        ({"strategy": "bema"}, ["'bema'", "greedy, beam, sample, beam_sample"]),
+        ({"strategy": ["beam"]}, ["greedy, beam, sample, beam_sample"]),
         ({"strategy": "beam", "beam_size": 0}, ["beam_size", "0", "at least 1"]),
         ({"strategy": "beam", "beam_size": -1}, ["beam_size", "-1", "at least 1"]),
         ({"strategy": "beam", "beam_size": 2, "num_return": 3}, ["num_return", "3", "beam_size 2"]),
         ({"strategy": "beam", "beam_size": 4, "num_groups": 3, "diversity_penalty": 1}, ["num_groups", "beam_size 4"]),
         ({"strategy": "beam", "beam_size": 4, "num_groups": 2}, ["num_groups", "diversity_penalty is 0"]),
         ({"strategy": "beam", "diversity_penalty": 1.0}, ["diversity_penalty", "num_groups is 1"]),
+        ({"strategy": "contrastive", "top_k": 0}, ["top_k", "at least 1"]),
+        ({"strategy": "contrastive", "penalty_alpha": 1.5}, ["penalty_alpha", "at most 1"]),
+        ({"strategy": "contrastive", "num_return": 2}, ["num_return", "one result"]),
+        ({"strategy": "contrastive", "temperature": 0.5}, ["temperature", "use strategy sample or beam_sample"]),
         ({"strategy": "beam_sample", "beam_size": 1}, ["beam_size", "use strategy sample"]),
         ({"strategy": "beam_sample", "temperature": 0}, ["temperature", "above 0"]),
         ({"strategy": "beam_sample", "beam_size": 2, "num_return": 3}, ["num_return", "beam_size 2"]),

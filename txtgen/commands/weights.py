@@ -14,11 +14,14 @@ from txtgen.model import Transformer, initial_weight
 
 Read = TypeVar("Read")
 
+COMPUTING = ("hidden", "prefill", "extend", "prefill_hidden", "extend_hidden", "head")
+"""The methods of a Transformer that are called from outside and compute with its weights."""
+
 
 def place(model: Transformer, sharding: Sharding, device: torch.device, world: World) -> None:
     """Give a model of the meta device memory on this device: for all of it, or for the part of this rank."""
     if sharding == "shard" and world.size > 1:
-        shard(model, model.layers, ("hidden", "prefill", "extend"), device, world)
+        shard(model, model.layers, COMPUTING, device, world)
     else:
         model.to_empty(device=device)
 

@@ -283,7 +283,27 @@ class BeamSampleConfig(BeamSettings, SampleSettings):
             yield "beam_size", "is 1, which leaves nothing to choose between; use strategy sample"
 
 
-AnyStrategy = GreedyConfig | BeamConfig | SampleConfig | BeamSampleConfig
+class ContrastiveConfig(StrategyConfig):
+    """Of the likeliest tokens, the one that is likely and yet unlike all before it.
+
+    A token's value is (1 - penalty_alpha) * its probability - penalty_alpha * the greatest cosine between its hidden
+    state and those of all tokens before it. Source: Su et al. 2022, arXiv 2202.06417.
+    """
+
+    strategy: Literal["contrastive"] = "contrastive"
+    top_k: Count = 4
+    """The tokens to choose between."""
+    penalty_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.6
+    """How much it counts that a token is unlike those before it; 0: greedy search."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Contrastive search has one result."""
+        yield from super().problems()
+        if self.num_return > 1:
+            yield "num_return", f"contrastive search gives one result, not {self.num_return}; use beam or sample"
+
+
+AnyStrategy = GreedyConfig | BeamConfig | SampleConfig | BeamSampleConfig | ContrastiveConfig
 
 DecodingConfig = Annotated[AnyStrategy, Field(discriminator="strategy")]
 
@@ -292,4 +312,5 @@ STRATEGIES: dict[str, type[AnyStrategy]] = {
     "beam": BeamConfig,
     "sample": SampleConfig,
     "beam_sample": BeamSampleConfig,
+    "contrastive": ContrastiveConfig,
 }

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from txtgen.config.base import Config
 from txtgen.config.decoding import SAMPLER_ORDER, STRATEGIES, DecodingConfig
 from txtgen.config.loader import config_from_tree
 from txtgen.errors import ConfigError, UsageError
@@ -61,14 +62,15 @@ def _refuse_foreign_option(name: str, strategy: str) -> None:
 
 def _inherited(defaults: DecodingConfig, strategy: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults that have a meaning for the strategy and do not contradict what is asked for."""
-    known = STRATEGIES[strategy].model_fields
-    kept = {name: value for name, value in defaults.model_dump().items() if name in known}
+    kept = {name: value for name, value in defaults.model_dump().items() if _is_shared(name, type(defaults), strategy)}
     if "max_new_tokens" in asked or "max_length" in asked:
         del kept["max_new_tokens"], kept["max_length"]
     if "min_new_tokens" in asked or "min_length" in asked:
         del kept["min_new_tokens"], kept["min_length"]
     if strategy != defaults.strategy or _below(asked.get("beam_size"), kept["num_return"]):
         del kept["num_return"]
+    if "beam_size" in asked or asked.get("num_groups") == 1 or asked.get("diversity_penalty") == 0:
+        kept = {name: value for name, value in kept.items() if name not in ("num_groups", "diversity_penalty")}
     if _below(asked.get("max_new_tokens"), kept.get("min_new_tokens", 0)):
         del kept["min_new_tokens"]
     if _below(asked.get("max_length"), kept.get("min_length", 0)):
@@ -78,6 +80,12 @@ def _inherited(defaults: DecodingConfig, strategy: str, asked: Mapping[str, Any]
     if isinstance(order := asked.get("samplers"), str | list | tuple):
         kept = {name: value for name, value in kept.items() if name in order or name not in SAMPLER_ORDER}
     return kept
+
+
+def _is_shared(name: str, theirs: type[Config], strategy: str) -> bool:
+    """Whether an option means the same to the strategy: top_k, for one, does not everywhere."""
+    first, second = theirs.model_fields[name], STRATEGIES[strategy].model_fields.get(name)
+    return second is not None and (first.annotation, first.metadata) == (second.annotation, second.metadata)
 
 
 def _below(value: Any, limit: int) -> bool:

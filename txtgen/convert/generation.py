@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from txtgen.config.decoding import (
     STRATEGIES,
     BeamSettings,
+    ContrastiveConfig,
     DecodingConfig,
     SampleSettings,
 )
@@ -22,7 +23,7 @@ OTHER_NAMES = {"num_beams": "beam_size", "num_beam_groups": "num_groups", "num_r
 THEIR_NAMES = {ours: theirs for theirs, ours in OTHER_NAMES.items()}
 
 NOT_TAKEN = (
-    "penalty_alpha", "guidance_scale", "force_words_ids", "constraints", "dola_layers", "prompt_lookup_num_tokens",
+    "guidance_scale", "force_words_ids", "constraints", "dola_layers", "prompt_lookup_num_tokens",
     "watermarking_config", "stop_strings", "max_time",
 )  # fmt: skip
 """Settings that change the text, which txtgen does not take over."""
@@ -34,7 +35,7 @@ NOT_WRITTEN = (
 """Settings that a generation_config.json has no place for."""
 
 THEIR_TOP_K = 50
-"""What Hugging Face samples from where a file does not say it: written out, so that nothing is hidden."""
+"""What Hugging Face chooses from where a file does not say it: written out, so that nothing is hidden."""
 
 
 def read_generation(fields: Fields, vocab_size: int) -> DecodingConfig:
@@ -45,9 +46,9 @@ def read_generation(fields: Fields, vocab_size: int) -> DecodingConfig:
     """
     found = {OTHER_NAMES.get(key, key): value for key, value in fields.values.items() if value is not None}
     sampled, beams = found.get("do_sample", False), found.get("beam_size", 1)
-    several = type(beams) is int and beams > 1
-    strategy = {(False, False): "greedy", (True, False): "beam", (False, True): "sample", (True, True): "beam_sample"}[
-        several, sampled is True
+    alone = "contrastive" if found.get("penalty_alpha") not in (None, 0, 0.0) else "greedy"
+    strategy = {(False, False): alone, (True, False): "beam", (False, True): "sample", (True, True): "beam_sample"}[
+        type(beams) is int and beams > 1, sampled is True
     ]
     for longer, shorter in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         if found.get(shorter) is not None:
@@ -77,7 +78,7 @@ def _valid(strategy: str, found: Mapping[str, Any], left: list[str]) -> Decoding
     """The settings that a strategy has, without the values that cannot be, which `left` tells."""
     kind = STRATEGIES[strategy]
     known = {name: value for name, value in found.items() if name in kind.model_fields and name != "strategy"}
-    unsaid: dict[str, Any] = {"top_k": THEIR_TOP_K} if issubclass(kind, SampleSettings) else {}
+    unsaid: dict[str, Any] = {"top_k": THEIR_TOP_K} if issubclass(kind, SampleSettings | ContrastiveConfig) else {}
     while True:
         try:
             return kind.model_validate({**unsaid, **known, "strategy": strategy})
@@ -107,7 +108,7 @@ def write_generation(config: DecodingConfig) -> dict[str, Any]:
             [bias["token_ids"], bias["bias"]] for bias in found["sequence_bias"] if bias["token_ids"]
         ]
     found["do_sample"] = isinstance(config, SampleSettings)
-    if isinstance(config, SampleSettings):
+    if isinstance(config, SampleSettings | ContrastiveConfig):
         # Left out, it would mean 50.
         found["top_k"] = config.top_k
     if isinstance(config, BeamSettings):

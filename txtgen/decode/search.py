@@ -4,9 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import assert_never
 
-from txtgen.config.decoding import BeamConfig, BeamSampleConfig, DecodingConfig, GreedyConfig, SampleConfig
+from txtgen.config.decoding import (
+    BeamConfig,
+    BeamSampleConfig,
+    ContrastiveConfig,
+    DecodingConfig,
+    GreedyConfig,
+    SampleConfig,
+)
 from txtgen.decode.beam import Best, beam_search
 from txtgen.decode.beam_sampling import DrawBeams
+from txtgen.decode.contrastive import Contrast, hidden_model
 from txtgen.decode.sampling import Draw, Steps, follow, most_likely
 from txtgen.decode.stopping import StopCheck, Stopping
 from txtgen.decode.types import Hypothesis, PromptBatch, State, StepModel
@@ -44,7 +52,8 @@ def search(
 
     Raises:
         DivergedError: the model's scores are not finite.
-        UsageError: more beams than tokens, an unknown token in the settings, or settings that forbid every token.
+        UsageError: more beams than tokens, an unknown token in the settings, settings that forbid every token, or
+            contrastive search with a model that tells no hidden states.
     """
     steps = search_steps(
         model,
@@ -93,6 +102,9 @@ def search_steps(
     match config:
         case GreedyConfig():
             found = yield from follow(model, prompts, config, stopping, suppress, most_likely)
+        case ContrastiveConfig():
+            contrast = Contrast(hidden_model(model), config)
+            found = yield from follow(contrast, prompts, config, stopping, suppress, contrast)
         case BeamConfig(beam_size=1):
             # As in Hugging Face, one beam is greedy search; only the score is that of a beam.
             greedy = yield from follow(model, prompts, config, stopping, suppress, most_likely)

@@ -1,7 +1,7 @@
 """What search needs to know of a model: a step function and a state that can be reordered. No model class."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -56,6 +56,20 @@ class StepModel(Protocol[State]):
 
     def extend(self, tokens: Tensor, state: State) -> Tensor:
         """Read tokens [B,N] int64, N more in every row. Returns logits [B,N,V] float32; updates the state."""
+
+
+@runtime_checkable
+class HiddenModel(StepModel[State], Protocol[State]):
+    """A model that can also tell what its logits are computed from."""
+
+    def prefill_hidden(self, prompt: PromptBatch, capacity: int) -> tuple[Tensor, State]:
+        """As `prefill`, but returns a vector for every token of the prompts, [B,T,D]."""
+
+    def extend_hidden(self, tokens: Tensor, state: State) -> Tensor:
+        """As `extend`, but returns a vector for every token, [B,N,D]."""
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [...,V] of the token after those with these vectors, [...,D]."""
 
 
 @dataclass(frozen=True, slots=True)

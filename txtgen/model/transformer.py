@@ -222,6 +222,13 @@ class Transformer(nn.Module):
             UsageError: capacity exceeds what the positions allow or falls short of a prompt, or a source does
                 not fit the model.
         """
+        hidden, state = self.prefill_hidden(prompt, capacity)
+        last = hidden[torch.arange(len(hidden), device=hidden.device), prompt.lengths - 1]
+        return at_least_float32(self.head(last)), state
+
+    @torch.no_grad()
+    def prefill_hidden(self, prompt: Prompt, capacity: int) -> tuple[Tensor, TransformerState]:
+        """As `prefill`, but returns what `head` turns into logits, of every token: [B,T,D]."""
         rows, length = prompt.input_ids.shape
         self._check_length(capacity, self.decoder.max_length, "sequence", "max_length")
         if length > capacity:
@@ -248,8 +255,7 @@ class Transformer(nn.Module):
         embedded = self._embed(prompt.input_ids, window.positions, state=state)
         hidden = self.decoder(embedded, pattern, source, state.caches)
         state.truncate(prompt.lengths)
-        last = hidden[torch.arange(rows, device=hidden.device), prompt.lengths - 1]
-        return at_least_float32(self.head(last)), state
+        return hidden, state
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, state: TransformerState) -> Tensor:
@@ -260,6 +266,11 @@ class Transformer(nn.Module):
         Raises:
             UsageError: a row would outgrow the state's capacity.
         """
+        return at_least_float32(self.head(self.extend_hidden(tokens, state)))
+
+    @torch.no_grad()
+    def extend_hidden(self, tokens: Tensor, state: TransformerState) -> Tensor:
+        """As `extend`, but returns what `head` turns into logits: [B,N,D]."""
         window, keys, allowed = state.advance(tokens.shape[1])
         pattern = self.decoder.pattern(
             window.positions,
@@ -269,8 +280,8 @@ class Transformer(nn.Module):
             window=window,
             source_mask=state.source_mask,
         )
-        hidden = self.decoder(self._embed(tokens, window.positions, state=state), pattern, caches=state.caches)
-        return at_least_float32(self.head(hidden))
+        embedded = self._embed(tokens, window.positions, state=state)
+        return cast(Tensor, self.decoder(embedded, pattern, caches=state.caches))
 
 
 def _known(size: int | None, key: str) -> int:
