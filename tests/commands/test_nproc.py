@@ -120,8 +120,8 @@ def test_torchrun_and_nproc_exclude_each_other(monkeypatch) -> None:
 
 
 def test_the_command_of_a_rank_says_what_the_user_said() -> None:
-    request = Request("finetune", ("a.txt", "-b"), "n", "runs", "base.pth", True, False, True, False, 2, 1)
+    request = Request("finetune", ("a.txt", "-b"), "n", "runs", "base.pth", True, False, True, True, 2, 1, True)
     assert request.arguments(["train.steps=3"]) == [
         "finetune", "--name", "n", "--runs-path", "runs", "--base", "base.pth", "--resume", "--accept-changes",
-        "--set", "train.steps=3", "--", "a.txt", "-b",
+        "--dry-run", "--json", "--set", "train.steps=3", "--", "a.txt", "-b",
     ]  # fmt: skip

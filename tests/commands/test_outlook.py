@@ -1,6 +1,9 @@
 """A dry run says what a run would read, hold, write and take, and leaves nothing behind."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +92,32 @@ def test_a_model_too_large_is_told_with_its_size(workshop, capfd) -> None:
     captured = capfd.readouterr()
     assert "feed forward" in captured.out
     assert "for weights, gradients and optimizer alone" in captured.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+def test_ranks_try_it_together_and_one_tells(workshop, capfd, quick, sharding) -> None:
+    one = foretold(["pretrain", "decoder.yaml"], capfd)
+    command = [sys.executable, "-m", "txtgen", "pretrain", "decoder.yaml", "--dry-run", "--json", "--nproc", "2"]
+    found = subprocess.run(
+        [*command, "--set", f"train.sharding={sharding}"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+    two = json.loads(found)
+    assert sorted(path.name for path in workshop.iterdir() if path.name.startswith((".", "runs"))) == []
+    for same in ("corpus", "disk"):
+        assert two[same] == one[same]
+    assert two["parameters"] == one["parameters"] | {"held_by_a_rank": two["parameters"]["held_by_a_rank"]}
+    assert two["step"] == one["step"]
+    memory = two["memory"]
+    assert memory["each_of_ranks"] == 2
+    assert memory["activations_bytes"] == pytest.approx(one["memory"]["activations_bytes"] / 2, rel=0.3)
+    parts = 2 if sharding == "shard" else 1
+    assert two["parameters"]["held_by_a_rank"] == -(-one["parameters"]["total"] // parts)
+    for name in ("weights", "gradients", "optimizer"):
+        assert memory[f"{name}_bytes"] == pytest.approx(one["memory"][f"{name}_bytes"] / parts, rel=0.1)
+    assert ("gathered_bytes" in memory) == (sharding == "shard")
+    assert two["time"]["total_seconds"] > 6 * two["time"]["step_seconds"] > 0

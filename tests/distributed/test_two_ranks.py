@@ -25,7 +25,8 @@ from txtgen.distributed import (
 )
 from txtgen.evaluate import evaluate_loss
 from txtgen.model import Transformer, build_model
-from txtgen.train import TrainState, build_optimizer, train
+from txtgen.train import TrainState, build_optimizer, estimate_memory, train
+from txtgen.train.estimate import MemoryEstimate
 
 SIZE = {"d_model": 16, "num_heads": 2, "d_ff": 24, "max_length": 16, "vocab_size": 13}
 MODELS: dict[str, ModelConfig] = {
@@ -172,6 +173,27 @@ def test_a_run_goes_on_with_other_ranks_and_sharding(ranks, optimizer) -> None:
             first, _ = ranks.run(go_on, "tied", sharding, optimizer, *state)
             assert_alike(first, expected)
             torch.testing.assert_close(first["optimizer"], straight["optimizer"], rtol=1e-3, atol=2e-4)
+
+
+def estimate(world: World, name: str, sharding: str) -> MemoryEstimate:
+    model = new_model(world, name, sharding)
+    optimizer = build_optimizer(model, OPTIMIZERS["adamw"])
+    return estimate_memory(model, optimizer, batch(0, name == "pairs", world), TrainConfig(), torch.float32)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_memory_of_a_rank_is_told(ranks, name) -> None:
+    """Ranks with all weights, or with half of them: what a pass keeps is that of their own rows."""
+    whole, spread = (ranks.run(estimate, name, sharding) for sharding in ("replicate", "shard"))
+    alone = estimate(World(), name, "replicate")
+    for rank in (0, 1):
+        assert whole[rank].weights == alone.weights
+        assert whole[rank].gathered == 0
+        assert spread[rank].weights == pytest.approx(alone.weights / 2, rel=0.1)
+        assert spread[rank].optimizer == 2 * spread[rank].gradients == 2 * spread[rank].weights
+        assert spread[rank].gathered == alone.weights  # it has no more than two layers
+        assert spread[rank].activations == whole[rank].activations
+        assert whole[rank].activations == pytest.approx(alone.activations * (3, 2)[rank] / ROWS, rel=0.1)
 
 
 def measure(world: World, name: str, sharding: str) -> Any:

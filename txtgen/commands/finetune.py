@@ -14,6 +14,7 @@ from txtgen.commands.training import run as run_training
 from txtgen.commands.weights import place, read_once, take_over
 from txtgen.config.commands import FinetuneConfig, architecture_problems
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
+from txtgen.distributed import World
 from txtgen.errors import CheckpointError, ConfigError
 from txtgen.model import Transformer, build_model
 from txtgen.tokenizer import load_tokenizer
@@ -65,8 +66,11 @@ def build(config: FinetuneConfig, start: Start, display: ProgressDisplay) -> Job
 def dry_run(config: FinetuneConfig) -> Iterator[Section]:
     """What the run would cost. Nothing of it stays, but a few steps are trained."""
     config = with_learning_rates(config, SMALLER)
-    model = prepare(_base(config), config, where=config.base or "")
-    return outlook(config, model, lambda start, display: build(config, start, display))
+
+    def sketch(world: World) -> Transformer:
+        return prepare(read_once(lambda: _base(config), world), config, where=config.base or "")
+
+    return outlook(config, sketch, lambda start, display: build(config, start, display))
 
 
 def _base(config: FinetuneConfig) -> Checkpoint:

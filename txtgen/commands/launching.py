@@ -48,7 +48,13 @@ class Request:
     def arguments(self, overrides: list[str]) -> list[str]:
         """The command line of a rank of this request."""
         given = {"--name": self.name, "--runs-path": self.runs_path, "--base": self.base}
-        flags = {"--resume": self.resume, "--overwrite": self.overwrite, "--accept-changes": self.accept_changes}
+        flags = {
+            "--resume": self.resume,
+            "--overwrite": self.overwrite,
+            "--accept-changes": self.accept_changes,
+            "--dry-run": self.dry_run,
+            "--json": self.json_output,
+        }
         return [
             self.command,
             *(part for flag, value in given.items() if value is not None for part in (flag, value)),
@@ -81,12 +87,12 @@ def launch(request: Request, overrides: list[str]) -> int:
 
 
 def _run(request: Request, overrides: list[str], options: Launch, config: Any, command: Any) -> int:
+    restarts = 0 if request.dry_run else request.max_restarts
+    if request.nproc > 1 or restarts:
+        require_devices(config.device, request.nproc)
+        return run_ranks(txtgen_command(request.arguments(overrides)), request.nproc, restarts, Path(config.runs_path))
     if request.dry_run:
         return show_outlook(command.dry_run(config), request.json_output)
-    if request.nproc > 1 or request.max_restarts:
-        require_devices(config.device, request.nproc)
-        command = txtgen_command(request.arguments(overrides))
-        return run_ranks(command, request.nproc, request.max_restarts, Path(config.runs_path))
     return exit_code_of(lambda: int(command.run(config, options).exit_code))
 
 

@@ -4,6 +4,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from txtgen.commands.training import Session
 from txtgen.config.commands import RunConfig
 from txtgen.config.train import TrainConfig
 from txtgen.data import Batch, corpus_statistics, describe
-from txtgen.distributed import World
+from txtgen.distributed import World, open_world
 from txtgen.model import Transformer, count_parameters
-from txtgen.train import count_flops, estimate_memory, matrix_peak, micro_batches, require_memory
+from txtgen.train import count_flops, estimate_memory, matrix_peak, micro_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,16 @@ class Section:
 
 
 def outlook(
-    config: RunConfig, model: Transformer, prepare: Callable[[Start, ProgressDisplay], Job]
+    config: RunConfig, sketch: Callable[[World], Transformer], prepare: Callable[[Start, ProgressDisplay], Job]
 ) -> Iterator[Section]:
     """What a run would cost, section by section; the later ones train a few steps in a folder that is then removed.
 
+    All ranks of the run do it together, and what they take is measured; rank 0 has the sections.
+
     Args:
         config: of the run.
-        model: on the meta device; its vocabulary may be a guess, for the tokenizer need not be trained yet.
+        sketch: makes the model, on the meta device; its vocabulary may be a guess, for the tokenizer need not be
+            trained yet.
         prepare: makes the run ready.
 
     Raises:
@@ -49,18 +53,36 @@ def outlook(
         TxtgenError: as the run itself would.
     """
     device = select_device(config.device)
+    with open_world(device, config.train.rank_timeout_seconds) as world:
+        for section in _sections(config, sketch(world), prepare, device, world):
+            if world.is_main:
+                yield section
+
+
+def _sections(
+    config: RunConfig,
+    model: Transformer,
+    prepare: Callable[[Start, ProgressDisplay], Job],
+    device: torch.device,
+    world: World,
+) -> Iterator[Section]:
     yield Section("corpus", _corpus(config))
-    yield Section("parameters", _parameters(model))
-    require_memory(model, config.train.optimizer, device)
-    runs_path = Path(config.runs_path)
-    place = next(path for path in (runs_path, *runs_path.absolute().parents) if path.is_dir())
-    with tempfile.TemporaryDirectory(prefix=".txtgen-dry-run-", dir=place) as folder:
-        run_folder = RunFolder(Path(folder) / "run")
-        run_folder.checkpoints.mkdir(parents=True)
-        start = Start(run_folder, World(), device, training_dtype(config.train.dtype, device), None)
+    yield Section("parameters", _parameters(model, config.train, world))
+    with ExitStack() as made, world.together():
+        folder = RunFolder(Path(world.from_main(lambda: made.enter_context(_folder(Path(config.runs_path))))) / "run")
+        start = Start(folder, world, device, training_dtype(config.train.dtype, device), None)
+        start.require_memory(model, config.train)
+        if world.is_main:
+            folder.checkpoints.mkdir(parents=True)
         started = time.perf_counter()
         job = prepare(start, ProgressDisplay(config.train.steps, quiet=True))
         yield from _measured(job, started)
+
+
+def _folder(runs_path: Path) -> "tempfile.TemporaryDirectory[str]":
+    """A folder for as long as it takes, where the run's would be."""
+    place = next(path for path in (runs_path, *runs_path.absolute().parents) if path.is_dir())
+    return tempfile.TemporaryDirectory(prefix=".txtgen-dry-run-", dir=place)
 
 
 def _measured(job: Job, started: float) -> Iterator[Section]:
@@ -77,11 +99,12 @@ def _measured(job: Job, started: float) -> Iterator[Section]:
         }
         yield Section("disk", _disk(session))
         _forget_peak(job.device)
-        steps = time_steps(session, batch.input_ids.shape[0])
+        steps = time_steps(session, job.world.max(batch.input_ids.shape[0]))
         peak = _peak_bytes(job.device)
         own = estimates[str(job.dtype).removeprefix("torch.")]
-        parts = ("weights", "gradients", "optimizer", "activations", "logits", "total")
-        memory = {f"{part}_bytes": getattr(own, part) for part in parts}
+        memory = {} if job.world.size == 1 else {"each_of_ranks": job.world.size}
+        parts = ("weights", "gradients", "optimizer", "activations", "logits", "gathered", "total")
+        memory |= {f"{part}_bytes": getattr(own, part) for part in parts if part != "gathered" or own.gathered}
         memory |= {f"total_in_{name}_bytes": estimate.total for name, estimate in estimates.items()}
         if peak is not None and resident is not None and steps.row_share == 1.0:
             memory["measured_bytes"] = peak - resident + own.weights
@@ -98,9 +121,13 @@ def _corpus(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _parameters(model: Transformer) -> dict[str, Any]:
+def _parameters(model: Transformer, config: TrainConfig, world: World) -> dict[str, Any]:
     trained = sum(weights.numel() for weights in model.parameters() if weights.requires_grad)
-    return {**count_parameters(model), "trained": trained}
+    facts = {**count_parameters(model), "trained": trained}
+    if world.size == 1:
+        return facts
+    parts = world.size if config.sharding == "shard" else 1
+    return {**facts, "held_by_a_rank": -(-facts["total"] // parts)}
 
 
 def _step(job: Job, batch: Batch, steps: StepTimes, flops: float) -> dict[str, Any]:
@@ -134,6 +161,7 @@ def _time(session: Session, steps: StepTimes, prepared: float, flops: float) -> 
     """Seconds of everything that a run does, and of all of it. flops: of a token."""
     job, config, samples = session.job, session.job.config.train, session.job.config.samples
     validation, sample, (save, best) = time_validation(session), time_samples(session), time_saves(session)
+    rate = flops * steps.positions / steps.seconds / job.world.size
     count = steps_within(config, steps.seconds)
     validations = times(count, config.validate_every)
     sampled = count // samples.every if samples.every else validations
@@ -148,7 +176,7 @@ def _time(session: Session, steps: StepTimes, prepared: float, flops: float) -> 
         "preparing_seconds": prepared,
         "step_seconds": steps.seconds,
         "tokens_per_second": steps.positions / steps.seconds,
-        "model_flop_utilisation_share": flops * steps.positions / steps.seconds / matrix_peak(job.device, job.dtype),
+        "model_flop_utilisation_share": rate / matrix_peak(job.device, job.dtype),
         "validation_seconds": validation,
         "samples_seconds": sample,
         "save_seconds": save,

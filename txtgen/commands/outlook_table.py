@@ -10,9 +10,10 @@ from txtgen.commands.output import write_json
 
 
 def show_outlook(sections: Iterable[Section], as_json: bool) -> int:
-    """Show what a run would cost. Returns the exit code."""
+    """Show what a run would cost; where there are no sections, another rank has them. Returns the exit code."""
     if as_json:
-        write_json({section.title: section.facts for section in sections})
+        if found := {section.title: section.facts for section in sections}:
+            write_json(found)
         return 0
     for number, section in enumerate(sections):
         rows: dict[str, object] = {f"  {_named(key)}": _shown(key, value) for key, value in section.facts.items()}

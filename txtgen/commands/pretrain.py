@@ -64,7 +64,7 @@ def dry_run(config: PretrainConfig) -> Iterator[Section]:
         vocabulary = len(load_tokenizer(config.tokenizer.path))
     source = config.source_tokenizer.vocab_size if config.source_tokenizer else vocabulary
     model = build_model(sized(config.model, vocabulary, source), device="meta")
-    return outlook(config, model, lambda start, display: build(config, start, display))
+    return outlook(config, lambda _: model, lambda start, display: build(config, start, display))
 
 
 def sized(

@@ -9,6 +9,7 @@ from itertools import islice
 from txtgen.commands.feeding import training_batches
 from txtgen.commands.training import Session
 from txtgen.data import Batch, StreamReport, ValidationBatches, validation_pairs
+from txtgen.distributed import is_sharded
 from txtgen.evaluate import evaluate_loss, translate_pairs
 from txtgen.train import Horizon, may_compile, train
 from txtgen.train.cost import synchronise
@@ -39,7 +40,9 @@ class Steps:
         job = session.job
         session.state.horizon = Horizon(1 << 40)  # a run of two steps is probed by as many as others
         cut = (batch if self._rows is None else batch.rows(0, self._rows) for batch in batches)
-        self._steps = train(session.state, cut, job.config.train, dtype=job.dtype, seed=job.config.seed)
+        self._steps = train(
+            session.state, cut, job.config.train, dtype=job.dtype, seed=job.config.seed, world=job.world
+        )
 
     @property
     def compiles(self) -> bool:
@@ -47,7 +50,11 @@ class Steps:
         return may_compile(self.session.job.config.train.compile, self.session.job.device)
 
     def time(self, rows: int | None, most: int = 1, budget: float = float("inf")) -> StepTimes:
-        """Up to `most` steps of the first rows, or of all; fewer if they take longer than `budget` seconds."""
+        """Up to `most` steps of the first rows, or of all; fewer if they take longer than `budget` seconds.
+
+        All ranks do as many, by the clock of rank 0.
+        """
+        world = self.session.job.world
         self._rows = rows
         positions = steps = 0
         started = time.perf_counter()
@@ -55,10 +62,12 @@ class Steps:
             self.session.unread.append(report)
             self.session.take_up(wait=False)
             positions, steps = positions + report.positions, steps + 1
-            if steps >= MIN_STEPS and time.perf_counter() - started >= budget:
+            over = steps >= MIN_STEPS and time.perf_counter() - started >= budget
+            if world.any(over and world.is_main):
                 break
         synchronise(self.session.job.device)
-        return StepTimes((time.perf_counter() - started) / steps, positions / steps, steps)
+        seconds = world.from_main(lambda: time.perf_counter() - started)
+        return StepTimes(seconds / steps, positions / steps, steps)
 
 
 def time_steps(session: Session, rows: int) -> StepTimes:
@@ -66,7 +75,7 @@ def time_steps(session: Session, rows: int) -> StepTimes:
 
     Args:
         session: the run, at its beginning.
-        rows: of a batch, about.
+        rows: of a batch, about, on the rank that has most.
     """
     with closing(training_batches(session.saving, session.objective, StreamReport())) as batches:
         return _time_steps(Steps(session, batches), rows)
@@ -97,7 +106,11 @@ def time_validation(session: Session) -> float:
     seconds = sum(
         _time_pass(session, batches, config.validation_batches) for batches in session.validation.parts.values()
     )
-    return seconds + (_time_translation(session) if seconds and config.validation_metric != "loss" else 0.0)
+    if not seconds or config.validation_metric == "loss":
+        return seconds
+    if is_sharded(session.job.model):  # then all ranks translate together
+        return seconds + _time_translation(session)
+    return seconds + session.job.world.from_main(lambda: _time_translation(session))
 
 
 def _time_pass(session: Session, batches: ValidationBatches, most: int | None) -> float:
@@ -114,7 +127,7 @@ def _time_pass(session: Session, batches: ValidationBatches, most: int | None) -
     for batch in islice(batches, most):
         evaluate_loss(job.model, iter([batch]), job.dtype)
         measured += 1
-        if time.perf_counter() - started > VALIDATION_SECONDS:
+        if job.world.any(time.perf_counter() - started > VALIDATION_SECONDS):
             break
     return max(reading, (time.perf_counter() - started) * count / max(1, measured))
 
@@ -143,8 +156,8 @@ def _time_translation(session: Session) -> float:
 
 
 def time_samples(session: Session) -> float:
-    """Seconds of one round of samples."""
-    return _seconds(lambda: list(session.samples.generate()))
+    """Seconds of one round of samples, on the ranks that make them."""
+    return _seconds(lambda: list(session.samples.generate()) if session.samples.are_made_here else [])
 
 
 def time_saves(session: Session) -> tuple[float, float]:

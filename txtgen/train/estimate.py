@@ -8,6 +8,7 @@ from torch import Tensor
 
 from txtgen.config.train import TrainConfig
 from txtgen.data.types import Batch
+from txtgen.distributed import is_sharded, local, reshard
 from txtgen.model import Transformer
 from txtgen.train.loop import micro_batches
 from txtgen.train.loss import batch_loss, chunk_rows
@@ -19,8 +20,9 @@ from txtgen.train.optimizer import Optimizers
 class MemoryEstimate:
     """Bytes of what a rank holds when a micro-batch has gone forward, which is when it holds most.
 
-    weights, gradients, optimizer: of the parameters, the latter two of trained ones only. activations: what the forward
-    pass keeps for the backward pass. logits: of one chunk, with what is made of them.
+    weights, gradients, optimizer: of the parameters, the latter two of trained ones only; of a model that is spread
+    over the ranks, this rank's part. activations: what the forward pass keeps for the backward pass. logits: of one
+    chunk, with what is made of them. gathered: parts of other ranks, for as long as this one computes with them.
     """
 
     weights: int
@@ -28,11 +30,12 @@ class MemoryEstimate:
     optimizer: int
     activations: int
     logits: int
+    gathered: int = 0
 
     @property
     def total(self) -> int:
         """All of it. What the libraries take themselves is not counted."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.gathered
 
 
 def estimate_memory(
@@ -42,34 +45,47 @@ def estimate_memory(
 
     Activations are not a formula's: one and then two rows of the batch go through the model, and everything that
     autograd keeps of them is counted, each storage once. It grows evenly with rows, so two say what any number keeps.
-    Dropout, attention kernels, norms and checkpointing of activations count as they really are on this device.
+    Dropout, attention kernels, norms and checkpointing of activations count as they really are on this device. All
+    ranks of a model that is spread over them do it together.
     """
     part = next(iter(micro_batches(batch, config.micro_batch_tokens)))
     rows = part.input_ids.shape[0]
-    kept = kept_bytes(model, part.rows(0, 1), config.label_smoothing, dtype)
-    if rows > 1:
-        kept += (rows - 1) * (kept_bytes(model, part.rows(0, 2), config.label_smoothing, dtype) - kept)
-    held = held_bytes(model, optimizer)
+    one, two = (kept_bytes(model, part.rows(0, most), config.label_smoothing, dtype) for most in (1, 2))
+    held, share = held_bytes(model, optimizer), _share(model)
     vocab_size = model.config.vocab_size or 1
     chunk = min(part.num_scored, chunk_rows(next(model.parameters()).device, vocab_size))
     return MemoryEstimate(
-        weights=held.weights,
-        gradients=held.gradients,
-        optimizer=held.optimizer,
-        activations=kept,
+        weights=round(share * held.weights),
+        gradients=round(share * held.gradients),
+        optimizer=round(share * held.optimizer),
+        activations=one + (rows - 1) * (two - one),
         # The logits and their gradient as the model computes them, and both in float32.
         logits=chunk * vocab_size * (8 if dtype == torch.float32 else 2 * dtype.itemsize + 8),
+        gathered=_gathered_bytes(model) if is_sharded(model) else 0,
     )
+
+
+def _share(model: Transformer) -> float:
+    """How much of the parameters is on this rank."""
+    parameters = list(model.parameters())
+    return sum(local(weight).numel() for weight in parameters) / sum(weight.numel() for weight in parameters)
+
+
+def _gathered_bytes(model: Transformer) -> int:
+    """Of the layer that computes, of the one after it, which is gathered meanwhile, and of what is in no layer."""
+    layers = [held_bytes(layer).weights for layer in model.layers]
+    return held_bytes(model).weights - sum(layers) + sum(sorted(layers)[-2:])
 
 
 def kept_bytes(model: Transformer, batch: Batch, label_smoothing: float, dtype: torch.dtype) -> int:
     """Bytes that autograd keeps of a forward pass for the backward pass, the parameters themselves not counted."""
-    own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: dict[int, int] = {}
     alive: list[Any] = []  # a storage that is freed may be used again, under the same address
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
+        # Asked each time: those of a model that is spread over the ranks are gathered one layer after the other.
+        own = {local(weight).untyped_storage().data_ptr() for weight in model.parameters()}
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
             alive.append(storage)
@@ -87,4 +103,5 @@ def kept_bytes(model: Transformer, batch: Batch, label_smoothing: float, dtype: 
             batch_loss(model, batch.to(device), label_smoothing)
     finally:
         model.train(was_training)
+        reshard(model)
     return sum(kept.values())
