@@ -1,5 +1,6 @@
 """Tiny models and batches that many tests share."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
 from txtgen.config.tokenizer import SentencePieceConfig
 from txtgen.data.types import IGNORE, Batch
 from txtgen.model import Transformer, build_model, init_weights
+from txtgen.native import UnavailableError, load_library
 from txtgen.tokenizer import Tokenizer, train_sentencepiece
 
 # How long an example takes says more of the machine than of the code.
@@ -18,6 +20,10 @@ settings.load_profile("txtgen")
 
 # Tiny tensors gain nothing from threads, and threads that wait for a busy core make the suite crawl.
 torch.set_num_threads(1)
+
+# Built here, if need be, and not by the first test that generates, whose cache may be a passing one.
+with suppress(UnavailableError):
+    load_library()
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 

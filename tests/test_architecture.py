@@ -17,6 +17,7 @@ FLOORS = {
     "config": 1,
     "files": 1,
     "memory": 1,
+    "native": 1,
     "processes": 1,
     "sandbox": 1,
     "archive": 2,

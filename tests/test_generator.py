@@ -133,6 +133,16 @@ def test_logprob_is_the_teacher_forced_score(loaded, options):
 
 
 @pytest.mark.parametrize("options", STRATEGIES)
+def test_machine_code_writes_the_same(loaded, options):
+    slow = Generator(loaded, native="off").generate(usable(loaded), max_new_tokens=12, **options)
+    quick = Generator(loaded, native="auto").generate(usable(loaded), max_new_tokens=12, **options)
+    assert [asdict(result) | {"logprob": 0, "score": 0} for result in quick] == [
+        asdict(result) | {"logprob": 0, "score": 0} for result in slow
+    ]
+    assert [result.score for result in quick] == pytest.approx([result.score for result in slow], abs=1e-3)
+
+
+@pytest.mark.parametrize("options", STRATEGIES)
 @pytest.mark.parametrize("batching", [{"batch_size": 1}, {"batch_size": 2}, {"independent": True}])
 def test_batches_do_not_matter(loaded, options, batching):
     together = Generator(loaded).generate(usable(loaded), max_new_tokens=10, **options)

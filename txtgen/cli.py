@@ -47,6 +47,9 @@ TrainDtype = Annotated[DtypeName | None, typer.Option(help="Of the matrix produc
 TrainDevice = Annotated[DeviceName | None, typer.Option(help="Where to compute. [default: auto]")]
 TrainRuns = Annotated[str | None, typer.Option(help="Where the runs are. [default: runs]")]
 QuantizationName = Literal["int8", "int4"]
+Native = Annotated[
+    Literal["auto", "off", "require"], typer.Option(help="Machine code on a CPU: where it can be built, never, always.")
+]
 Dtype = Annotated[DtypeName, typer.Option(help="Of the weights; auto is the model's own.")]
 Device = Annotated[DeviceName, typer.Option(help="Where to compute.")]
 RunsPath = Annotated[str, typer.Option(help="Where the newest run is looked for.")]
@@ -267,6 +270,7 @@ def generate(
     ] = False,
     dtype: Dtype = "auto",
     quantize: Annotated[QuantizationName | None, typer.Option(help="Weights in so many bits.")] = None,
+    native: Native = "auto",
     device: Device = "auto",
     runs_path: RunsPath = "runs",
     json_output: Json = False,
@@ -330,6 +334,7 @@ def generate(
         "device": device,
         "dtype": dtype,
         "quantize": quantize,
+        "native": native,
     }
     command.run(from_flags(GenerateConfig, tree, settings))
 

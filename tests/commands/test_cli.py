@@ -14,6 +14,7 @@ import txtgen.__main__ as entry
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
 from txtgen.errors import safe_text
+from txtgen.native import UnavailableError
 
 
 @pytest.fixture
@@ -326,6 +327,25 @@ def test_evaluate_validates_as_training_did(decoder, capfd) -> None:
     lines = [json.loads(line) for line in (Path(decoder) / "metrics.jsonl").read_text().splitlines()]
     best = min(line["val_loss"] for line in lines if "val_loss" in line)
     assert found == pytest.approx(best, rel=0.01)  # training computed in bfloat16 where the machine can
+
+
+def test_machine_code_can_be_asked_for_and_not(decoder, capfd, caplog, monkeypatch) -> None:
+    command = ["generate", decoder, "--prompt", "the cat", "--max-new-tokens", "5", "--native"]
+    texts = set()
+    for native in ("auto", "off"):
+        assert run([*command, native]) == 0
+        texts.add(capfd.readouterr().out)
+    assert len(texts) == 1
+    monkeypatch.setattr("txtgen.model.stepping.load_library", without_compiler)
+    assert run([*command, "auto"]) == 0
+    assert {capfd.readouterr().out} == texts
+    assert "generating without machine code: none here" in caplog.text
+    assert run([*command, "require"]) == 6
+    assert "error: no machine code: none here" in capfd.readouterr().err
+
+
+def without_compiler():
+    raise UnavailableError("none here")
 
 
 def test_inspect_tells_config_lineage_and_sums(decoder, capfd) -> None:

@@ -57,7 +57,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     loss = weighted_loss(found, objective.weights) if objective.weights else found.pop("")
     translation = None
     if config.translate and any(isinstance(part, Seq2SeqObjective) for part in data.objective.members):
-        translation = _translate(Generator(loaded, batch_size=64), data, seed, config)
+        translation = _translate(Generator(loaded, batch_size=64, native=config.native), data, seed, config)
     return Evaluation(str(path), loss, found, translation)
 
 

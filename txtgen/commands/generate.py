@@ -41,6 +41,7 @@ def run(config: GenerateConfig) -> None:
         batch_size=config.batch_size,
         independent=config.independent,
         quantize=config.quantize,
+        native=config.native,
     )
     decoding = resolve_decoding(generator.loaded.config.generation, config.decoding)
     whole = lines or config.json_output or config.gap is not None

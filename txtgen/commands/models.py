@@ -10,7 +10,7 @@ import torch
 import txtgen
 from txtgen.checkpoint import FORMAT, Checkpoint, load_checkpoint, load_model, save_checkpoint
 from txtgen.commands.run_folder import RunFolder
-from txtgen.config.model import Quantization
+from txtgen.config.model import Native, Quantization
 from txtgen.convert import import_folder
 from txtgen.errors import CheckpointError, ConfigError
 from txtgen.generator import Generator
@@ -182,12 +182,14 @@ def load(
     batch_size: int = 16,
     independent: bool = False,
     quantize: Quantization | None = None,
+    native: Native = "auto",
 ) -> Generator:
     """Load a model for generation: a .pth file, a run folder, or the newest run.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
         ConfigError: the device is not available.
+        ResourceError: machine code is required, and there is none.
     """
     loaded = load_model(resolve_model(model, runs_path), select_device(device), inference_dtype(dtype), quantize)
-    return Generator(loaded, batch_size=batch_size, independent=independent)
+    return Generator(loaded, batch_size=batch_size, independent=independent, native=native)

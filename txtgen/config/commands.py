@@ -18,7 +18,7 @@ from txtgen.config.data import (
     TokensChatFormat,
 )
 from txtgen.config.decoding import DecodingConfig, GreedyConfig, SampleConfig
-from txtgen.config.model import EncoderDecoderConfig, ModelConfig, Quantization, TransformerConfig
+from txtgen.config.model import EncoderDecoderConfig, ModelConfig, Native, Quantization, TransformerConfig
 from txtgen.config.objectives import TEXTS, Objective
 from txtgen.config.tokenizer import Framing, TokenizerConfig
 from txtgen.config.train import TrainConfig
@@ -170,6 +170,7 @@ class GenerateConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantize: Quantization | None = None
     """Weights in fewer bits; None: as they were saved."""
+    native: Native = "auto"
 
 
 class EvaluateConfig(Config):
@@ -194,6 +195,8 @@ class EvaluateConfig(Config):
     json_output: bool = False
     device: Device = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    native: Native = "auto"
+    """Of translation."""
 
 
 WeightsDtype = Literal["auto", "float32", "bfloat16", "float16"]

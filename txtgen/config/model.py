@@ -27,6 +27,9 @@ class LearnedPosition(Config):
 Quantization = Literal["int8", "int4"]
 """In how many bits the weights of linear layers and token embeddings are."""
 
+Native = Literal["auto", "off", "require"]
+"""Whether a CPU generates by machine code: where that is to be had, never, or else it is an error."""
+
 Factor = Annotated[float, Field(gt=0.0, le=1e6)]
 
 

@@ -9,7 +9,8 @@ import torch
 
 from txtgen.checkpoint import LoadedModel
 from txtgen.config.decoding import DecodingConfig, SampleConfig
-from txtgen.decode import Hypothesis, Steps, run_steps, search_steps
+from txtgen.config.model import Native
+from txtgen.decode import Hypothesis, StepModel, Steps, run_steps, search_steps
 from txtgen.errors import ResourceError, UsageError
 from txtgen.generator.batches import Batch, Plan, in_order, make_plan
 from txtgen.generator.prompts import PromptReader
@@ -17,7 +18,7 @@ from txtgen.generator.settings import resolve_settings
 from txtgen.generator.types import EncodedPrompt, Generation, Prompt
 from txtgen.generator.writing import StopStrings, begins, filled_text
 from txtgen.infilling import gap_marks
-from txtgen.model import Transformer
+from txtgen.model import Transformer, step_model
 from txtgen.tokenizer import IncrementalDecoder, never_written
 
 
@@ -29,9 +30,11 @@ class Generator:
         batch_size: prompts (or samples) that are generated at a time.
         batch_tokens: their tokens at most, prompt and new ones, padding counted; None: any number.
         independent: one at a time, so that no other prompt can change a result even by a rounding error.
+        native: whether machine code computes in place of PyTorch. It is made of the weights as they are now.
 
     Raises:
         UsageError: the batch size is below 1.
+        ResourceError: machine code is required, and there is none.
     """
 
     def __init__(
@@ -41,10 +44,12 @@ class Generator:
         batch_size: int = 16,
         batch_tokens: int | None = None,
         independent: bool = False,
+        native: Native = "off",
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}", "batch_size", "give at least 1")
         self.loaded = loaded
+        self._model: StepModel[Any] = step_model(loaded.model, native)
         self.batch_size, self.batch_tokens = 1 if independent else batch_size, batch_tokens
         self._reader = PromptReader(loaded)
         self._suppress = never_written(loaded.tokenizer, loaded.config.framing, loaded.model.config.vocab_size or 0)
@@ -131,7 +136,7 @@ class Generator:
     def _steps(self, prompts: Sequence[EncodedPrompt], decoding: DecodingConfig, first_sample: int = 0) -> Steps:
         contexts = [self._reader.context(prompt) for prompt in prompts]
         return search_steps(
-            self.loaded.model,
+            self._model,
             self._reader.batch(prompts),
             decoding,
             limits=[prompt.limit for prompt in prompts],

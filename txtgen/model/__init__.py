@@ -3,6 +3,7 @@
 from txtgen.model.init import init_weights, initial_weight
 from txtgen.model.position import is_bounded
 from txtgen.model.state import TransformerState
+from txtgen.model.stepping import step_model
 from txtgen.model.transformer import Transformer, at_least_float32, build_model, count_parameters
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "init_weights",
     "initial_weight",
     "is_bounded",
+    "step_model",
 ]

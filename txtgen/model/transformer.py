@@ -102,6 +102,31 @@ class Transformer(nn.Module):
             fix = f"shorten it, or train a model with a larger {key}"
             raise UsageError(f"a {what} of {length} tokens is too long", f"the model's {key} is {limit}", fix)
 
+    def _check_source(self, source_ids: Tensor | None) -> None:
+        """Raises UsageError if a source is missing, too long, or given to a model that has no encoder."""
+        if self.encoder is None:
+            if source_ids is not None:
+                raise UsageError("a source was given", "the model has no encoder", "use an encoder_decoder")
+            return
+        if source_ids is None:
+            raise UsageError("no source was given", "the model has an encoder", "give every row one")
+        self._check_length(source_ids.shape[1], self.encoder.max_length, "source", "max_source_length")
+
+    def check_prompt(self, prompt: Prompt, capacity: int) -> None:
+        """Refuse prompts that `prefill` could not read.
+
+        Raises:
+            UsageError: capacity exceeds what the positions allow or falls short of a prompt, or a source does
+                not fit the model.
+        """
+        length = prompt.input_ids.shape[1]
+        self._check_length(capacity, self.decoder.max_length, "sequence", "max_length")
+        if length > capacity:
+            raise UsageError(
+                f"a prompt of {length} tokens does not fit", f"the capacity is {capacity}", "raise capacity"
+            )
+        self._check_source(prompt.source_ids)
+
     def _embed(
         self, ids: Tensor, positions: Tensor, source: bool = False, state: TransformerState | None = None
     ) -> Tensor:
@@ -136,14 +161,10 @@ class Transformer(nn.Module):
         Raises:
             UsageError: a source is missing, too long, or given to a model that has no encoder.
         """
-        if self.encoder is None:
-            if source_ids is not None:
-                raise UsageError("a source was given", "the model has no encoder", "use an encoder_decoder")
+        self._check_source(source_ids)
+        if self.encoder is None or source_ids is None:
             return None, None
-        if source_ids is None:
-            raise UsageError("no source was given", "the model has an encoder", "give every row one")
         length = source_ids.shape[1]
-        self._check_length(length, self.encoder.max_length, "source", "max_source_length")
         positions = torch.arange(length, device=source_ids.device)[None]
         allowed = mask = None
         if source_mask is not None:
@@ -229,12 +250,8 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def prefill_hidden(self, prompt: Prompt, capacity: int) -> tuple[Tensor, TransformerState]:
         """As `prefill`, but returns what `head` turns into logits, of every token: [B,T,D]."""
+        self.check_prompt(prompt, capacity)
         rows, length = prompt.input_ids.shape
-        self._check_length(capacity, self.decoder.max_length, "sequence", "max_length")
-        if length > capacity:
-            raise UsageError(
-                f"a prompt of {length} tokens does not fit", f"the capacity is {capacity}", "raise capacity"
-            )
         source_mask = prompt.source_mask
         if source_mask is not None and bool(source_mask.all()):
             source_mask = None

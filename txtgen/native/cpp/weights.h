@@ -1,0 +1,332 @@
+// Products of rows with matrices, whose weights are arranged so that they are read once, from front to back.
+//
+// A matrix [N,K] is cut into panels of PANEL outputs. In a panel all weights of input 0 come first, then those of input
+// 1, and so on: outputs lie in lanes, and one input, spread over all lanes, meets the weights of a whole panel. Every
+// output adds up its products in the order of the inputs, so that a result never depends on the other rows of a batch.
+#pragma once
+
+#include <memory>
+#include <new>
+
+#include "team.h"
+#include "vectors.h"
+
+constexpr int BLOCK = 32;          // inputs that share a scale, as in txtgen.model.quantize
+constexpr int VECTORS = 4;         // of a panel
+constexpr int PANEL = VECTORS * LANES;
+constexpr size_t PIECE_BYTES = 16384;  // of a panel, half of what the first cache holds
+
+enum Kind { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4 };
+inline bool is_quantised(int kind) { return kind >= INT8; }
+inline int rounded_up(int number, int unit) { return (number + unit - 1) / unit * unit; }
+
+// Memory that grows as needed and keeps nothing when it does.
+template <class Number>
+class Buffer {
+ public:
+  void reserve(size_t count) {
+    if (count > size_) memory_.reset(new (std::align_val_t(64)) Number[size_ = count]);
+  }
+  Number* data() const { return memory_.get(); }
+
+ private:
+  struct Free {
+    void operator()(Number* memory) const { operator delete[](memory, std::align_val_t(64)); }
+  };
+  std::unique_ptr<Number[], Free> memory_;
+  size_t size_ = 0;
+};
+
+struct Matrix {
+  int32_t kind, rows, width;  // N outputs and K inputs; no rows: there is no such matrix
+  const uint8_t* data;        // a bias for every output of every panel, then the panels
+  int panels() const { return (rows + PANEL - 1) / PANEL; }
+};
+
+// What matrices are multiplied with: rows of numbers, and for quantised weights the same in 8 bits (held in 16) with a
+// scale a block. A row is rounded by itself, so that it does not depend on the others.
+struct Input {
+  int width;  // filled up with zeros to whole blocks
+  float* values;
+  int16_t* codes;
+  float* scales;
+  int32_t* sums;  // of the codes of each block
+
+  float* row(int number) const { return values + size_t(number) * width; }
+
+  void quantise(int row) const {
+    for (size_t block = size_t(row) * (width / BLOCK), end = block + width / BLOCK; block < end; block++) {
+      const float* from = values + block * BLOCK;
+      int16_t* to = codes + block * BLOCK;
+      Floats most{}, nothing{};
+      for (int i = 0; i < BLOCK; i += LANES) {
+        Floats x = load<Floats>(from + i);
+        most = larger(most, absolute(x));
+        nothing += x * 0.0f;  // not a number if x is none
+      }
+      float size = largest(most), scale = size > 0 ? 127 / size : 0;
+      int32_t total = 0;
+      for (int i = 0; i < BLOCK; i += LANES) {
+        Ints whole = rounded(load<Floats>(from + i) * scale);
+        for (int lane = 0; lane < LANES; lane++) to[i + lane] = int16_t(whole[lane]), total += whole[lane];
+      }
+      scales[block] = size / 127 + sum(nothing);
+      sums[block] = total;
+    }
+  }
+};
+
+// The memory of an input.
+class InputRoom {
+ public:
+  void reserve(int rows, int inputs) {
+    size_t count = size_t(rows) * rounded_up(inputs, BLOCK);
+    values_.reserve(count);
+    codes_.reserve(count);
+    scales_.reserve(count / BLOCK);
+    sums_.reserve(count / BLOCK);
+  }
+  Input of_width(int inputs) const {
+    return {rounded_up(inputs, BLOCK), values_.data(), codes_.data(), scales_.data(), sums_.data()};
+  }
+
+ private:
+  Buffer<float> values_, scales_;
+  Buffer<int16_t> codes_;
+  Buffer<int32_t> sums_;
+};
+
+// Two numbers of 16 bits in each lane, the earlier one in the low half; both kinds are the upper bits of a float.
+inline Floats half_of(Ints both, bool late) { return (Floats)(late ? both & int32_t(0xffff0000) : both << 16); }
+
+inline float widened(uint16_t number, int kind) {
+  int32_t bits = int32_t(uint32_t(number) << 16);
+  if (kind == FLOAT16) bits = bits >> 3 & int32_t(0x8fffffff);
+  return load<float>(&bits) * (kind == FLOAT16 ? 0x1p112f : 1.0f);
+}
+
+struct Float32 {
+  static constexpr int ROWS = 6, COUNT = 2;
+  static constexpr size_t PAIR_BYTES = 2 * PANEL * 4, BLOCK_BYTES = BLOCK / 2 * PAIR_BYTES;
+  static Floats weights(const uint8_t* pair, bool late, int vector) {
+    return load<Floats>(pair + (late * VECTORS + vector) * sizeof(Floats));
+  }
+};
+
+struct BFloat16 {
+  static constexpr int ROWS = 4, COUNT = 2;
+  static constexpr size_t PAIR_BYTES = 2 * PANEL * 2, BLOCK_BYTES = BLOCK / 2 * PAIR_BYTES;
+  static Floats weights(const uint8_t* pair, bool late, int vector) {
+    return half_of(load<Ints>(pair + vector * sizeof(Ints)), late);
+  }
+};
+
+struct Float16 {
+  static constexpr int ROWS = 6, COUNT = 2;
+  static constexpr size_t PAIR_BYTES = 2 * PANEL * 2, BLOCK_BYTES = BLOCK / 2 * PAIR_BYTES;
+  // With its exponent moved to where a float has it, a number is 2^-112 of itself.
+  static Floats weights(const uint8_t* pair, bool late, int vector) {
+    return (Floats)((Ints)BFloat16::weights(pair, late, vector) >> 3 & int32_t(0x8fffffff)) * 0x1p112f;
+  }
+};
+
+// Adds to `sums` the products of ROWS rows of the input, from one block to another, with COUNT vectors of a panel.
+template <class Format, int ROWS, int COUNT>
+inline void add_products(const uint8_t* panel, int first, const Input& input, int row, int block, int end,
+                         Floats (&sums)[ROWS][COUNT])
+  requires(Format::PAIR_BYTES > 0)
+{
+  const float* x = input.values + size_t(row) * input.width;
+  for (int k = block * BLOCK; k < end * BLOCK; k += 2)
+    for (int late = 0; late < 2; late++) {
+      Floats weights[COUNT];
+      for (int v = 0; v < COUNT; v++) weights[v] = Format::weights(panel + k / 2 * Format::PAIR_BYTES, late, first + v);
+      for (int r = 0; r < ROWS; r++) {
+        Floats number = splat(x[size_t(r) * input.width + k + late]);
+        for (int v = 0; v < COUNT; v++) sums[r][v] += number * weights[v];
+      }
+    }
+}
+
+// Codes lie in lanes of 16 bits, two lanes an output (inputs 2p and 2p + 1), and PER pairs p in each lane. Before those of
+// a block come its scales.
+struct Int8 {
+  static constexpr int ROWS = 2, COUNT = 4;
+  static constexpr int PER = 2, LOADS = BLOCK / 2 / PER, OFFSET = 0;
+  static constexpr size_t BLOCK_BYTES = PANEL * 2 + LOADS * VECTORS * sizeof(Shorts);
+  static Shorts codes(Shorts packed, int which) { return which ? packed >> 8 : packed << 8 >> 8; }
+};
+
+struct Int4 {
+  static constexpr int ROWS = 2, COUNT = 4;
+  static constexpr int PER = 4, LOADS = BLOCK / 2 / PER, OFFSET = 8;
+  static constexpr size_t BLOCK_BYTES = PANEL * 2 + LOADS * VECTORS * sizeof(Shorts);
+  static Shorts codes(Shorts packed, int which) { return packed >> 4 * which & 15; }
+};
+
+template <class Format, int ROWS, int COUNT>
+inline void add_products(const uint8_t* panel, int first, const Input& input, int row, int block, int end,
+                         Floats (&sums)[ROWS][COUNT])
+  requires(Format::PER > 0)
+{
+  const int blocks = input.width / BLOCK;
+  for (; block < end; block++) {
+    const uint8_t* scales = panel + block * Format::BLOCK_BYTES;
+    const uint8_t* codes = scales + PANEL * 2;
+    const int16_t* x = input.codes + size_t(row) * input.width + block * BLOCK;
+    Ints totals[ROWS][COUNT];
+    for (int r = 0; r < ROWS; r++) {
+      int32_t before = Format::OFFSET ? -Format::OFFSET * input.sums[size_t(row + r) * blocks + block] : 0;
+      for (int v = 0; v < COUNT; v++) totals[r][v] = splat(before);
+    }
+    for (int number = 0; number < Format::LOADS; number++)
+      for (int which = 0; which < Format::PER; which++) {
+        Shorts weights[COUNT];
+        for (int v = 0; v < COUNT; v++)
+          weights[v] = Format::codes(load<Shorts>(codes + (number * VECTORS + first + v) * sizeof(Shorts)), which);
+        for (int r = 0; r < ROWS; r++) {
+          int32_t pair = load<int32_t>(x + size_t(r) * input.width + 2 * (number * Format::PER + which));
+          for (int v = 0; v < COUNT; v++) totals[r][v] = add_pair_products(totals[r][v], weights[v], (Shorts)splat(pair));
+        }
+      }
+    for (int v = 0; v < COUNT; v++) {
+      Floats scale = half_of(load<Ints>(scales + (first + v) / 2 * sizeof(Ints)), (first + v) % 2);
+      for (int r = 0; r < ROWS; r++)
+        sums[r][v] += as_floats(totals[r][v]) * (scale * input.scales[size_t(row + r) * blocks + block]);
+    }
+  }
+}
+// The same for a whole panel: out [ROWS][PANEL], which begins at zero at block 0. Alone in a function, it gets the
+// registers that it needs.
+template <class Format, int ROWS>
+[[gnu::noinline]] void multiply_rows(const uint8_t* panel, const Input& input, int row, int block, int end, float* out) {
+  constexpr int COUNT = ROWS <= 2 ? VECTORS : Format::COUNT;
+  for (int first = 0; first < VECTORS; first += COUNT) {
+    Floats sums[ROWS][COUNT] = {};
+    if (block > 0)
+      for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < COUNT; v++) sums[r][v] = load<Floats>(out + r * PANEL + (first + v) * LANES);
+    add_products<Format>(panel, first, input, row, block, end, sums);
+    for (int r = 0; r < ROWS; r++)
+      for (int v = 0; v < COUNT; v++) store(out + r * PANEL + (first + v) * LANES, sums[r][v]);
+  }
+}
+
+// All rows with a panel: out [rows][PANEL]. The panel is cut into pieces that stay in the first cache for all rows.
+template <class Format>
+void multiply(const uint8_t* panel, const Input& input, int rows, float* out) {
+  constexpr int MOST = Format::ROWS * (REGISTERS / 16), PIECE = PIECE_BYTES / Format::BLOCK_BYTES;
+  const int blocks = input.width / BLOCK, step = rows <= MOST ? blocks : PIECE;
+  for (int block = 0, end; block < blocks; block = end) {
+    end = block + step < blocks ? block + step : blocks;
+    int row = 0;
+    auto take = [&]<int ROWS>() {
+      for (; row + ROWS <= rows; row += ROWS)
+        multiply_rows<Format, ROWS>(panel, input, row, block, end, out + row * PANEL);
+    };
+    take.template operator()<MOST>();
+    if constexpr (MOST > 4) take.template operator()<4>();
+    take.template operator()<2>();
+    take.template operator()<1>();
+  }
+}
+
+// What depends on the kind of the weights: the size of a block of a panel, and what multiplies with a panel.
+struct Arithmetic {
+  size_t block_bytes;
+  void (*multiply)(const uint8_t* panel, const Input& input, int rows, float* out);
+};
+
+inline Arithmetic arithmetic_of(int kind) {
+  switch (kind) {
+    case FLOAT32: return {Float32::BLOCK_BYTES, multiply<Float32>};
+    case BFLOAT16: return {BFloat16::BLOCK_BYTES, multiply<BFloat16>};
+    case FLOAT16: return {Float16::BLOCK_BYTES, multiply<Float16>};
+    case INT8: return {Int8::BLOCK_BYTES, multiply<Int8>};
+    default: return {Int4::BLOCK_BYTES, multiply<Int4>};
+  }
+}
+
+// Multiply rows with a matrix: use(row, column, Floats) is told every result, its bias added, LANES columns at a time;
+// also the columns with which the last panel is filled up.
+template <class Use>
+void product(Worker& worker, const Matrix& matrix, const Input& input, int rows, Use use) {
+  const Arithmetic arithmetic = arithmetic_of(matrix.kind);
+  const size_t panel_bytes = input.width / BLOCK * arithmetic.block_bytes;
+  const float* bias = (const float*)matrix.data;
+  const uint8_t* panels = matrix.data + size_t(matrix.panels()) * PANEL * 4;
+  static thread_local Buffer<float> sums;
+  sums.reserve(size_t(rows) * PANEL);
+  float* out = sums.data();
+  worker.each(matrix.panels(), [&](int panel) {
+    arithmetic.multiply(panels + panel * panel_bytes, input, rows, out);
+    for (int row = 0; row < rows; row++)
+      for (int column = 0; column < PANEL; column += LANES)
+        use(row, panel * PANEL + column,
+            load<Floats>(out + row * PANEL + column) + load<Floats>(bias + panel * PANEL + column));
+  });
+}
+
+// ---- Arranging weights: from rows [N,K] as torch has them.
+
+inline size_t packed_bytes(int kind, int rows, int width) {
+  int panels = (rows + PANEL - 1) / PANEL;
+  return panels * (size_t(PANEL) * 4 + rounded_up(width, BLOCK) / BLOCK * arithmetic_of(kind).block_bytes);
+}
+
+struct Rows {
+  int32_t kind, rows, width;
+  const void* weights;  // or codes
+  const float* scales;  // [N,ceil(K/BLOCK)]
+  const float* bias;    // or null
+};
+
+inline void pack_floats(const Rows& from, int first, uint8_t* panel) {
+  for (int output = 0; output < PANEL && first + output < from.rows; output++) {
+    size_t start = size_t(first + output) * from.width;
+    for (int k = 0; k < from.width; k++)
+      if (from.kind == FLOAT32)
+        ((float*)panel)[size_t(k) * PANEL + output] = ((const float*)from.weights)[start + k];
+      else
+        ((uint16_t*)panel)[size_t(k / 2) * PANEL * 2 + output * 2 + k % 2] = ((const uint16_t*)from.weights)[start + k];
+  }
+}
+
+template <class Format>
+void pack_codes(const Rows& from, int first, uint8_t* panel) {
+  const int bits = 16 / Format::PER, blocks = (from.width + BLOCK - 1) / BLOCK;
+  for (int output = 0; output < PANEL && first + output < from.rows; output++) {
+    int row = first + output, vector = output / LANES, lane = output % LANES;
+    for (int block = 0; block < blocks; block++) {
+      uint8_t* to = panel + block * Format::BLOCK_BYTES;
+      uint32_t scale = load<uint32_t>(from.scales + size_t(row) * blocks + block) >> 16;
+      ((uint16_t*)to)[(vector / 2 * LANES + lane) * 2 + vector % 2] = uint16_t(scale);
+      uint16_t* codes = (uint16_t*)(to + PANEL * 2);
+      for (int i = 0; i < BLOCK && block * BLOCK + i < from.width; i++) {
+        int k = block * BLOCK + i, pair = i / 2, place = pair / Format::PER * VECTORS + vector;
+        int code = ((const int8_t*)from.weights)[size_t(row) * from.width + k];
+        if (Format::PER == 4) code = ((const uint8_t*)from.weights)[size_t(row) * ((from.width + 1) / 2) + k / 2] >> k % 2 * 4;
+        codes[(place * LANES + lane) * 2 + i % 2] |= (code & ((1 << bits) - 1)) << pair % Format::PER * bits;
+      }
+    }
+  }
+}
+
+inline void pack(Worker& worker, const Rows& from, uint8_t* out) {
+  const int panels = (from.rows + PANEL - 1) / PANEL;
+  const size_t size = rounded_up(from.width, BLOCK) / BLOCK * arithmetic_of(from.kind).block_bytes;
+  worker.each(panels, [&](int number) {
+    float* bias = (float*)out + size_t(number) * PANEL;
+    for (int output = 0; output < PANEL; output++) {
+      int row = number * PANEL + output;
+      bias[output] = from.bias && row < from.rows ? from.bias[row] : 0.0f;
+    }
+    uint8_t* panel = out + size_t(panels) * PANEL * 4 + number * size;
+    std::memset(panel, 0, size);
+    switch (from.kind) {
+      case INT8: return pack_codes<Int8>(from, number * PANEL, panel);
+      case INT4: return pack_codes<Int4>(from, number * PANEL, panel);
+      default: return pack_floats(from, number * PANEL, panel);
+    }
+  });
+}
