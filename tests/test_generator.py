@@ -360,10 +360,11 @@ MIXTURES = [
     {"exponential_decay_length_penalty": {"start": 2, "factor": 1.3}, "begin_suppress_tokens": [30, 31, 32]},
     {"presence_penalty": 0.5, "frequency_penalty": 0.7, "penalty_window": 4, "dry": {"multiplier": 2.0}},
     {"forced_bos_token_id": 40, "forced_eos_token_id": 3, "suppress_tokens": [50, 51]},
+    {"prefix": "th", "bad_words": ["y", "en", "é"], "repetition_penalty": 1.2},
 ]
 
 
-@pytest.mark.parametrize("number", range(21))
+@pytest.mark.parametrize("number", range(3 * len(MIXTURES)))
 def test_a_result_depends_on_its_prompt_and_place_alone(loaded, number):
     """Not on what else is in the batch, on its size or on when a neighbour ends."""
     choice = Random(number)
@@ -681,9 +682,9 @@ def test_stop_strings_cut_random_texts_at_their_first_place(tokenizer):
 def test_a_stream_of_beams_makes_up_random_texts(tokenizer):
     """Whatever ends them, and in pieces wherever the beams agree."""
     choice, pieces_seen = Random(0), 0
-    for seed in range(12):
+    for seed in range(8):
         generator = Generator(load(tokenizer, seed=seed))
-        for _ in range(3):
+        for _ in range(2):
             prompt = choice.choice(PROMPTS)
             options = {
                 "strategy": "beam",
@@ -699,7 +700,7 @@ def test_a_stream_of_beams_makes_up_random_texts(tokenizer):
             pieces = list(generator.stream(prompt, **options))
             assert "".join(pieces) == result.text
             pieces_seen += len(pieces)
-    assert pieces_seen > 60, "beams agree on something before the end"
+    assert pieces_seen > 25, "beams agree on something before the end"
 
 
 def test_a_stream_has_one_result(tokenizer):

@@ -253,6 +253,7 @@ def generate(
     penalty_window: Annotated[int | None, typer.Option(help="Tokens that these two look back; 0 is all.")] = None,
     no_repeat_ngram: Annotated[int | None, typer.Option(help="No n-gram of this size twice.")] = None,
     bad_word: Annotated[list[str] | None, typer.Option(help="Never this text; may repeat.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="Begin with this text.")] = None,
     forced_bos_token_id: Annotated[int | None, typer.Option(help="First token after the start token.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may repeat.")] = None,
     stop_on_loop: Annotated[
@@ -306,6 +307,7 @@ def generate(
         "penalty_window": penalty_window,
         "no_repeat_ngram_size": no_repeat_ngram,
         "bad_words": bad_word,
+        "prefix": prefix,
         "forced_bos_token_id": forced_bos_token_id,
         "stop": stop,
         "stop_on_loop": {} if stop_on_loop else None,

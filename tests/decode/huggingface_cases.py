@@ -296,7 +296,7 @@ def distributions(hf_model, number: int) -> tuple[torch.Tensor, torch.Tensor]:
     prompts = _prompt_batch(case)
     config = SampleConfig(**ours, **drawn)
     stopping = Stopping(frozenset(case.eos_ids), (case.limit,) * len(prompts))
-    filters = make_filters(config, prompts, stopping, (), vocabulary)
+    filters = make_filters(config, prompts, stopping, (), (), vocabulary)
     before = align_right(prompts.input_ids, prompts.lengths).repeat_interleave(copies, 0)
     owners = [prompt for prompt in range(len(prompts)) for _ in range(copies)]
     found = shape_distribution(filters(scores, torch.cat([before, new], 1), num_new, owners), config)

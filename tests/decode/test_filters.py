@@ -64,7 +64,7 @@ def test_common_filters_equal_plain_code():
         given = scores.clone()
         before = batch([row[:-1] or row for row in rows], pad=3)
         stopping = Stopping(frozenset(rules.eos_ids), (9,) * 4)
-        chosen = make_filters(config, before, stopping, rules.suppress, vocabulary=8)
+        chosen = make_filters(config, before, stopping, rules.suppress, (), vocabulary=8)
         result = chosen(scores, sequences, 1, range(4))
         expected = [
             rules.filtered(row, tokens[:-1], tokens[-1:]) for row, tokens in zip(scores.tolist(), rows, strict=True)
@@ -75,7 +75,7 @@ def test_common_filters_equal_plain_code():
 
 def test_without_settings_nothing_changes(scores):
     sequences = torch.zeros(40, 3, dtype=torch.int64)
-    chosen = make_filters(SampleConfig(), batch([[1]]), Stopping(frozenset((2,)), (9,)), (), vocabulary=30)
+    chosen = make_filters(SampleConfig(), batch([[1]]), Stopping(frozenset((2,)), (9,)), (), (), vocabulary=30)
     assert chosen(scores, sequences, 0, [0] * 40) is scores
     assert shape_distribution(scores, SampleConfig()) is scores
 
@@ -279,6 +279,7 @@ def test_every_name_has_a_sampler_and_every_setting_a_filter():
         "max_length",
         "bad_words",
         "penalty_window",
+        "prefix",
         "stop",
         "stop_on_loop",
         "num_return",

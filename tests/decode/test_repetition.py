@@ -24,7 +24,7 @@ def filtered(config, rows, num_new, seed, eos_ids=()):
     scores[:, seed % VOCABULARY] = -math.inf
     whole = batch(rows)
     stopping = Stopping(frozenset(eos_ids), (99,) * len(rows))
-    chosen = make_filters(config, whole, stopping, (), VOCABULARY)
+    chosen = make_filters(config, whole, stopping, (), (), VOCABULARY)
     before = scores.clone()
     found = chosen(scores, align_right(whole.input_ids, whole.lengths), num_new, range(len(rows)))
     assert torch.equal(scores, before)

@@ -126,9 +126,11 @@ class StrategyConfig(Config):
     encoder_no_repeat_ngram_size: NonNegative = 0
     """No n-gram of this size that the source has is generated."""
     bad_words: Texts = ()
-    """Texts that are not generated, written in the tokens that they have at the beginning or after a space."""
+    """Texts that no result has in it, whatever tokens spell them, within longer words too."""
     bad_words_ids: TokenRuns = ()
     """Tokens that do not follow each other like this. A single end token is allowed all the same."""
+    prefix: Annotated[str, Field(min_length=1)] | None = None
+    """Every result begins with this text."""
     forced_bos_token_id: NonNegative | None = None
     """The token after the first one, such as the target language; only where a single token is given before."""
     forced_eos_token_id: TokenIds = ()
@@ -150,6 +152,16 @@ class StrategyConfig(Config):
     def is_set(self, name: str) -> bool:
         """Whether a setting has another value than its default, at which it does nothing."""
         return bool(getattr(self, name) != type(self).model_fields[name].default)
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether it says anything of the text itself, which only those who have the tokenizer can see to."""
+        return bool(self.bad_words or self.demands)
+
+    @property
+    def demands(self) -> list[str]:
+        """The settings that say what the text must be."""
+        return [name for name in ("prefix",) if self.is_set(name)]
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Settings that contradict each other."""

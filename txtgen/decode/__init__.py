@@ -1,11 +1,13 @@
 """Search over token ids: greedy, beam and sampling, with filters. Knows no model and no text."""
 
+from txtgen.decode.constraint import Constraint
 from txtgen.decode.sampling import Decided, Steps
 from txtgen.decode.search import OnToken, run_steps, search, search_steps
 from txtgen.decode.stopping import StopCheck
 from txtgen.decode.types import FinishReason, Hypothesis, PromptBatch, StepModel, StepState
 
 __all__ = [
+    "Constraint",
     "Decided",
     "FinishReason",
     "Hypothesis",

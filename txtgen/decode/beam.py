@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from txtgen.config.decoding import BeamSettings
-from txtgen.decode.chain import make_filters
+from txtgen.decode.chain import FilterMaker
 from txtgen.decode.filters import FORBIDDEN, align_right, refuse_dead_end, refuse_diverged
 from txtgen.decode.sampling import Decided, Steps
 from txtgen.decode.stopping import Stopping
@@ -126,7 +126,7 @@ def beam_search(
     prompts: PromptBatch,
     config: BeamSettings,
     stopping: Stopping,
-    suppress: Sequence[int],
+    make: FilterMaker,
     selection: Selection,
 ) -> Steps:
     """The best `num_return` hypotheses per prompt, best first: fewer if no more were finished.
@@ -143,7 +143,7 @@ def beam_search(
     limits = torch.tensor(stopping.limits, device=device)
     logits, state = model.prefill(prompts, capacity=int((prompts.lengths + limits).max()) - 1)
     _refuse_too_many_beams(config.beam_size, vocabulary=logits.shape[-1])
-    filters = make_filters(config, prompts, stopping, suppress, vocabulary=logits.shape[-1])
+    filters = make(logits.shape[-1])
     sequences = align_right(prompts.input_ids, prompts.lengths)
     # Group by group, so that the rows of a group are a slice.
     live = [_Search(prompt, group) for group in range(config.num_groups) for prompt in range(len(prompts))]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from txtgen.config.decoding import DryPenalty, LengthDecay, SequenceBias, StrategyConfig
+from txtgen.decode.constraint import Constraint, constrain
 from txtgen.decode.filters import (
     FORBIDDEN,
     add_bias,
@@ -58,6 +59,10 @@ class Filters:
         return scores
 
 
+FilterMaker = Callable[[int], Filters]
+"""Makes the filters of a search when the size of the vocabulary is known."""
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What a filter may need to know of a search."""
@@ -92,17 +97,27 @@ class Setup:
 
 
 def make_filters(
-    config: StrategyConfig, prompts: PromptBatch, stopping: Stopping, suppress: Sequence[int], vocabulary: int
+    config: StrategyConfig,
+    prompts: PromptBatch,
+    stopping: Stopping,
+    suppress: Sequence[int],
+    constraints: Sequence[Constraint],
+    vocabulary: int,
 ) -> Filters:
-    """The filters of a search. `suppress`: tokens that are possible only where they are forced.
+    """The filters of a search. `suppress`, and what `constraints` forbid, is possible only where it is forced.
 
     Raises:
         UsageError: a setting names a token that the vocabulary does not have.
     """
     _refuse_foreign_tokens(config, vocabulary)
+    if config.is_constrained and not constraints:
+        raise UsageError("search knows no texts", "bad_words and the like", "give constraints")
     setup = Setup(config, prompts, stopping, vocabulary)
     chosen = [make(getattr(config, name), setup) for name, make in FILTERS.items() if config.is_set(name)]
-    return Filters((*([_suppress(suppress, setup)] if suppress else []), *chosen))
+    first = [_suppress(suppress, setup)] if suppress else []
+    if constraints:
+        first.append(lambda scores, place: constrain(scores, place.generated(), place.prompts, constraints))
+    return Filters((*first, *chosen))
 
 
 def _at(applies: Callable[[Place, int], bool], change: Callable[[Tensor, Tensor], Tensor], token_ids: Tensor) -> Filter:
@@ -229,8 +244,8 @@ FILTERS: Mapping[str, Callable[[Any, Setup], Filter]] = {
 
 def _refuse_foreign_tokens(config: StrategyConfig, vocabulary: int) -> None:
     dry = config.dry or DryPenalty(multiplier=1.0, breakers=())
-    if config.bad_words or dry.breakers or any(item.text is not None for item in config.sequence_bias):
-        raise UsageError("search knows no texts", "bad_words, dry.breakers or sequence_bias", "give token ids")
+    if dry.breakers or any(item.text is not None for item in config.sequence_bias):
+        raise UsageError("search knows no texts", "dry.breakers or sequence_bias", "give token ids")
     named: dict[str, Sequence[int]] = {
         "sequence_bias": [token for item in config.sequence_bias for token in item.token_ids],
         "bad_words_ids": [token for tokens in config.bad_words_ids for token in tokens],

@@ -152,5 +152,5 @@ def refuse_dead_end(best: Tensor, num_new: int) -> None:
         raise UsageError(
             "every token is forbidden, so that a text can neither go on nor end",
             f"after {num_new} generated tokens",
-            "loosen what forbids tokens: min_new_tokens, no_repeat_ngram_size, bad_words, suppress_tokens and the like",
+            "loosen what forbids tokens: min_new_tokens, no_repeat_ngram_size, bad_words, prefix and the like",
         )

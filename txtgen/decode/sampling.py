@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from txtgen.config.decoding import SampleConfig, StrategyConfig
-from txtgen.decode.chain import make_filters
+from txtgen.decode.chain import FilterMaker
 from txtgen.decode.distribution import shape_distribution
 from txtgen.decode.filters import align_right, log_normaliser, refuse_dead_end
 from txtgen.decode.stopping import Stopping
@@ -72,7 +72,7 @@ def follow(
     prompts: PromptBatch,
     config: StrategyConfig,
     stopping: Stopping,
-    suppress: Sequence[int],
+    make: FilterMaker,
     choose: Choice,
 ) -> Steps:
     """Extend each prompt `num_return` times by the tokens that `choose` picks; finished rows leave the batch.
@@ -88,7 +88,7 @@ def follow(
     limits = torch.tensor(stopping.limits, device=device)
     # The last token of a sequence is never read.
     logits, state = model.prefill(prompts, capacity=int((prompts.lengths + limits).max()) - 1)
-    filters = make_filters(config, prompts, stopping, suppress, vocabulary=logits.shape[-1])
+    filters = make(logits.shape[-1])
     sequences = align_right(prompts.input_ids, prompts.lengths)
     paths = [_Path(result, result // copies) for result in range(len(prompts) * copies)]
     if copies > 1:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import assert_never
 
 from txtgen.config.decoding import (
@@ -14,6 +15,8 @@ from txtgen.config.decoding import (
 )
 from txtgen.decode.beam import Best, beam_search
 from txtgen.decode.beam_sampling import DrawBeams
+from txtgen.decode.chain import make_filters
+from txtgen.decode.constraint import Constraint
 from txtgen.decode.contrastive import Contrast, hidden_model
 from txtgen.decode.sampling import Draw, Steps, follow, most_likely
 from txtgen.decode.stopping import StopCheck, Stopping
@@ -31,6 +34,7 @@ def search(
     limits: Sequence[int],
     eos_ids: Sequence[int] = (),
     suppress: Sequence[int] = (),
+    constraints: Sequence[Constraint] = (),
     prompt_indices: Sequence[int] | None = None,
     first_sample: int = 0,
     stop: StopCheck | None = None,
@@ -45,6 +49,7 @@ def search(
         limits: new tokens at most, at least 1 for each prompt; 0 for all of them gives empty hypotheses.
         eos_ids: tokens that end a sequence.
         suppress: tokens that are never generated unless they are forced. None by default.
+        constraints: what each row may say, by its text.
         prompt_indices: numbers of the prompts, which sampling's randomness depends on; 0, 1, ... by default.
         first_sample: number of the first sample of each prompt.
         stop: looks for stop strings.
@@ -62,6 +67,7 @@ def search(
         limits=limits,
         eos_ids=eos_ids,
         suppress=suppress,
+        constraints=constraints,
         prompt_indices=prompt_indices,
         first_sample=first_sample,
         stop=stop,
@@ -90,6 +96,7 @@ def search_steps(
     limits: Sequence[int],
     eos_ids: Sequence[int] = (),
     suppress: Sequence[int] = (),
+    constraints: Sequence[Constraint] = (),
     prompt_indices: Sequence[int] | None = None,
     first_sample: int = 0,
     stop: StopCheck | None = None,
@@ -99,24 +106,25 @@ def search_steps(
         return [_empty_results(config) for _ in limits]
     indices = range(len(prompts)) if prompt_indices is None else prompt_indices
     stopping = Stopping(frozenset(eos_ids), tuple(limits), stop, config.stop_on_loop)
+    make = partial(make_filters, config, prompts, stopping, suppress, constraints)
     match config:
         case GreedyConfig():
-            found = yield from follow(model, prompts, config, stopping, suppress, most_likely)
+            found = yield from follow(model, prompts, config, stopping, make, most_likely)
         case ContrastiveConfig():
             contrast = Contrast(hidden_model(model), config)
-            found = yield from follow(contrast, prompts, config, stopping, suppress, contrast)
+            found = yield from follow(contrast, prompts, config, stopping, make, contrast)
         case BeamConfig(beam_size=1):
             # As in Hugging Face, one beam is greedy search; only the score is that of a beam.
-            greedy = yield from follow(model, prompts, config, stopping, suppress, most_likely)
+            greedy = yield from follow(model, prompts, config, stopping, make, most_likely)
             found = [[_with_beam_score(hypothesis, config) for hypothesis in results] for results in greedy]
         case BeamConfig():
-            found = yield from beam_search(model, prompts, config, stopping, suppress, Best())
+            found = yield from beam_search(model, prompts, config, stopping, make, Best())
         case BeamSampleConfig():
-            found = yield from beam_search(model, prompts, config, stopping, suppress, DrawBeams(config, indices))
+            found = yield from beam_search(model, prompts, config, stopping, make, DrawBeams(config, indices))
         case SampleConfig():
             samples = range(first_sample, first_sample + config.num_return)
             draw = Draw(config, [(index, sample) for index in indices for sample in samples])
-            found = yield from follow(model, prompts, config, stopping, suppress, draw)
+            found = yield from follow(model, prompts, config, stopping, make, draw)
         case _:
             assert_never(config)
     return found

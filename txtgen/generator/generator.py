@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 from txtgen.checkpoint import LoadedModel
 from txtgen.config.decoding import DecodingConfig, SampleConfig
 from txtgen.config.model import Native
-from txtgen.decode import Hypothesis, StepModel, Steps, run_steps, search_steps
+from txtgen.decode import Constraint, Hypothesis, StepModel, Steps, run_steps, search_steps
 from txtgen.errors import ResourceError, UsageError
 from txtgen.generator.batches import Batch, Plan, in_order, make_plan
+from txtgen.generator.constraints import Row, make_constraints
 from txtgen.generator.prompts import PromptReader
 from txtgen.generator.settings import resolve_settings
+from txtgen.generator.token_texts import TokenTexts
 from txtgen.generator.types import EncodedPrompt, Generation, Prompt
 from txtgen.generator.writing import StopStrings, begins, filled_text
 from txtgen.infilling import gap_marks
@@ -106,7 +109,7 @@ class Generator:
     ) -> Plan:
         """Prompts by their numbers, cut into batches for `complete`; arguments and errors as for `generate`."""
         decoding = resolve_settings(self.loaded, options)
-        encoded = self._reader.encode_all(prompts, raw, special, gap, decoding)
+        encoded = self._encode(prompts, raw, special, gap, decoding)
         return make_plan(encoded, decoding, self.batch_size, self.batch_tokens)
 
     def complete(self, batch: Batch, decoding: DecodingConfig) -> dict[int, list[Generation]]:
@@ -129,7 +132,18 @@ class Generator:
         decoding = resolve_settings(self.loaded, {"num_return": 1, **options})
         if decoding.num_return > 1:
             raise UsageError(f"num_return is {decoding.num_return}", "stream", "a stream shows one result")
-        return self._stream(self._reader.encode_all({0: prompt}, raw, special, None, decoding)[0], decoding)
+        return self._stream(self._encode({0: prompt}, raw, special, None, decoding)[0], decoding)
+
+    def _encode(
+        self, prompts: Mapping[int, Prompt], raw: bool, special: bool, gap: str | None, decoding: DecodingConfig
+    ) -> list[EncodedPrompt]:
+        """The prompts in tokens, once it is clear that the settings can be followed."""
+        if gap is not None and decoding.demands:
+            told = f"{' and '.join(decoding.demands)} say what a text must be, and not what fills its gaps"
+            raise UsageError(told, "gap", "give either of the two")
+        encoded = self._reader.encode_all(prompts, raw, special, gap, decoding)
+        self._constraints(encoded, decoding)
+        return encoded
 
     # -- tokens to tokens
 
@@ -142,10 +156,22 @@ class Generator:
             limits=[prompt.limit for prompt in prompts],
             eos_ids=self._reader.framing.end,
             suppress=self._suppress if prompts[0].gaps is None else self._suppress_beside_gaps,
+            constraints=self._constraints(prompts, decoding),
             prompt_indices=[prompt.number for prompt in prompts],
             first_sample=first_sample,
             stop=StopStrings(self.loaded.tokenizer, decoding.stop, contexts) if decoding.stop else None,
         )
+
+    def _constraints(self, prompts: Sequence[EncodedPrompt], decoding: DecodingConfig) -> tuple[Constraint, ...]:
+        if not decoding.is_constrained:
+            return ()
+        tokenizer, reader = self.loaded.tokenizer, self._reader
+        rows = [Row(begins(tokenizer, reader.context(prompt)), prompt.limit) for prompt in prompts]
+        return make_constraints(decoding, self._texts, rows)
+
+    @cached_property
+    def _texts(self) -> TokenTexts:
+        return TokenTexts(self.loaded.tokenizer, self.loaded.model.config.vocab_size or 0)
 
     def _search(self, prompts: Sequence[EncodedPrompt], decoding: DecodingConfig) -> list[list[Hypothesis]]:
         """The hypotheses of each prompt; no more than batch_size samples at a time."""

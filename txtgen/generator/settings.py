@@ -11,7 +11,7 @@ from txtgen.tokenizer import Tokenizer
 
 
 def resolve_settings(loaded: LoadedModel, options: Mapping[str, Any]) -> DecodingConfig:
-    """The settings to generate with, every text in them but those of `stop` as tokens.
+    """The settings to generate with; tokens for texts to be biased or to break a repetition.
 
     Raises:
         UsageError: an option that cannot be used, or not with this model.
@@ -25,15 +25,13 @@ def resolve_settings(loaded: LoadedModel, options: Mapping[str, Any]) -> Decodin
 
 
 def _with_token_ids(decoding: DecodingConfig, tokenizer: Tokenizer) -> DecodingConfig:
-    """The same settings without texts to forbid or to bias: their tokens are there instead."""
-    bad = [ids for text in decoding.bad_words for ids in _spellings(text, tokenizer)]
+    """The same settings without texts to bias or to break at: their tokens are there instead."""
     biased = [
         SequenceBias(token_ids=ids, bias=item.bias)
         for item in decoding.sequence_bias
         for ids in ([item.token_ids] if item.text is None else _spellings(item.text, tokenizer))
     ]
-    ids: dict[str, Any] = {"bad_words": (), "bad_words_ids": (*decoding.bad_words_ids, *bad)}
-    ids["sequence_bias"] = tuple(biased)
+    ids: dict[str, Any] = {"sequence_bias": tuple(biased)}
     if (dry := decoding.dry) is not None:
         breaking = (*dry.breaker_ids, *_breaking(dry.breakers, tokenizer))
         ids["dry"] = dry.model_copy(update={"breakers": (), "breaker_ids": breaking})

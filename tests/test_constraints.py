@@ -1,0 +1,254 @@
+"""What must and must not be said, against a look at every token and its text."""
+
+import io
+from random import Random
+
+import pytest
+import sentencepiece
+from test_generator import PROMPTS, load, scripted
+
+from txtgen.errors import UsageError
+from txtgen.generator import Generator
+from txtgen.generator.constraints import Beginning, Forbidden, Tracked
+from txtgen.generator.token_texts import TokenTexts
+from txtgen.tokenizer import IncrementalDecoder, SentencePieceTokenizer
+
+STRATEGIES = [
+    {"strategy": "greedy"},
+    {"strategy": "beam", "beam_size": 4, "num_return": 3},
+    {"strategy": "beam", "beam_size": 4, "num_return": 3, "num_groups": 2, "diversity_penalty": 0.5},
+    {"strategy": "beam_sample", "beam_size": 3, "num_return": 2},
+    {"strategy": "sample", "num_return": 12},
+    {"strategy": "contrastive"},
+]
+
+
+@pytest.fixture(scope="module")
+def spaced():
+    """A tokenizer that puts a space before every text, and has no pieces for bytes."""
+    model = io.BytesIO()
+    text = "the quick brown fox lazy dog small cat old horse jumps runs looks over hill river moon née là-bas"
+    choice = Random(0)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(choice.choices(text.split(), k=9)) for _ in range(200)]),
+        model_writer=model,
+        vocab_size=120,
+        hard_vocab_limit=False,
+        add_dummy_prefix=True,
+        minloglevel=3,
+    )
+    return SentencePieceTokenizer(model.getvalue())
+
+
+@pytest.fixture(params=["plain", "spaced"])
+def either(request, tokenizer, spaced):
+    return tokenizer if request.param == "plain" else spaced
+
+
+def text_of(tokenizer, token_ids, begins):
+    decoder = IncrementalDecoder(tokenizer, begins=begins)
+    return "".join(map(decoder.push, token_ids)) + decoder.flush()
+
+
+def said_by(tokenizer, token_ids, begins):
+    """The bytes of the text; what `text_of` shows of them is U+FFFD where they are no characters."""
+    said = b"".join(map(tokenizer.token_bytes, token_ids))
+    return said.removeprefix(b" ") if begins and tokenizer.leading_space else said
+
+
+# -- what is not said
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_token_is_forbidden_if_the_text_would_hold_a_part(either, begins):
+    parts = ["fox", " r", "e", "ée", "n the moo"]
+    texts = TokenTexts(either, len(either) + 3)
+    constraint = Tracked(Forbidden(texts, parts, [begins]))
+    choice, seen = Random(0), 0
+    for _ in range(30):
+        token_ids: tuple[int, ...] = ()
+        for _ in range(8):
+            allowed = constraint.allowed(0, token_ids).tolist()
+            for token in range(len(either)):
+                said = said_by(either, [*token_ids, token], begins)
+                assert allowed[token] == (not any(part.encode() in said for part in parts)), (token_ids, token)
+            assert all(allowed[len(either) :]), "a row without a token says nothing"
+            seen += len(either) - sum(allowed[: len(either)])
+            beginnings = [b"f", b" ", b"fo", b"\xc3", b"n th", b"n"]
+            near = [token for token in range(len(either)) if either.token_bytes(token) in beginnings and allowed[token]]
+            free = [token for token in range(len(either)) if allowed[token]]
+            token_ids = (*token_ids, choice.choice(near if near and choice.random() < 0.7 else free))
+    assert seen > 100
+
+
+@pytest.mark.parametrize("options", STRATEGIES)
+def test_a_forbidden_text_is_in_no_result(tokenizer, options):
+    generator = Generator(load(tokenizer, init_std=0.02 if "sample" in options["strategy"] else 0.5))
+    options = {**options, "max_new_tokens": 25}
+    free = generator.generate(PROMPTS, **options)
+    choice = Random(1)
+    for _ in range(4):
+        said = [result.text for result in free if len(result.text) > 6]
+        words = [
+            text[place : place + choice.randint(1, 3)] for text in said for place in [choice.randrange(len(text) - 3)]
+        ]
+        words = sorted({word for word in words if "\ufffd" not in word})[:6]
+        bound = generator.generate(PROMPTS, bad_words=words, **options)
+        assert not [(word, result.text) for word in words for result in bound if word in result.text]
+        assert len(bound) == len(free)
+
+
+def test_every_spelling_is_forbidden(tokenizer):
+    """Also the one by letters, which no tokenizer would write, and the one within a word."""
+    letters = [
+        next(token for token in range(len(tokenizer)) if tokenizer.token_bytes(token) == bytes([letter]))
+        for letter in b"foxes"
+    ]
+    generator = scripted(tokenizer, [*letters, tokenizer.special.eos_id])
+    assert generator.generate("the")[0].text == "foxes"
+    for word in ("fox", "x", "oxe", "s", "foxes"):
+        assert word not in generator.generate("the", bad_words=word, max_new_tokens=9)[0].text
+    assert generator.generate("the", bad_words=["Fox", "foxes.", "es "])[0].text == "foxes"
+
+
+# -- how it begins
+
+
+@pytest.mark.parametrize("begins", [True, False])
+@pytest.mark.parametrize("prefix", ["the fox r", " the", "née", "o", "the moon"])
+def test_a_prefix_allows_its_next_token_and_all_that_say_the_rest(either, prefix, begins):
+    texts = TokenTexts(either, len(either))
+    constraint = Tracked(Beginning(texts, prefix, [begins]))
+    spelling = texts.spell(prefix, begins)
+    assert said_by(either, spelling, begins) == prefix.encode()
+    for count, following in enumerate(spelling):
+        allowed = constraint.allowed(0, spelling[:count]).tolist()
+        for token in range(len(either)):
+            whole = said_by(either, [*spelling[:count], token], begins).startswith(prefix.encode())
+            assert allowed[token] == (token == following or whole)
+            if whole and token != following:
+                assert constraint.allowed(0, (*spelling[:count], token)).all()
+    assert constraint.allowed(0, spelling).all()
+
+
+def test_a_token_may_go_beyond_the_prefix(either):
+    texts = TokenTexts(either, len(either))
+    long = [token for token in range(len(either)) if len(either.token_bytes(token).decode(errors="ignore")) > 1]
+    assert len(long) > 5
+    for token in long:
+        text = either.token_bytes(token).decode()
+        allowed = Tracked(Beginning(texts, text[:-1], [False])).allowed(0, ())
+        assert allowed[token], (text, allowed.sum())
+        assert 2 <= allowed.sum() < 40, (text, allowed.sum())
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
+@pytest.mark.parametrize("options", STRATEGIES)
+def test_every_result_begins_with_the_prefix(either, kind, options):
+    generator = Generator(load(either, kind))
+    prompts = ["the fox", "moon", "the fox runs over"]
+    for prefix in ("the", " moon overs", "née "):
+        results = generator.generate(prompts, prefix=prefix, max_new_tokens=16, **options)
+        assert [result.text for result in results if not result.text.startswith(prefix)] == []
+        assert {result.prompt_index for result in results} == {0, 1, 2}
+        alone = generator.generate(prompts[0], prefix=prefix, max_new_tokens=16, **options)
+        assert [r.token_ids for r in alone] == [r.token_ids for r in results if r.prompt_index == 0]
+        if options.get("num_return", 1) == 1:
+            assert "".join(generator.stream(prompts[0], prefix=prefix, max_new_tokens=16, **options)) == alone[0].text
+
+
+def test_what_follows_a_prefix_is_what_the_model_says(tokenizer):
+    """As if the prompt had ended with it, where that makes the same tokens."""
+    generator, prefix, compared = Generator(load(tokenizer, init_std=0.2)), " over the moon", 0
+    spelling = TokenTexts(tokenizer, len(tokenizer)).spell(prefix, False)
+    for prompt in ["the fox runs", "née", "the old horse", "a"]:
+        found = generator.generate(prompt, prefix=prefix, max_new_tokens=len(spelling) + 6)[0]
+        after = generator.generate(prompt + prefix, max_new_tokens=6)[0]
+        if (*found.prompt_token_ids, *found.token_ids[: len(spelling)]) == after.prompt_token_ids:
+            assert found.token_ids[len(spelling) :] == after.token_ids
+            compared += 1
+    assert compared > 1
+
+
+def test_prefix_and_forbidden_texts_hold_together(tokenizer):
+    generator = Generator(load(tokenizer, init_std=0.02))
+    options = {"strategy": "sample", "num_return": 40, "max_new_tokens": 9}
+    for result in generator.generate("the", prefix="the fox", bad_words=["q", "foxe", "\n"], **options):
+        assert result.text.startswith("the fox")
+        assert not any(word in result.text for word in ["q", "foxe", "\n"])
+    with pytest.raises(UsageError, match="every token is forbidden"):
+        generator.generate("the", prefix="the fox", bad_words="fox")
+
+
+def test_a_target_language_comes_before_the_prefix(tokenizer):
+    """It is forced, and says nothing."""
+    generator = Generator(load(tokenizer, "encoder_decoder"))
+    role = tokenizer.control_ids["<|user|>"]
+    found = generator.generate("the", forced_bos_token_id=role, prefix="the moon", max_new_tokens=9)[0]
+    assert found.token_ids[0] == role
+    assert found.text.startswith("the moon")
+
+
+def test_a_prefix_within_a_conversation_begins_the_reply(tokenizer):
+    from txtgen.config.data import TokensChatFormat
+
+    generator = Generator(load(tokenizer, chat=TokensChatFormat()))
+    assert generator.generate("hi", prefix="the fox", max_new_tokens=9)[0].text.startswith("the fox")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prefix": "the quick brown fox", "max_new_tokens": 2}, ["prefix takes", "2 are generated at most"]),
+        ({"prefix": ""}, ["prefix"]),
+        ({"prefix": "the", "gap": "___"}, ["gap", "prefix"]),
+    ],
+)
+def test_refuses_before_anything_is_generated(tokenizer, options, words):
+    with pytest.raises(UsageError) as caught:
+        Generator(load(tokenizer)).iterate(["the ___"], **options)
+    assert not [word for word in words if word not in str(caught.value)], str(caught.value)
+
+
+# -- what both need
+
+
+def test_a_state_depends_on_its_tokens_alone(tokenizer):
+    """However rows are reordered, copied and dropped."""
+    texts = TokenTexts(tokenizer, len(tokenizer))
+    automaton = Forbidden(texts, ["fox runs", "ee"], [True, False])
+    tracked, choice = Tracked(automaton), Random(3)
+    live: list[tuple[int, tuple[int, ...]]] = [(row, ()) for row in (0, 1)]
+    for _ in range(30):
+        live = [
+            (row, (*ids, choice.choice(tokenizer.encode(" fox runs ee")))) for row, ids in choice.choices(live, k=5)
+        ]
+        for row, ids in live:
+            state = automaton.start(row)
+            for token in ids:
+                state = automaton.after(state, token)
+            assert tracked.state(row, ids) == state
+    assert len(tracked._states) < 20, "what is no longer needed is forgotten"
+
+
+def test_texts_are_spelled_as_the_tokenizer_writes_them(either):
+    texts = TokenTexts(either, len(either))
+    assert texts.spell("the fox", True) == tuple(either.encode("the fox"))
+    for begins in (True, False):
+        for text in ("the fox", " fox", "fox", "née", " ", "e"):
+            assert said_by(either, texts.spell(text, begins), begins) == text.encode()
+    inner = texts.spell("fox", False)
+    assert text_of(either, [*either.encode("the"), *inner], True) == "thefox"
+    if either.leading_space:
+        with pytest.raises(UsageError, match="no tokens for '€'"):
+            texts.spell("€", True)
+    else:
+        assert [either.token_bytes(token) for token in texts.spell(b"\xe2\x82", False)] == [b"\xe2", b"\x82"]
+
+
+def test_tokens_that_begin_with_a_text(either):
+    texts = TokenTexts(either, len(either))
+    for begins in (True, False):
+        for start in (b"t", b"th", b" ", b"o", b"\xc3", b"zzz"):
+            expected = {token for token, text in enumerate(texts.all(begins)) if text.startswith(start)}
+            assert {*texts.beginning_with(start, begins)} == expected
