@@ -14,8 +14,9 @@ from txtgen.model import Transformer, initial_weight
 
 Read = TypeVar("Read")
 
-COMPUTING = ("hidden", "prefill", "extend", "prefill_hidden", "extend_hidden", "head")
-"""The methods of a Transformer that are called from outside and compute with its weights."""
+COMPUTING = ("hidden", "prefill", "extend", "prefill_hidden", "extend_hidden")
+"""The methods of a Transformer that compute with the weights of its layers. `head` comes after one of them, for which
+what is in no layer was gathered and stays so; within the loss it is called in parts, and not equally often everywhere."""
 
 
 def place(model: Transformer, sharding: Sharding, device: torch.device, world: World) -> None:
