@@ -15,8 +15,8 @@ from txtgen.model import Transformer, initial_weight
 Read = TypeVar("Read")
 
 COMPUTING = ("hidden", "prefill", "extend", "prefill_hidden", "extend_hidden")
-"""The methods of a Transformer that compute with the weights of its layers. `head` comes after one of them, for which
-what is in no layer was gathered and stays so; within the loss it is called in parts, and not equally often everywhere."""
+"""The methods of a Transformer that compute with the weights of its layers. `head` comes after one of them, which has
+gathered what is in no layer; and the loss calls it in parts, on some ranks more often than on others."""
 
 
 def place(model: Transformer, sharding: Sharding, device: torch.device, world: World) -> None:
