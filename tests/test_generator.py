@@ -360,6 +360,7 @@ MIXTURES = [
     {"exponential_decay_length_penalty": {"start": 2, "factor": 1.3}, "begin_suppress_tokens": [30, 31, 32]},
     {"presence_penalty": 0.5, "frequency_penalty": 0.7, "penalty_window": 4, "dry": {"multiplier": 2.0}},
     {"forced_bos_token_id": 40, "forced_eos_token_id": 3, "suppress_tokens": [50, 51]},
+    {"regex": "[a-z ]{3,9}[0-9]?"},
     {"prefix": "th", "bad_words": ["y", "en", "é"], "repetition_penalty": 1.2},
 ]
 

@@ -254,6 +254,10 @@ def generate(
     no_repeat_ngram: Annotated[int | None, typer.Option(help="No n-gram of this size twice.")] = None,
     bad_word: Annotated[list[str] | None, typer.Option(help="Never this text; may repeat.")] = None,
     prefix: Annotated[str | None, typer.Option(help="Begin with this text.")] = None,
+    regex: Annotated[str | None, typer.Option(help="The whole text matches this.")] = None,
+    json_schema: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The text is JSON of the schema in this file.")
+    ] = None,
     forced_bos_token_id: Annotated[int | None, typer.Option(help="First token after the start token.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may repeat.")] = None,
     stop_on_loop: Annotated[
@@ -308,6 +312,7 @@ def generate(
         "no_repeat_ngram_size": no_repeat_ngram,
         "bad_words": bad_word,
         "prefix": prefix,
+        "regex": regex,
         "forced_bos_token_id": forced_bos_token_id,
         "stop": stop,
         "stop_on_loop": {} if stop_on_loop else None,
@@ -330,6 +335,7 @@ def generate(
         "batch_size": batch_size,
         "independent": independent,
         "gap": gap,
+        "json_schema": json_schema,
         "raw": raw,
         "special": special,
         "json_output": json_output,

@@ -138,6 +138,11 @@ def test_the_newest_run_is_the_default(workshop, stdin, capfd) -> None:
         (["--max-length", "8", "--min-length", "9"], 2, "min_length"),
         (["--min-new-tokens", "2", "--min-length", "9"], 2, "min_length"),
         (["--bad-word", ""], 2, "bad_words"),
+        (["--prefix", ""], 2, "prefix"),
+        (["--regex", "(fox"], 2, "unclosed group"),
+        (["--json-schema", "missing.json"], 2, "missing.json"),
+        (["--regex", "fox", "--prefix", "f"], 2, "prefix and regex"),
+        (["--strategy", "beam", "--num-groups", "2"], 2, "diversity_penalty"),
         (["--forced-bos-token-id", "99999"], 2, "forced_bos_token_id names token 99999"),
         (["--forced-bos-token-id", "-1"], 2, "forced_bos_token_id"),
         (["--set", "decoding.forced_eos_token_id=99999"], 2, "forced_eos_token_id names token 99999"),
@@ -180,6 +185,18 @@ def test_options_that_make_no_sense_are_usage_errors(decoder, stdin, capfd, argu
     assert message in captured.err
     assert captured.out == ""
     assert "Traceback" not in captured.err
+
+
+def test_generate_writes_what_a_schema_allows(decoder, tmp_path, capfd) -> None:
+    (tmp_path / "schema.json").write_text(json.dumps({"enum": ["the cat", {"cat": [True]}]}))
+    flags = ["--strategy", "sample", "--num-return", "9", "--json-schema", str(tmp_path / "schema.json"), "--json"]
+    assert run(["generate", decoder, "--prompt", "the", "--max-new-tokens", "60", *flags]) == 0
+    texts = [json.loads(line)["text"] for line in capfd.readouterr().out.splitlines()]
+    assert [json.loads(text) in ("the cat", {"cat": [True]}) for text in texts] == [True] * 9
+    assert run(["generate", decoder, "--prompt", "the", "--prefix", "the dog", "--regex", ""]) == 2
+    capfd.readouterr()
+    assert run(["generate", decoder, "--prompt", "the", "--prefix", "the dog", "--max-new-tokens", "9"]) == 0
+    assert capfd.readouterr().out.startswith("the dog")
 
 
 def test_every_setting_can_be_reached(decoder, capfd) -> None:

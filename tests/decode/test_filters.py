@@ -280,6 +280,8 @@ def test_every_name_has_a_sampler_and_every_setting_a_filter():
         "bad_words",
         "penalty_window",
         "prefix",
+        "regex",
+        "json_schema",
         "stop",
         "stop_on_loop",
         "num_return",

@@ -33,6 +33,9 @@ def run(config: GenerateConfig) -> None:
         prompts += found
     if not prompts:
         raise UsageError("there is no prompt", "", "give --prompt TEXT, --input FILE, or pipe prompts in")
+    if config.json_schema is not None:
+        schema = {"json_schema": _read_text(config.json_schema, "the JSON schema")}
+        config = config.model_copy(update={"decoding": config.decoding | schema})
     generator = load(
         config.model,
         runs_path=config.runs_path,
@@ -100,7 +103,7 @@ def read_prompts(name: str) -> tuple[list[Prompt], bool]:
     Raises:
         UsageError: it cannot be read, is not UTF-8, or a line is not what it should be.
     """
-    text = _read_text(name)
+    text = _read_text(name, "the prompts")
     lines = text.split("\n")
     if lines and not lines[-1]:
         lines.pop()
@@ -109,15 +112,15 @@ def read_prompts(name: str) -> tuple[list[Prompt], bool]:
     return [line.removesuffix("\r") for line in lines], True
 
 
-def _read_text(name: str) -> str:
+def _read_text(name: str, what: str) -> str:
     where = "standard input" if name == "-" else name
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"not UTF-8 at byte {error.start}", where, "convert the prompts to UTF-8") from error
+        raise UsageError(f"not UTF-8 at byte {error.start}", where, f"convert {what} to UTF-8") from error
     except OSError as error:
-        raise UsageError(f"cannot read the prompts: {error.strerror or error}", where, "check the path") from error
+        raise UsageError(f"cannot read {what}: {error.strerror or error}", where, "check the path") from error
 
 
 def _json_prompts(lines: list[str], name: str) -> Iterator[Prompt]:

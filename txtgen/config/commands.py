@@ -42,6 +42,8 @@ class SamplesConfig(Config):
     decoding: DecodingConfig = SampleConfig(max_new_tokens=64, temperature=0.8)
     gap: Annotated[str, Field(min_length=1)] | None = None
     """What stands in a prompt for text to be filled in; None: prompts are gone on from."""
+    json_schema: str | None = None
+    """A file with the JSON schema of what is generated."""
 
 
 class RunConfig(Config):
@@ -161,6 +163,8 @@ class GenerateConfig(Config):
     """Each row on its own: exactly the same text whatever else is generated."""
     gap: Annotated[str, Field(min_length=1)] | None = None
     """What stands in a prompt for text to be filled in; None: prompts are gone on from."""
+    json_schema: str | None = None
+    """A file with the JSON schema of what is generated."""
     raw: bool = False
     """Do not put the prompt of a chat model into a user turn."""
     special: bool = False

@@ -1,9 +1,10 @@
 """How text is generated: one class per strategy, told apart by `strategy`."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from txtgen.config.base import Config, Count, Expected, NonNegative, Seed, Share
 
@@ -20,6 +21,22 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str | int) else value
 
 
+def _as_json(value: Any) -> Any:
+    """A mapping as JSON text."""
+    return json.dumps(value) if isinstance(value, Mapping) else value
+
+
+def _json_object(text: str) -> str:
+    """The text of a JSON object."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    return text
+
+
 EarlyStopping = Annotated[Literal["true", "false", "never"], BeforeValidator(_as_word)]
 
 TokenIds = Annotated[tuple[NonNegative, ...], BeforeValidator(_as_tuple)]
@@ -27,6 +44,8 @@ TokenIds = Annotated[tuple[NonNegative, ...], BeforeValidator(_as_tuple)]
 Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
 
 TokenRuns = Annotated[tuple[Annotated[tuple[NonNegative, ...], Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
+
+JsonText = Annotated[str, BeforeValidator(_as_json), AfterValidator(_json_object), Expected("a JSON object")]
 
 Penalty = Annotated[float, Field(ge=0.01, le=100.0)]
 
@@ -131,6 +150,10 @@ class StrategyConfig(Config):
     """Tokens that do not follow each other like this. A single end token is allowed all the same."""
     prefix: Annotated[str, Field(min_length=1)] | None = None
     """Every result begins with this text."""
+    regex: Annotated[str, Field(min_length=1)] | None = None
+    """Every result that ends by itself matches this regular expression as a whole."""
+    json_schema: JsonText | None = None
+    """Every result that ends by itself is JSON of this schema."""
     forced_bos_token_id: NonNegative | None = None
     """The token after the first one, such as the target language; only where a single token is given before."""
     forced_eos_token_id: TokenIds = ()
@@ -161,10 +184,12 @@ class StrategyConfig(Config):
     @property
     def demands(self) -> list[str]:
         """The settings that say what the text must be."""
-        return [name for name in ("prefix",) if self.is_set(name)]
+        return [name for name in ("prefix", "regex", "json_schema") if self.is_set(name)]
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Settings that contradict each other."""
+        if len(self.demands) > 1:
+            yield self.demands[-1], f"{' and '.join(self.demands)} are given, each of which says what the text must be"
         if self.penalty_window and not (self.presence_penalty or self.frequency_penalty):
             yield (
                 "penalty_window",

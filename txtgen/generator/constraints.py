@@ -1,7 +1,7 @@
-"""Constraints on what is generated: how it begins, and what it does not say."""
+"""Constraints on what is generated: how it begins, what it does not say, and which grammar it keeps."""
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Collection, Sequence
+from functools import cache, cached_property
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor
 from txtgen.config.decoding import DecodingConfig
 from txtgen.decode import Constraint
 from txtgen.errors import UsageError
+from txtgen.generator.grammar import Grammars
 from txtgen.generator.token_texts import TokenTexts
+from txtgen.tokenizer import Tokenizer
 
 State = TypeVar("State")
 
@@ -164,22 +166,49 @@ def mask_of(token_ids: Sequence[int], size: int) -> Tensor:
     return mask
 
 
-def make_constraints(decoding: DecodingConfig, texts: TokenTexts, rows: Sequence[Row]) -> tuple[Constraint, ...]:
-    """What the settings ask for, of a vocabulary, for each prompt.
+class Constraints:
+    """Makes constraints for the texts of a tokenizer.
 
-    Raises:
-        UsageError: no tokens spell a text, or they are more than a row may have.
+    Args:
+        tokenizer: of the text that is generated.
+        size: of the model's vocabulary, which the tokenizer need not fill.
+        end: the end tokens.
     """
-    begins = [row.begins for row in rows]
-    found: list[Constraint] = []
-    if decoding.prefix is not None:
-        beginning = Beginning(texts, decoding.prefix, begins)
-        for row in rows:
-            _refuse_lack_of_room("prefix", len(beginning.spellings[row.begins]), row.limit)
-        found.append(Tracked(beginning))
-    if decoding.bad_words:
-        found.append(Tracked(Forbidden(texts, decoding.bad_words, begins)))
-    return tuple(found)
+
+    def __init__(self, tokenizer: Tokenizer, size: int, end: Collection[int]) -> None:
+        self.tokenizer, self.size, self.end = tokenizer, size, end
+
+    @cached_property
+    def texts(self) -> TokenTexts:
+        """What the tokens say."""
+        return TokenTexts(self.tokenizer, self.size)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What makes grammars."""
+        return Grammars(self.texts, self.end)
+
+    def make(self, decoding: DecodingConfig, rows: Sequence[Row]) -> tuple[Constraint, ...]:
+        """What the settings ask for, for each prompt.
+
+        Raises:
+            UsageError: no tokens spell a text, they are more than a row may have, or a grammar cannot be used.
+            ResourceError: a package is missing.
+        """
+        begins = [row.begins for row in rows]
+        found: list[Constraint] = []
+        if decoding.prefix is not None:
+            beginning = Beginning(self.texts, decoding.prefix, begins)
+            for row in rows:
+                _refuse_lack_of_room("prefix", len(beginning.spellings[row.begins]), row.limit)
+            found.append(Tracked(beginning))
+        if decoding.regex is not None:
+            found.append(Tracked(self.grammars.regex(decoding.regex, begins)))
+        if decoding.json_schema is not None:
+            found.append(Tracked(self.grammars.json_schema(decoding.json_schema, begins)))
+        if decoding.bad_words:
+            found.append(Tracked(Forbidden(self.texts, decoding.bad_words, begins)))
+        return tuple(found)
 
 
 def _refuse_lack_of_room(name: str, count: int, limit: int) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -14,10 +13,9 @@ from txtgen.config.model import Native
 from txtgen.decode import Constraint, Hypothesis, StepModel, Steps, run_steps, search_steps
 from txtgen.errors import ResourceError, UsageError
 from txtgen.generator.batches import Batch, Plan, in_order, make_plan
-from txtgen.generator.constraints import Row, make_constraints
+from txtgen.generator.constraints import Constraints, Row
 from txtgen.generator.prompts import PromptReader
 from txtgen.generator.settings import resolve_settings
-from txtgen.generator.token_texts import TokenTexts
 from txtgen.generator.types import EncodedPrompt, Generation, Prompt
 from txtgen.generator.writing import StopStrings, begins, filled_text
 from txtgen.infilling import gap_marks
@@ -56,6 +54,8 @@ class Generator:
         self.batch_size, self.batch_tokens = 1 if independent else batch_size, batch_tokens
         self._reader = PromptReader(loaded)
         self._suppress = never_written(loaded.tokenizer, loaded.config.framing, loaded.model.config.vocab_size or 0)
+        size = loaded.model.config.vocab_size or 0
+        self._constraints_of = Constraints(loaded.tokenizer, size, self._reader.framing.end)
         self._suppress_beside_gaps = sorted({*self._suppress} - {*gap_marks(loaded.tokenizer.control_ids)})
 
     def generate(
@@ -167,11 +167,7 @@ class Generator:
             return ()
         tokenizer, reader = self.loaded.tokenizer, self._reader
         rows = [Row(begins(tokenizer, reader.context(prompt)), prompt.limit) for prompt in prompts]
-        return make_constraints(decoding, self._texts, rows)
-
-    @cached_property
-    def _texts(self) -> TokenTexts:
-        return TokenTexts(self.loaded.tokenizer, self.loaded.model.config.vocab_size or 0)
+        return self._constraints_of.make(decoding, rows)
 
     def _search(self, prompts: Sequence[EncodedPrompt], decoding: DecodingConfig) -> list[list[Hypothesis]]:
         """The hypotheses of each prompt; no more than batch_size samples at a time."""
