@@ -112,6 +112,7 @@ def test_the_library_never_prints() -> None:
         ["--version"],
         ["pretrain", "--help"],
         ["generate", "--help"],
+        ["score", "--help"],
         ["config", "show", "missing.yaml"],
         ["runs", "list"],
     ],

@@ -632,8 +632,8 @@ def test_text_ends_before_a_stop_string(tokenizer, strategy):
     assert (result.text, result.finish_reason) == (said, "eos"), "a stop string across the prompt's end is none"
 
 
-def test_a_tokenizer_that_puts_a_space_before_a_text():
-    """Its space at the very beginning is no text; one after the prompt is, also for stop strings."""
+def spaced_tokenizer():
+    """It puts a space before every text."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["the fox runs over the moon"] * 9),
@@ -643,7 +643,12 @@ def test_a_tokenizer_that_puts_a_space_before_a_text():
         add_dummy_prefix=True,
         minloglevel=3,
     )
-    tokenizer = SentencePieceTokenizer(model.getvalue())
+    return SentencePieceTokenizer(model.getvalue())
+
+
+def test_a_tokenizer_that_puts_a_space_before_a_text():
+    """Its space at the very beginning is no text; one after the prompt is, also for stop strings."""
+    tokenizer = spaced_tokenizer()
     assert tokenizer.leading_space
     said = [*tokenizer.encode("fox runs over"), tokenizer.special.eos_id]
     generator = scripted(tokenizer, said)

@@ -67,6 +67,13 @@ MaxRestarts = Annotated[
     int, typer.Option(min=0, metavar="N", help="Go on from the last checkpoint if a process is killed, so often.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Try a few steps, say what all would cost, keep nothing.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Prompts at a time.")]
+Independent = Annotated[bool, typer.Option("--independent", help="Each prompt by itself, exactly.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Do not wrap the prompt of a chat model as a user turn.")]
+Special = Annotated[
+    bool, typer.Option("--special", help="Spellings of special tokens in the prompt become those tokens.")
+]
+Quantize = Annotated[QuantizationName | None, typer.Option(help="Weights in so many bits.")]
 DryRunJson = Annotated[bool, typer.Option("--json", help="Print the dry run as JSON.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[
@@ -264,17 +271,15 @@ def generate(
         bool, typer.Option("--stop-on-loop", help="End a text that says the same again and again.")
     ] = False,
     seed: Annotated[int | None, typer.Option(help="Of sampling.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 16,
-    independent: Annotated[bool, typer.Option("--independent", help="Each prompt by itself, exactly.")] = False,
+    batch_size: BatchSize = 16,
+    independent: Independent = False,
     gap: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Stands in a prompt for what is to be filled in, such as ___.")
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Do not wrap the prompt of a chat model as a user turn.")] = False,
-    special: Annotated[
-        bool, typer.Option("--special", help="Spellings of special tokens in the prompt become those tokens.")
-    ] = False,
+    raw: Raw = False,
+    special: Special = False,
     dtype: Dtype = "auto",
-    quantize: Annotated[QuantizationName | None, typer.Option(help="Weights in so many bits.")] = None,
+    quantize: Quantize = None,
     native: Native = "auto",
     device: Device = "auto",
     runs_path: RunsPath = "runs",
@@ -345,6 +350,60 @@ def generate(
         "native": native,
     }
     command.run(from_flags(GenerateConfig, tree, settings))
+
+
+@app.command()
+def score(
+    model: Model = None,
+    target: Annotated[list[str] | None, typer.Option(help="Text to score; may repeat.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="Stands before the text, or is its source; may repeat.")
+    ] = None,
+    input: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A text a line, or .jsonl with target and prompt; - is stdin.")
+    ] = None,
+    end: Annotated[bool, typer.Option("--end/--no-end", help="Score the end of a text too.")] = True,
+    batch_size: BatchSize = 16,
+    independent: Independent = False,
+    raw: Raw = False,
+    special: Special = False,
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
+    native: Native = "auto",
+    device: Device = "auto",
+    runs_path: RunsPath = "runs",
+    json_output: Json = False,
+    settings: SetOptions = None,
+) -> None:
+    """Tell how likely a model finds texts: log-probability of each token and of all, perplexity."""
+    if input is None and not target:
+        if sys.stdin.isatty():
+            raise UsageError("there is no text", "", "give --target TEXT, --input FILE, or pipe texts in")
+        input = "-"
+    from txtgen.commands import score as command
+    from txtgen.commands.result_tables import report_scores
+    from txtgen.config.commands import ScoreConfig
+    from txtgen.config.flags import from_flags
+
+    tree = {
+        "model": model,
+        "runs_path": runs_path,
+        "targets": target or [],
+        "prompts": prompt or [],
+        "input": input,
+        "end": end,
+        "batch_size": batch_size,
+        "independent": independent,
+        "raw": raw,
+        "special": special,
+        "json_output": json_output,
+        "device": device,
+        "dtype": dtype,
+        "quantize": quantize,
+        "native": native,
+    }
+    config = from_flags(ScoreConfig, tree, settings)
+    report_scores(command.run(config), config.json_output)
 
 
 @app.command()

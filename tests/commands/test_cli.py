@@ -290,6 +290,83 @@ def test_output_that_nobody_reads_is_no_mistake(decoder) -> None:
         assert (done.returncode, done.stderr) == (0, b""), arguments
 
 
+# -- score
+
+
+def test_score_equals_the_log_probability_of_generation(decoder, translator, stdin, capfd) -> None:
+    compared = 0
+    for model in (decoder, translator):
+        for prompt in ("the cat", "the dog and", "a fox runs"):
+            assert run(["generate", model, "--prompt", prompt, "--max-new-tokens", "6", "--json"]) == 0
+            found = json.loads(capfd.readouterr().out)
+            end = "--end" if found["finish_reason"] == "eos" else "--no-end"
+            assert run(["score", model, "--prompt", prompt, "--target", found["text"], end, "--json"]) == 0
+            scored = json.loads(capfd.readouterr().out)
+            assert scored["prompt_token_ids"] == found["prompt_token_ids"]
+            if scored["token_ids"] == found["token_ids"]:
+                assert scored["logprob"] == pytest.approx(found["logprob"], abs=1e-4)
+                compared += 1
+    assert compared > 2
+
+
+def test_texts_to_score_come_from_flags_files_and_pipes(decoder, workshop, stdin, capfd) -> None:
+    keys = "index prompt text prompt_token_ids token_ids tokens token_logprobs logprob perplexity"
+    texts = ["the cat runs", "the dog", ""]
+    flags = [part for text in texts for part in ("--target", text)]
+    assert run(["score", decoder, *flags, "--json"]) == 0
+    expected = capfd.readouterr().out
+    assert [list(json.loads(line)) for line in expected.splitlines()] == [keys.split()] * 3
+    Path("texts.txt").write_text("the cat runs\r\nthe dog\n\n", encoding="utf-8")
+    Path("texts.jsonl").write_text("".join(json.dumps({"target": t}) + "\n" for t in texts), encoding="utf-8")
+    for name in ("texts.txt", "texts.jsonl"):
+        assert run(["score", decoder, "--input", name, "--json"]) == 0
+        assert capfd.readouterr().out == expected
+    stdin(b"the cat runs\nthe dog\n\n")
+    assert run(["score", decoder, "--json"]) == 0
+    assert capfd.readouterr().out == expected
+    lines = [{"prompt": "a", "target": "b"}, {"prompt": "c", "target": "d"}]
+    Path("pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert run(["score", decoder, "--input", "pairs.jsonl", "--json"]) == 0
+    pairs = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [(pair["prompt"], pair["text"]) for pair in pairs] == [("a", "b"), ("c", "d")]
+    assert run(["score", decoder, "--input", "texts.txt"]) == 0
+    shown = capfd.readouterr().out
+    assert f"{json.loads(expected.splitlines()[0])['logprob']:.4f}" in shown
+    assert run(["score", decoder, "--target", "the cat"]) == 0
+    assert "perplexity" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "a", "--input", "x.txt"], "texts are given twice"),
+        (["--input", "missing.txt"], "cannot read the texts"),
+        (["--input", "broken.jsonl"], "broken.jsonl:2"),
+        (["--input", "bare.jsonl"], "no target"),
+        (["--input", "half.jsonl"], "half.jsonl:2"),
+        (["--input", "empty.txt"], "there is no text"),
+        (["--input", "pair.jsonl", "--prompt", "x"], "prompts are given twice"),
+        (
+            ["--target", "a", "--target", "b", "--prompt", "x", "--prompt", "y", "--prompt", "z"],
+            "3 prompts and 2 texts",
+        ),
+        (["--target", "x" * 5000], "shorten it"),
+        (["--target", "a\udc80b"], "targets"),
+        (["--target", "", "--no-end"], "no tokens to score"),
+    ],
+)
+def test_texts_that_cannot_be_scored_are_usage_errors(decoder, workshop, capfd, arguments, message) -> None:
+    Path("broken.jsonl").write_text('{"target": "a"}\n{', encoding="utf-8")
+    Path("bare.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
+    Path("half.jsonl").write_text('{"target": "a", "prompt": "b"}\n{"target": "c"}\n', encoding="utf-8")
+    Path("pair.jsonl").write_text('{"target": "a", "prompt": "b"}\n', encoding="utf-8")
+    Path("empty.txt").write_text("", encoding="utf-8")
+    assert run(["score", decoder, *arguments]) == 2
+    captured = capfd.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+
+
 # -- evaluate, inspect, tokenizer, config
 
 

@@ -1,12 +1,10 @@
 """`txtgen generate`: prompts in, text out; nothing but text goes to stdout."""
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
 
+from txtgen.commands.inputs import read_prompts, read_text
 from txtgen.commands.models import load
 from txtgen.commands.output import write_result
 from txtgen.config.commands import GenerateConfig
@@ -34,7 +32,7 @@ def run(config: GenerateConfig) -> None:
     if not prompts:
         raise UsageError("there is no prompt", "", "give --prompt TEXT, --input FILE, or pipe prompts in")
     if config.json_schema is not None:
-        schema = {"json_schema": _read_text(config.json_schema, "the JSON schema")}
+        schema = {"json_schema": read_text(config.json_schema, "the JSON schema")}
         config = config.model_copy(update={"decoding": config.decoding | schema})
     generator = load(
         config.model,
@@ -93,55 +91,3 @@ def json_line(generation: Generation) -> str:
     if not generation.fills:
         del line["fills"]
     return json.dumps(line)
-
-
-def read_prompts(name: str) -> tuple[list[Prompt], bool]:
-    """The prompts of a file, or of standard input for `-`; and whether they are one a line.
-
-    Piped text is one prompt a line as well. A .jsonl file has `prompt` (a string) or `messages` (role and content).
-
-    Raises:
-        UsageError: it cannot be read, is not UTF-8, or a line is not what it should be.
-    """
-    text = _read_text(name, "the prompts")
-    lines = text.split("\n")
-    if lines and not lines[-1]:
-        lines.pop()
-    if name.endswith(".jsonl"):
-        return list(_json_prompts(lines, name)), False
-    return [line.removesuffix("\r") for line in lines], True
-
-
-def _read_text(name: str, what: str) -> str:
-    where = "standard input" if name == "-" else name
-    try:
-        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"not UTF-8 at byte {error.start}", where, f"convert {what} to UTF-8") from error
-    except OSError as error:
-        raise UsageError(f"cannot read {what}: {error.strerror or error}", where, "check the path") from error
-
-
-def _json_prompts(lines: list[str], name: str) -> Iterator[Prompt]:
-    for number, line in enumerate(lines, 1):
-        try:
-            found: Any = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UsageError("not a JSON object", f"{name}:{number}", "each line is one JSON object") from error
-        prompt = found.get("prompt") if isinstance(found, dict) else None
-        messages = found.get("messages") if isinstance(found, dict) else None
-        if isinstance(prompt, str):
-            yield prompt
-        elif isinstance(messages, list) and messages and all(_is_message(message) for message in messages):
-            yield [{"role": message["role"], "content": message["content"]} for message in messages]
-        else:
-            raise UsageError(
-                "neither a prompt nor messages",
-                f"{name}:{number}",
-                'write {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}',
-            )
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))

@@ -1,6 +1,8 @@
 """What evaluate, inspect, tokenizer and others found, shown: tables for people, JSON for programs."""
 
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +19,7 @@ from txtgen.commands.quantize import Quantized
 from txtgen.commands.tokenizer import TokenizerSummary, TokenizerTraining
 from txtgen.config.decoding import DecodingConfig
 from txtgen.config.model import ModelConfig
+from txtgen.generator import Score
 
 
 def report_evaluation(evaluation: Evaluation, as_json: bool) -> None:
@@ -40,6 +43,26 @@ def report_evaluation(evaluation: Evaluation, as_json: bool) -> None:
         rows["chrF"] = f"{translation.chrf:.2f}   {translation.chrf_signature}"
         rows["sentences"] = f"{translation.sentences:,}"
     table("", rows)
+
+
+def report_scores(scores: Iterable[Score], as_json: bool) -> None:
+    """Show how likely texts are: a line each; of a single one, every token."""
+    if as_json:
+        for score in scores:
+            write_json(asdict(score))
+        return
+    found = list(scores)
+    if len(found) > 1:
+        rows = [(f"{s.index + 1}", f"{s.logprob:.4f}", f"{s.perplexity:.4f}", len(s.tokens), s.text) for s in found]
+        columns("", ("text", "log-probability", "perplexity", "tokens", ""), rows)
+        return
+    (score,) = found
+    columns("", ("token", "log-probability", "probability"), [
+        (repr(token)[1:-1], f"{logprob:.4f}", f"{math.exp(logprob):.4f}")
+        for token, logprob in zip(score.tokens, score.token_logprobs, strict=True)
+    ])  # fmt: skip
+    rows_of_all = {"log-probability": f"{score.logprob:.4f}", "perplexity": f"{score.perplexity:.4f}"}
+    table("", {**rows_of_all, "tokens": len(score.tokens)})
 
 
 def report_conversion(conversion: Conversion, as_json: bool) -> None:

@@ -147,24 +147,16 @@ class FinetuneConfig(RunConfig):
     """Replaces the base model's dropout."""
 
 
-class GenerateConfig(Config):
-    """`txtgen generate`."""
+class PromptedConfig(Config):
+    """What is told to every command that reads prompts: the prompts, the model, and how it computes."""
 
     model: str | None = None
     """A .pth or a run folder; None: the newest run under runs_path."""
     runs_path: str = "runs"
     prompts: tuple[str, ...] = ()
-    input: str | None = None
-    """A file: a prompt a line, or .jsonl with `prompt` or `messages`; `-`: standard input."""
-    decoding: dict[str, Any] = Field(default_factory=dict)
-    """Options of the strategy that the user gave; the checkpoint's defaults fill the rest."""
     batch_size: Count = 16
     independent: bool = False
-    """Each row on its own: exactly the same text whatever else is generated."""
-    gap: Annotated[str, Field(min_length=1)] | None = None
-    """What stands in a prompt for text to be filled in; None: prompts are gone on from."""
-    json_schema: str | None = None
-    """A file with the JSON schema of what is generated."""
+    """Each row on its own: exactly the same result whatever else is computed."""
     raw: bool = False
     """Do not put the prompt of a chat model into a user turn."""
     special: bool = False
@@ -175,6 +167,30 @@ class GenerateConfig(Config):
     quantize: Quantization | None = None
     """Weights in fewer bits; None: as they were saved."""
     native: Native = "auto"
+
+
+class GenerateConfig(PromptedConfig):
+    """`txtgen generate`."""
+
+    input: str | None = None
+    """A file: a prompt a line, or .jsonl with `prompt` or `messages`; `-`: standard input."""
+    decoding: dict[str, Any] = Field(default_factory=dict)
+    """Options of the strategy that the user gave; the checkpoint's defaults fill the rest."""
+    gap: Annotated[str, Field(min_length=1)] | None = None
+    """What stands in a prompt for text to be filled in; None: prompts are gone on from."""
+    json_schema: str | None = None
+    """A file with the JSON schema of what is generated."""
+
+
+class ScoreConfig(PromptedConfig):
+    """`txtgen score`. A prompt for each text, or one for all; of an encoder-decoder, its source."""
+
+    targets: tuple[str, ...] = ()
+    """The texts to score."""
+    input: str | None = None
+    """A file: a text a line, or .jsonl with `target` and perhaps `prompt` or `messages`; `-`: standard input."""
+    end: bool = True
+    """Whether the token that ends a text is scored too."""
 
 
 class EvaluateConfig(Config):

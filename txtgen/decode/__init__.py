@@ -2,6 +2,7 @@
 
 from txtgen.decode.constraint import Constraint
 from txtgen.decode.sampling import Decided, Steps
+from txtgen.decode.scoring import token_logprobs
 from txtgen.decode.search import OnToken, run_steps, search, search_steps
 from txtgen.decode.stopping import StopCheck
 from txtgen.decode.types import FinishReason, Hypothesis, PromptBatch, StepModel, StepState
@@ -20,4 +21,5 @@ __all__ = [
     "run_steps",
     "search",
     "search_steps",
+    "token_logprobs",
 ]

@@ -2,6 +2,6 @@
 
 from txtgen.generator.batches import Plan, in_order
 from txtgen.generator.generator import Generator
-from txtgen.generator.types import Generation, Message, Prompt
+from txtgen.generator.types import Generation, Message, Prompt, Score
 
-__all__ = ["Generation", "Generator", "Message", "Plan", "Prompt", "in_order"]
+__all__ = ["Generation", "Generator", "Message", "Plan", "Prompt", "Score", "in_order"]

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from txtgen.config.decoding import DecodingConfig, SampleConfig
-from txtgen.generator.types import EncodedPrompt, Generation
+from txtgen.generator.types import EncodedPrompt
 
 BATCHES_PER_WINDOW = 32
 """Prompts are sorted by length over this many batches: little padding, and yet early first results."""
 
 Batch = tuple[EncodedPrompt, ...]
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +63,12 @@ def _cut(prompts: Sequence[EncodedPrompt], size: int, most: int | None) -> Itera
         yield tuple(batch)
 
 
-def in_order(found: Iterable[Mapping[int, list[Generation]]], first: int = 0) -> Iterator[list[Generation]]:
+def in_order(found: Iterable[Mapping[int, Result]], first: int = 0) -> Iterator[Result]:
     """The results of prompt `first`, of the one after it, and so on, each as soon as all before it are found.
 
     found: the results of some prompts at a time, by the prompts' numbers.
     """
-    waiting: dict[int, list[Generation]] = {}
+    waiting: dict[int, Result] = {}
     for results in found:
         waiting.update(results)
         while first in waiting:

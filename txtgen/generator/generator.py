@@ -10,13 +10,14 @@ import torch
 from txtgen.checkpoint import LoadedModel
 from txtgen.config.decoding import DecodingConfig, SampleConfig
 from txtgen.config.model import Native
-from txtgen.decode import Constraint, Hypothesis, StepModel, Steps, run_steps, search_steps
+from txtgen.decode import Constraint, Hypothesis, StepModel, Steps, run_steps, search_steps, token_logprobs
 from txtgen.errors import ResourceError, UsageError
 from txtgen.generator.batches import Batch, Plan, in_order, make_plan
 from txtgen.generator.constraints import Constraints, Row
 from txtgen.generator.prompts import PromptReader
+from txtgen.generator.scoring import UNLIMITED, Target, TargetReader, score_of
 from txtgen.generator.settings import resolve_settings
-from txtgen.generator.types import EncodedPrompt, Generation, Prompt
+from txtgen.generator.types import EncodedPrompt, Generation, Prompt, Score
 from txtgen.generator.writing import StopStrings, begins, filled_text
 from txtgen.infilling import gap_marks
 from txtgen.model import Transformer, step_model
@@ -133,6 +134,60 @@ class Generator:
         if decoding.num_return > 1:
             raise UsageError(f"num_return is {decoding.num_return}", "stream", "a stream shows one result")
         return self._stream(self._encode({0: prompt}, raw, special, None, decoding)[0], decoding)
+
+    def score(
+        self,
+        targets: str | Sequence[str],
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        *,
+        raw: bool = False,
+        special: bool = False,
+        end: bool = True,
+    ) -> list[Score]:
+        """How likely the model finds texts: by themselves, as what follows a prompt, or as the target of a source.
+
+        Args:
+            targets: the texts.
+            prompts: one for each text, or one for all; as for `generate`.
+            raw: a text follows the prompt itself, even with a chat model.
+            special: as for `generate`.
+            end: whether the token that ends a text is scored too.
+
+        Raises:
+            UsageError: a text or a prompt that cannot be used.
+            DivergedError, ResourceError: as for `generate`.
+        """
+        return list(self.iterate_scores(targets, prompts, raw=raw, special=special, end=end))
+
+    def iterate_scores(
+        self,
+        targets: str | Sequence[str],
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        *,
+        raw: bool = False,
+        special: bool = False,
+        end: bool = True,
+    ) -> Iterator[Score]:
+        """As `score`, but each comes as soon as it and all before it are known."""
+        texts = [targets] if isinstance(targets, str) else list(targets)
+        given = None if prompts is None else _listed(prompts)
+        if given is not None and len(given) == 1:
+            given *= len(texts)
+        reader = TargetReader(
+            self._reader, self.loaded.tokenizer, lambda text: self._constraints_of.texts.spell(text, begins=False)
+        )
+        read = reader.read(texts, given, raw=raw, special=special, end=end)
+        plan = make_plan([target.prompt for target in read], UNLIMITED, self.batch_size, self.batch_tokens)
+        return in_order(self._score([read[prompt.number] for prompt in batch]) for batch in plan.batches)
+
+    def _score(self, targets: Sequence[Target]) -> dict[int, Score]:
+        """The scores of texts, by their numbers."""
+        prompts = self._reader.batch([target.prompt for target in targets])
+        with _ready(self.loaded.model):
+            found = token_logprobs(self._model, prompts, [target.token_ids for target in targets])
+        tokenizer = self.loaded.tokenizer
+        scored = zip(targets, found, strict=True)
+        return {target.prompt.number: score_of(target, logprobs, tokenizer) for target, logprobs in scored}
 
     def _encode(
         self, prompts: Mapping[int, Prompt], raw: bool, special: bool, gap: str | None, decoding: DecodingConfig

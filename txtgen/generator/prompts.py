@@ -153,9 +153,14 @@ class PromptReader:
             return prompt.gaps.kind == "spans"
         return self.loaded.config.bidirectional_prompt
 
+    @property
+    def reads_source(self) -> bool:
+        """Whether a prompt is what an encoder reads."""
+        return bool(self._max_source_length)
+
     def context(self, prompt: EncodedPrompt) -> tuple[int, ...]:
         """The tokens that the decoder reads before the generated ones."""
-        return () if self._max_source_length else prompt.token_ids
+        return () if self.reads_source else prompt.token_ids
 
 
 def _turns(conversation: Sequence[Message], where: str) -> list[tuple[str, str]]:

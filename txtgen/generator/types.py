@@ -44,6 +44,26 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a model finds a text.
+
+    index: the number of the text. prompt: what stands before it, or its source. token_ids, tokens: of the text and its
+    end, as ids and as they are displayed. token_logprobs: the natural log-probability of each after all before it.
+    logprob: their sum. perplexity: exp of minus their mean.
+    """
+
+    index: int
+    prompt: str
+    text: str
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    token_logprobs: tuple[float, ...]
+    logprob: float
+    perplexity: float
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedPrompt:
     """A prompt as the model is given it, how many tokens may follow, and the gaps that they fill, if any."""
 
