@@ -267,6 +267,9 @@ def generate(
     ] = None,
     forced_bos_token_id: Annotated[int | None, typer.Option(help="First token after the start token.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may repeat.")] = None,
+    mbr: Annotated[
+        int | None, typer.Option(metavar="N", help="Draw N samples, give what is most like all of them (sample).")
+    ] = None,
     stop_on_loop: Annotated[
         bool, typer.Option("--stop-on-loop", help="End a text that says the same again and again.")
     ] = False,
@@ -320,6 +323,7 @@ def generate(
         "regex": regex,
         "forced_bos_token_id": forced_bos_token_id,
         "stop": stop,
+        "mbr": None if mbr is None else {"candidates": mbr},
         "stop_on_loop": {} if stop_on_loop else None,
         "seed": seed,
     }

@@ -302,10 +302,31 @@ class BeamConfig(BeamSettings):
     strategy: Literal["beam"] = "beam"
 
 
+class MinimumBayesRisk(Config):
+    """Draws `candidates` samples and gives those that are most like all of them: by chrF, which becomes their score.
+
+    Source: Eikema and Aziz 2020, arXiv 2005.10283.
+    """
+
+    candidates: Annotated[int, Field(ge=2, le=2**31 - 1)] = 16
+
+
 class SampleConfig(SampleSettings):
     """Draw one token after another."""
 
     strategy: Literal["sample"] = "sample"
+    mbr: MinimumBayesRisk | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """How many are drawn per prompt."""
+        return self.num_return if self.mbr is None else self.mbr.candidates
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """No more results than samples."""
+        yield from super().problems()
+        if self.num_return > self.num_samples:
+            yield "num_return", f"is {self.num_return}, more than mbr.candidates {self.num_samples}"
 
 
 class BeamSampleConfig(BeamSettings, SampleSettings):

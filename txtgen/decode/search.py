@@ -45,7 +45,8 @@ def search(
     Args:
         model: gives the scores of the next token.
         prompts: what to go on from, B of them.
-        config: the strategy and its settings; the caller turns its max_new_tokens and max_length into limits.
+        config: the strategy and its settings; the caller turns its max_new_tokens and max_length into limits, and
+            chooses between samples by their texts.
         limits: new tokens at most, at least 1 for each prompt; 0 for all of them gives empty hypotheses.
         eos_ids: tokens that end a sequence.
         suppress: tokens that are never generated unless they are forced. None by default.

@@ -38,7 +38,7 @@ def make_plan(
 
     In each window the longest come first. A prompt that alone exceeds a limit has a batch of its own.
     """
-    copies = decoding.num_return if isinstance(decoding, SampleConfig) else 1
+    copies = decoding.num_samples if isinstance(decoding, SampleConfig) else 1
     size = max(1, batch_size // copies)
     most = None if batch_tokens is None else batch_tokens // copies
     batches: list[Batch] = []

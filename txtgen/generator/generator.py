@@ -13,6 +13,7 @@ from txtgen.config.model import Native
 from txtgen.decode import Constraint, Hypothesis, StepModel, Steps, run_steps, search_steps, token_logprobs
 from txtgen.errors import ResourceError, UsageError
 from txtgen.generator.batches import Batch, Plan, in_order, make_plan
+from txtgen.generator.consensus import most_alike
 from txtgen.generator.constraints import Constraints, Row
 from txtgen.generator.prompts import PromptReader
 from txtgen.generator.scoring import UNLIMITED, Target, TargetReader, score_of
@@ -115,17 +116,19 @@ class Generator:
 
     def complete(self, batch: Batch, decoding: DecodingConfig) -> dict[int, list[Generation]]:
         """The results of each prompt of a batch, best first, by the prompts' numbers."""
-        return {
-            prompt.number: [
-                self._generation(prompt, index, hypothesis, decoding) for index, hypothesis in enumerate(hypotheses)
-            ]
-            for prompt, hypotheses in zip(batch, self._search(batch, decoding), strict=True)
-        }
+        found: dict[int, list[Generation]] = {}
+        for prompt, hypotheses in zip(batch, self._search(batch, decoding), strict=True):
+            results = [self._generation(prompt, index, each, decoding) for index, each in enumerate(hypotheses)]
+            if isinstance(decoding, SampleConfig) and decoding.mbr is not None:
+                results = most_alike(results, decoding.num_return)
+            found[prompt.number] = results
+        return found
 
     def stream(self, prompt: Prompt, *, raw: bool = False, special: bool = False, **options: Any) -> Iterator[str]:
         """The text of one result in pieces, as it is decided: no half characters, no parts of stop strings.
 
-        The pieces make up the text that `generate` gives. Beam search decides what all of its beams agree on.
+        The pieces make up the text that `generate` gives. Beam search decides what all of its beams agree on;
+        minimum Bayes risk decides at the end, all at once.
 
         Raises:
             UsageError: as for `generate`, or more than one result is asked for.
@@ -230,14 +233,17 @@ class Generator:
             if not isinstance(decoding, SampleConfig):
                 return run_steps(self._steps(prompts, decoding))
             found: list[list[Hypothesis]] = [[] for _ in prompts]
-            for first in range(0, decoding.num_return, self.batch_size):
-                count = min(self.batch_size, decoding.num_return - first)
+            for first in range(0, decoding.num_samples, self.batch_size):
+                count = min(self.batch_size, decoding.num_samples - first)
                 part = decoding.model_copy(update={"num_return": count})
                 more = run_steps(self._steps(prompts, part, first))
                 found = [before + new for before, new in zip(found, more, strict=True)]
             return found
 
     def _stream(self, prompt: EncodedPrompt, decoding: DecodingConfig) -> Iterator[str]:
+        if isinstance(decoding, SampleConfig) and decoding.mbr is not None:
+            yield self.complete((prompt,), decoding)[prompt.number][0].text
+            return
         decoder, known = self._decoder(prompt, decoding), 0
         with _ready(self.loaded.model):
             steps = self._steps([prompt], decoding)
