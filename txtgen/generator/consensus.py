@@ -12,8 +12,8 @@ from txtgen.generator.types import Generation
 MAX_ORDER = 6
 """Characters of the longest n-grams."""
 
-BETA = 2.0
-"""How much more recall counts than precision."""
+RECALL_WEIGHT = 4.0
+"""Of the F-score: the square of 2, by which recall counts more than precision."""
 
 
 class CharacterNgrams:
@@ -43,10 +43,13 @@ def chrf(hypothesis: CharacterNgrams, reference: CharacterNgrams) -> float:
         return 100.0
     counts = zip(hypothesis.matches(reference), hypothesis.sizes, reference.sizes, strict=True)
     shares = [(match / ours, match / theirs) for match, ours, theirs in counts if ours and theirs]
-    if not any(precision for precision, _ in shares):
+    if not shares:
         return 0.0
-    precision, recall = (sum(column) / len(shares) for column in zip(*shares, strict=True))
-    return 100.0 * (1 + BETA**2) * precision * recall / (BETA**2 * precision + recall)
+    precision = sum(precision for precision, _ in shares) / len(shares)
+    recall = sum(recall for _, recall in shares) / len(shares)
+    if not precision:
+        return 0.0
+    return 100.0 * (1.0 + RECALL_WEIGHT) * precision * recall / (RECALL_WEIGHT * precision + recall)
 
 
 def most_alike(samples: Sequence[Generation], count: int) -> list[Generation]:
