@@ -16,6 +16,7 @@ from txtgen.config.loader import config_from_tree
 from txtgen.config.model import AlibiPosition, DecoderConfig, EncoderDecoderConfig, T5RelativePosition
 from txtgen.config.tokenizer import SentencePieceConfig
 from txtgen.data import build_objective
+from txtgen.data.examples import Examples, Span
 from txtgen.data.objectives.noise import cut_spans
 from txtgen.data.packing import Packer, Rows
 from txtgen.data.report import StreamReport
@@ -228,7 +229,7 @@ def test_the_loss_of_a_prefix_lm_is_that_of_its_rest():
     objective = build_objective(objective_config(kind="prefix_lm"), tokenizer, max_length=64)
     examples = [objective(TextRecord(text, RECORD.origin), key)[0] for key, text in enumerate(TEXTS[:3])]
     rows = Rows(1, 64, objective)
-    Packer(iter([examples, []]).__next__, StreamReport()).fill(rows, 0)
+    Packer(lambda _tokens: [Span(Examples.of([examples]), 0, 3)], StreamReport()).fill(rows, 0)
     packed = rows.batch()
     assert packed.bidirectional is not None
     total = 0.0

@@ -4,14 +4,18 @@ import json
 import os
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from txtgen.config.data import DataConfig
 from txtgen.data import Batch, Objective, build_objective
-from txtgen.data.types import IGNORE
-from txtgen.tokenizer import Special, SpecialNames
+from txtgen.data.examples import Examples, Span
+from txtgen.data.types import IGNORE, Example
+from txtgen.tokenizer import Ids, Special, SpecialNames
 
 PAD, BOS, EOS, UNK = 256, 257, 258, 259
 CONTROL = {"<|system|>": 260, "<|user|>": 261, "<|assistant|>": 262}
@@ -36,8 +40,8 @@ class ByteTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        return [np.array(self.encode(text), np.int32) for text in texts]
 
     def encode_with_special(self, text: str) -> list[int]:
         known = {"<s>": BOS, "</s>": EOS, **CONTROL}
@@ -116,10 +120,16 @@ def _shown(label: int) -> bytes:
     return bytes([label]) if label < 256 else b"$"
 
 
+def taking(groups: Iterable[list[Example]]) -> Callable[[int], list[Span]]:
+    """Gives one group of examples after the other to a packer."""
+    spans = iter([Span(Examples.of([group]), 0, len(group)) for group in groups])
+    return lambda _tokens: list(islice(spans, 1))
+
+
 class FaultyTokenizer(ByteTokenizer):
     """Fails, or kills its process, at a text that says so."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         for text in texts:
             if "DIE" in text:
                 os.kill(os.getpid(), signal.SIGKILL)

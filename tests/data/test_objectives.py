@@ -4,6 +4,10 @@ from data_fakes import BOS, CONTROL, EOS, ByteTokenizer, data_config, objective_
 from hypothesis import given
 from hypothesis import strategies as st
 
+from txtgen.config.objectives import CausalLmObjective
+from txtgen.config.tokenizer import Framing
+from txtgen.data import build_objective
+from txtgen.data.examples import Examples, Span
 from txtgen.data.types import IGNORE, BadRecord, ChatRecord, Message, Origin, PairRecord, TextRecord
 from txtgen.errors import CheckpointError, ConfigError
 
@@ -50,11 +54,61 @@ def test_causal_lm_of_one_token_in_the_middle_is_nothing_and_of_a_megabyte_is_al
     assert causal.scored_bytes(example.labels) == len(text)
 
 
-def test_a_batch_is_its_records_one_by_one():
-    records = [TextRecord(text, HERE) for text in ("one", "zwei", "trois", "")]
-    causal = objective("causal_lm")
-    for record, outcome in zip(records, causal.batch(records, range(len(records))), strict=True):
-        assert [example.labels.tolist() for example in outcome] == [e.labels.tolist() for e in causal(record)]
+@given(
+    st.lists(
+        st.builds(
+            TextRecord,
+            st.text("ab", max_size=3),
+            st.builds(Origin, st.just(0), st.just("x"), st.integers(0)),
+            st.booleans(),
+            st.booleans(),
+        ),
+        max_size=8,
+    ),
+    st.integers(0, 2),
+)
+def test_causal_lm_of_many_texts_is_that_of_each(records, prefix):
+    framing = Framing(prefix=(BOS,) * prefix, end=(EOS,))
+    causal = build_objective(CausalLmObjective(), ByteTokenizer(), max_length=64, framing=framing)
+    found = causal.columns(records, range(len(records)))
+    expected = []
+    for number, record in enumerate(records):
+        tokens = [BOS] * prefix * record.begins + ids(record.text) + [EOS] * record.ends
+        if len(tokens) > 1:
+            expected.append((number, record.origin, tokens[:-1], tokens[1:]))
+    examples = Span(found, 0, len(found)).each()
+    assert [
+        (number, example.origin, example.input_ids.tolist(), example.labels.tolist())
+        for number, example in zip(found.records, examples, strict=True)
+    ] == expected
+    assert all(example.splittable and not example.cut for example in examples)
+
+
+def test_outcomes_in_columns_are_the_same_outcomes():
+    kinds = ("span_corruption", "prefix_lm", "fill_in_middle", "causal_lm", "chat", "seq2seq")
+    records = [TextRecord("some text " * 30, HERE), PairRecord("a", "b", HERE), chat(("user", "hi"))]
+    for kind in kinds:
+        settings = {"num_sentinels": 40} if kind == "span_corruption" else {}
+        made = objective(kind, 64, 64 if kind == "seq2seq" else None, **settings)
+        outcomes = []
+        for record in records:
+            try:
+                outcomes += made.batch([record], [5])
+            except ConfigError:  # not for this objective
+                outcomes.append([])
+        again = Examples.of(outcomes).outcomes(len(outcomes))
+        assert any(outcomes)
+        for one, other in zip(outcomes, again, strict=True):
+            if isinstance(one, BadRecord):
+                assert one is other
+            else:
+                assert [plain_example(e) for e in one] == [plain_example(e) for e in other]
+
+
+def plain_example(example):
+    arrays = (example.input_ids, example.labels, example.source_ids)
+    flags = (example.origin, example.bidirectional, example.splittable, example.cut)
+    return [None if array is None else array.tolist() for array in arrays], flags
 
 
 def test_chat_scores_the_content_and_end_of_the_chosen_roles():

@@ -3,7 +3,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from data_fakes import PAD, ByteTokenizer, data_config, objective_of
+from data_fakes import PAD, ByteTokenizer, data_config, objective_of, taking
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +12,7 @@ from txtgen.data.buckets import cut_window, pad_pairs
 from txtgen.data.packing import Packer, Rows
 from txtgen.data.types import IGNORE, Example, Origin
 
+TOGETHER = st.integers(1, 5)
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=20)
 
 
@@ -27,9 +28,10 @@ def example(number, size, source=0, bidirectional=0, splittable=False):
     return Example(ids, labels, Origin(0, "x", number), sources, bidirectional, splittable)
 
 
-def pack(sizes, length, splittable, bidirectional=0):
-    examples = iter([example(number, size, 0, bidirectional, splittable) for number, size in enumerate(sizes)])
-    packer = Packer(lambda: [found] if (found := next(examples, None)) else [], report := StreamReport())
+def pack(sizes, length, splittable, bidirectional=0, together=1):
+    examples = [example(number, size, 0, bidirectional, splittable) for number, size in enumerate(sizes)]
+    groups = [examples[first : first + together] for first in range(0, len(examples), together)]
+    packer = Packer(taking(groups), report := StreamReport())
     batches = []
     while True:
         rows = Rows(1, length, objective())
@@ -38,9 +40,9 @@ def pack(sizes, length, splittable, bidirectional=0):
         batches.append(rows.batch())
 
 
-@given(SIZES, st.integers(1, 20))
-def test_split_examples_fill_all_rows_and_nothing_is_lost(sizes, length):
-    batches, report = pack(sizes, length, splittable=True)
+@given(SIZES, st.integers(1, 20), TOGETHER)
+def test_split_examples_fill_all_rows_and_nothing_is_lost(sizes, length, together):
+    batches, report = pack(sizes, length, splittable=True, together=together)
     ids = torch.cat([batch.input_ids[0] for batch in batches]).tolist()
     labels = torch.cat([batch.labels[0] for batch in batches]).tolist()
     expected = [number for number, size in enumerate(sizes) for _ in range(size)]
@@ -50,9 +52,9 @@ def test_split_examples_fill_all_rows_and_nothing_is_lost(sizes, length):
     assert report.cut_examples == 0
 
 
-@given(SIZES, st.integers(1, 20))
-def test_whole_examples_stay_whole(sizes, length):
-    batches, report = pack(sizes, length, splittable=False)
+@given(SIZES, st.integers(1, 20), TOGETHER)
+def test_whole_examples_stay_whole(sizes, length, together):
+    batches, report = pack(sizes, length, splittable=False, together=together)
     rows, room = [], 0
     for number, size in enumerate(sizes):
         size = min(size, length)
@@ -65,9 +67,9 @@ def test_whole_examples_stay_whole(sizes, length):
     assert report.cut_examples == sum(size > length for size in sizes)
 
 
-@given(SIZES, st.integers(1, 20), st.integers(0, 6))
-def test_bidirectional_positions_follow_their_example_over_rows(sizes, length, prefix):
-    batches, _ = pack(sizes, length, splittable=True, bidirectional=prefix)
+@given(SIZES, st.integers(1, 20), st.integers(0, 6), TOGETHER)
+def test_bidirectional_positions_follow_their_example_over_rows(sizes, length, prefix, together):
+    batches, _ = pack(sizes, length, splittable=True, bidirectional=prefix, together=together)
     for batch in batches:
         expected = (batch.labels >= 0) & (batch.labels < prefix)
         if expected.any():
@@ -101,7 +103,7 @@ def test_bytes_of_a_row_are_those_of_its_scored_tokens():
     text = "grüße 世界"
     rows = Rows(2, 5, objective())
     ids = np.array(ByteTokenizer().encode(text), np.int64)
-    packer = Packer(iter([[Example(ids, ids, Origin(0, "x", 0), splittable=True)], []]).__next__, StreamReport())
+    packer = Packer(taking([[Example(ids, ids, Origin(0, "x", 0), splittable=True)]]), StreamReport())
     assert all(packer.fill(rows, row) for row in range(2))
     assert rows.batch().bytes == 10
     assert rows.batch(slice(1, 2)).bytes == 5

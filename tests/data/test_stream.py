@@ -216,8 +216,11 @@ def test_a_document_is_drawn_anew_each_epoch_and_for_each_seed(corpus, task):
         for epoch in (0, 1, 2, 1):
             for block in range(len(feed)):
                 opened = feed.open(epoch * len(feed) + block)
-                for unit, examples in zip(opened.order, feed.examples(opened, 0), strict=True):
-                    place = (opened.units.block.file, opened.units.offset(unit))
+                found = feed.read(opened, 0)
+                assert found.stop == len(opened.order)
+                for number in range(len(found)):
+                    examples = found.span(number, number + 1).each()
+                    place = (opened.units.block.file, opened.units.offset(opened.order[found.number(number)]))
                     parts = [
                         part for e in examples for part in (e.input_ids, e.labels, e.source_ids) if part is not None
                     ]

@@ -75,7 +75,7 @@ def test_no_text_is_a_special_token_and_nothing_else_is_lost(kind: str, parts: l
     if kind in ("byte-level", "own"):
         assert special.unk_id not in ids
         assert tokenizer.decode(ids) == text
-    assert tokenizer.encode_batch([text, "a"]) == [ids, tokenizer.encode("a")]
+    assert [*map(list, tokenizer.encode_batch([text, "a"]))] == [ids, tokenizer.encode("a")]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -147,7 +147,7 @@ def test_files_rebuild_it(kind: str) -> None:
             tokenizer.control_ids,
             tokenizer.byte_ids,
         )
-        assert again.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
+        assert [*map(list, again.encode_batch(TEXTS))] == [*map(list, tokenizer.encode_batch(TEXTS))]
     assert len({tokenizer_of(other).fingerprint() for other in KINDS}) == len(KINDS)
     for name in tokenizer.files():
         lacking = {key: value for key, value in tokenizer.files().items() if key != name}

@@ -37,7 +37,7 @@ def test_the_pieces_are_the_same_and_the_ids_the_vocabulary_s(parts: list[str]) 
     ids = MAPPED.encode(text)
     assert MAPPED.pieces(ids) == PLAIN.pieces(PLAIN.encode(text))
     assert MAPPED.decode(ids) == PLAIN.decode(PLAIN.encode(text))
-    assert MAPPED.encode_batch([text, text]) == [ids, ids]
+    assert [*map(list, MAPPED.encode_batch([text, text]))] == [ids, ids]
     assert reserved(MAPPED).isdisjoint(ids)
     decoder = IncrementalDecoder(MAPPED)
     assert "".join([*map(decoder.push, ids), decoder.flush()]) == MAPPED.decode(ids)
@@ -75,7 +75,7 @@ def test_pieces_without_an_id_are_unknown() -> None:
 
 def test_a_language_at_the_beginning_is_a_token() -> None:
     assert MAPPED.encode(">>fra<<a") == [1, *MAPPED.encode("a")]
-    assert MAPPED.encode_batch(["a", ">>fra<< a"]) == [MAPPED.encode("a"), [1, *MAPPED.encode(" a")]]
+    assert [*map(list, MAPPED.encode_batch(["a", ">>fra<< a"]))] == [MAPPED.encode("a"), [1, *MAPPED.encode(" a")]]
     for text in (" >>fra<<", "a>>fra<<", ">>deu<<", ">>fra<", ">>", "<|user|>"):
         assert reserved(MAPPED).isdisjoint(MAPPED.encode(text))
     plain = train_sentencepiece(SentencePieceConfig(vocab_size=420, control_symbols=(">>fra<<",)), [CORPUS])[0]
@@ -88,7 +88,7 @@ def test_files_rebuild_it(tokenizer: SentencePieceTokenizer) -> None:
         assert again.files() == tokenizer.files()
         assert again.fingerprint() == tokenizer.fingerprint()
         assert (again.special, again.control_ids) == (tokenizer.special, tokenizer.control_ids)
-        assert again.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
+        assert [*map(list, again.encode_batch(TEXTS))] == [*map(list, tokenizer.encode_batch(TEXTS))]
     assert PLAIN.fingerprint() != MAPPED.fingerprint()
 
 

@@ -56,7 +56,7 @@ def test_words_are_those_of_the_package(kind: str) -> None:
     assert tokenizer.decode(tokenizer.encode("the \ua66e fox")) == "the \ufffd fox"
     assert losses(tokenizer)
     again = tokenizer_from_files("huggingface", tokenizer.files())
-    assert again.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
+    assert [*map(list, again.encode_batch(TEXTS))] == [*map(list, tokenizer.encode_batch(TEXTS))]
 
 
 @pytest.mark.parametrize("kind", KINDS)

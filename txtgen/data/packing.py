@@ -1,19 +1,23 @@
 """Examples -> rows of a fixed length, and rows -> a batch."""
 
+import operator
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 
+from txtgen.data.examples import Examples, Span
 from txtgen.data.objectives import Objective
 from txtgen.data.report import StreamReport
 from txtgen.data.supply import Mixture
-from txtgen.data.types import IGNORE, Batch, Example, Origin
+from txtgen.data.types import IGNORE, Batch, Origin
 
-Part = tuple[Example, int, int]
-"""Of an example, from a position on, so many positions."""
+Part = tuple[Examples, int, int]
+"""Of some examples, the positions from one up to another."""
 
 
 class Rows:
@@ -27,29 +31,35 @@ class Rows:
         self._segment_ids = np.zeros((count, length), np.int32)
         self._bidirectional = np.zeros((count, length), np.bool_)
         self._positions = np.zeros((count, length), np.int64)
-        self._along = np.arange(length)
+        self._along = np.arange(length + 1)
         if not objective.separate:
-            self._positions[:] = self._along
+            self._positions[:] = self._along[:length]
         self._origins: list[tuple[Origin, ...]] = [()] * count
 
     def write(self, row: int, parts: Sequence[Part]) -> None:
         """Write parts of examples to a row, one after the other."""
-        counts = [count for _, _, count in parts]
-        size = sum(counts)
-        inputs = [example.input_ids[offset : offset + count] for example, offset, count in parts]
-        labels = [example.labels[offset : offset + count] for example, offset, count in parts]
-        np.concatenate(inputs, out=self._input_ids[row, :size])
-        np.concatenate(labels, out=self._labels[row, :size])
-        start = 0
-        for segment, (example, offset, count) in enumerate(parts, start=1):
-            stop = start + count
-            self._segment_ids[row, start:stop] = segment
-            if self._objective.separate:
-                self._positions[row, start:stop] = self._along[:count]
-            if example.bidirectional > offset:
-                self._bidirectional[row, start : min(stop, start + example.bidirectional - offset)] = True
-            start = stop
-        self._origins[row] = tuple([example.origin for example, _, _ in parts])
+        counts: list[int] = []
+        origins: list[Origin] = []
+        size = 0
+        for examples, start, stop in parts:
+            place = slice(size, size + stop - start)
+            self._input_ids[row, place] = examples.input_ids[start:stop]
+            self._labels[row, place] = examples.labels[start:stop]
+            first, last = bisect_right(examples.borders, start), bisect_left(examples.borders, stop)
+            borders = [start, *examples.borders[first:last], stop]
+            counts += map(operator.sub, borders[1:], borders)
+            origins += examples.origins[first - 1 : last]
+            if any(examples.bidirectional[first - 1 : last]):
+                for number in range(first - 1, last):
+                    begin = examples.borders[number]
+                    end = min(stop, begin + examples.bidirectional[number])
+                    self._bidirectional[row, size + max(0, begin - start) : size + max(0, end - start)] = True
+            size = place.stop
+        self._origins[row] = tuple(origins)
+        self._segment_ids[row, :size] = np.repeat(self._along[1 : len(counts) + 1], counts)
+        if self._objective.separate:
+            starts = list(accumulate(counts, initial=0))
+            self._positions[row, :size] = self._along[:size] - np.repeat(starts[:-1], counts)
 
     def batch(self, rows: slice = slice(None), bookmark: dict[str, Any] | None = None) -> Batch:
         """Some of the rows as a batch."""
@@ -75,52 +85,63 @@ class Packer:
     since what stands before is out of sight. If it cannot be split, it moves to the next row as a whole.
 
     Args:
-        take: gives the next examples; none: there are no more.
+        take: gives the next examples, of so many tokens if there are; none: there are no more.
         report: counts examples that are longer than a row and cannot be split.
     """
 
-    def __init__(self, take: Callable[[], Iterable[Example]], report: StreamReport) -> None:
+    def __init__(self, take: Callable[[int], Iterable[Span]], report: StreamReport) -> None:
         self._take, self._report = take, report
-        self._queue: deque[Example] = deque()
-        self._offset = 0
+        self._queue: deque[Part] = deque()
 
     @property
     def waiting(self) -> int:
         """Positions that were taken but are not in a row yet."""
-        return sum(len(example.input_ids) for example in self._queue) - self._offset
+        return sum([stop - start for _, start, stop in self._queue])
 
-    def resume(self, examples: Sequence[Example], done: int) -> None:
+    def resume(self, span: Span, done: int) -> None:
         """Go on with examples of which the first `done` positions are in rows already."""
-        self._queue.extend(examples)
-        while self._queue and done >= len(self._queue[0].input_ids):
-            done -= len(self._queue.popleft().input_ids)
-        self._offset = done if self._queue else 0
+        examples, start, stop = _part_of(span)
+        if start + done < stop:
+            self._queue.append((examples, start + done, stop))
 
     def fill(self, rows: Rows, row: int) -> bool:
         """Fill one row. Returns whether there was anything to put into it."""
         parts: list[Part] = []
-        room = rows.length
+        room, queue = rows.length, self._queue
         while room:
-            if not self._queue:
-                self._queue.extend(self._take())
-                if not self._queue:
+            if not queue:
+                queue.extend(map(_part_of, self._take(room)))
+                if not queue:
                     break
-            example = self._queue[0]
-            left = len(example.input_ids) - self._offset
-            if left > room and parts and not example.splittable:
+            examples, start, stop = queue.popleft()
+            end, following = self._fitting(examples, start, stop, room, not parts)
+            if following < stop:
+                queue.appendleft((examples, following, stop))
+            if end == start:
                 break
-            count = min(left, room)
-            parts.append((example, self._offset, count))
-            room -= count
-            if count < left and example.splittable:
-                self._offset += count
-            else:
-                self._report.cut_examples += count < left and not example.cut
-                self._queue.popleft()
-                self._offset = 0
+            parts.append((examples, start, end))
+            room -= end - start
         if parts:
             rows.write(row, parts)
         return bool(parts)
+
+    def _fitting(self, examples: Examples, start: int, stop: int, room: int, alone: bool) -> tuple[int, int]:
+        """Up to where a part fits into the rest of a row, and from where it goes on. `alone`: the row is empty."""
+        if stop - start <= room:
+            return stop, stop
+        number = bisect_right(examples.borders, start + room) - 1
+        if examples.splittable[number]:
+            return start + room, start + room
+        begin = max(start, examples.borders[number])
+        if begin > start or not alone:
+            return begin, begin
+        self._report.cut_examples += not examples.cut[number]
+        return start + room, examples.borders[number + 1]
+
+
+def _part_of(span: Span) -> Part:
+    borders = span.examples.borders
+    return span.examples, borders[span.first], borders[span.last]
 
 
 class Lane:
@@ -132,16 +153,10 @@ class Lane:
 
     def __init__(self, mixture: Mixture, report: StreamReport, state: Sequence[Any] = ()) -> None:
         self._mixture = mixture
-        self._document: Sequence[Example] = ()
-        self._packer = Packer(self._take, report)
+        self._packer = Packer(mixture.take, report)
         if state and state[0] >= 0:
             mixture.last_source = state[0]
-            self._document = mixture.cursors[state[0]].take()
-            self._packer.resume(self._document, state[1])
-
-    def _take(self) -> Sequence[Example]:
-        self._document = self._mixture.take()
-        return self._document
+            self._packer.resume(mixture.cursors[state[0]].take()[0], state[1])
 
     def fill(self, rows: Rows, row: int) -> None:
         """Fill one row with the next examples."""
@@ -152,5 +167,6 @@ class Lane:
         waiting = self._packer.waiting
         if not waiting:
             return [-1, 0, *self._mixture.state()]
-        done = sum(len(example.input_ids) for example in self._document) - waiting
-        return [self._mixture.last_source, done, *self._mixture.state(unfinished=True)]
+        mixture = self._mixture
+        done = mixture.cursors[mixture.last_source].last_size - waiting
+        return [mixture.last_source, done, *mixture.state(unfinished=True)]

@@ -35,7 +35,6 @@ PIECE_CHARACTERS = 256 * 1024
 """A text in JSON that is longer than this becomes several records, cut at white space."""
 
 _PARAGRAPH_BREAK = re.compile(rb"\n(?:[ \t\r]*\n)+")
-_LAST_BREAK = re.compile(rb"\n[ \t\r]*\Z")
 _BLANK_LINES = re.compile(rb"(?:[ \t\r]*\n)+")
 
 
@@ -83,15 +82,17 @@ class BlockUnits:
             BadRecord: the unit is not what its source should hold.
         """
         start, stop = self.spans.starts[unit], self.spans.stops[unit]
+        source = self.source
+        if start == stop and source.kind != "parallel":
+            return []
         origin = Origin(self.number, self.files[self.block.file].path, self.block.start + start)
         if stop > MAX_RECORD_BYTES:
             raise BadRecord(f"the line is longer than {MAX_RECORD_BYTES // 1024**2} MiB", origin)
         text = _decode(self.data[start:stop], origin)
-        source = self.source
-        if isinstance(source, TextSource):
+        if source.kind == "text":
             return self._document(text, unit, origin, source.documents)
         line = text.removesuffix("\r")
-        if isinstance(source, ParallelSource):
+        if source.kind == "parallel":
             start, stop = self.target_spans.starts[unit], self.target_spans.stops[unit]
             target_origin = Origin(self.number, self.files[1].path, self.block.target_start + start)
             target = _decode(self.target_data[start:stop], target_origin).removesuffix("\r")
@@ -183,8 +184,8 @@ def _breaks(data: bytes, ends: bool) -> Iterator[tuple[int, int]]:
     """Where paragraphs end and the next begin; the end of the data is the last."""
     for found in _PARAGRAPH_BREAK.finditer(data):
         yield found.start(), found.end()
-    last = _LAST_BREAK.search(data) if ends else None
-    yield last.start() if last else len(data), len(data)
+    filled = data.rstrip(b" \t\r")
+    yield len(filled) - 1 if ends and filled.endswith(b"\n") else len(data), len(data)
 
 
 def _decode(raw: bytes, origin: Origin) -> str:

@@ -123,5 +123,5 @@ def _count(found: SourceStatistics, tokenizer: Tokenizer, texts: list[str]) -> N
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
         found.text_bytes += len(text.encode())
         found.tokens += len(ids)
-        found.byte_tokens += sum(map(tokenizer.byte_ids.__contains__, ids))
-        found.unknown_tokens += ids.count(tokenizer.special.unk_id)
+        found.byte_tokens += sum(map(tokenizer.byte_ids.__contains__, ids.tolist()))
+        found.unknown_tokens += int((ids == tokenizer.special.unk_id).sum())

@@ -137,16 +137,17 @@ class Plan:
         mixture = Mixture(self.feeds(report), _shares(self.corpora), 0, 1, self.seed, places)
         while True:
             places = mixture.state()
-            batches = cut_window(read_window(mixture.take, mixture.epoch), self.batch_tokens, self.seed, number)
+            window = read_window(lambda: mixture.take()[0].each(), mixture.epoch)
+            batches = cut_window(window, self.batch_tokens, self.seed, number)
             for place in range(used, len(batches)):
                 # After its last batch, a window is done with and need not be read again.
                 done = place + 1 == len(batches)
-                window = (
+                reached = (
                     {"window": number + 1, "used": 0, "places": mixture.state()}
                     if done
                     else {"window": number, "used": place + 1, "places": places}
                 )
-                yield pad_pairs(batches[place], self.objective, self.rank, self.world_size, window)
+                yield pad_pairs(batches[place], self.objective, self.rank, self.world_size, reached)
             number, used = number + 1, 0
 
     def feeds(self, report: StreamReport) -> list[Feed]:
@@ -191,7 +192,7 @@ def _look_over_small_corpus(plan: Plan) -> None:
     if sum(corpus.num_bytes for corpus in plan.corpora) > plan.length * BYTES_PER_TOKEN:
         return
     report = StreamReport()
-    tokens = sum(example.size for feed in plan.feeds(report) for examples in feed.in_order() for example in examples)
+    tokens = sum(found.size(0, len(found)) for feed in plan.feeds(report) for found in feed.in_order())
     BadRecordPolicy(plan.data, report).check()
     if 0 < tokens < plan.length:
         _log.warning("the corpus has only %d tokens, and a row holds %d: it repeats within a row", tokens, plan.length)

@@ -1,7 +1,6 @@
 """Corpora -> examples in training order: a keyed order of blocks and documents, and sources mixed by weight."""
 
 import itertools
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from txtgen.data.corpora import Corpus, Split, usable_records
+from txtgen.data.examples import Documents, Examples, Span
 from txtgen.data.objectives import Objective
 from txtgen.data.order import Use, keyed_permutation, keyed_share, keyed_word
 from txtgen.data.records import BlockUnits
 from txtgen.data.report import BadRecordPolicy
-from txtgen.data.types import BadRecord, Example, Record
 from txtgen.errors import DataError
 
-TOGETHER_BYTES = 16 * 1024
+TOGETHER_BYTES = 64 * 1024
 """Documents of one block are tokenised together until they have this many bytes."""
 
 Place = tuple[int, int]
@@ -31,6 +30,15 @@ class OpenBlock:
     units: BlockUnits
     order: Sequence[int]
     epoch: int = 0
+
+    def following(self, start: int, size: int) -> Sequence[int]:
+        """The next units from place `start` of the order on, until they have `size` bytes."""
+        stop, starts, stops = start, self.units.spans.starts, self.units.spans.stops
+        while size > 0 and stop < len(self.order):
+            unit = self.order[stop]
+            size -= stops[unit] - starts[unit]
+            stop += 1
+        return self.order[start:stop]
 
 
 class Feed:
@@ -79,49 +87,42 @@ class Feed:
         key = (Use.UNITS, self._seed, self.corpus.number, epoch, block)
         return OpenBlock(units, keyed_permutation(len(units), *key).tolist(), epoch)
 
-    def in_order(self) -> Iterator[list[Example]]:
-        """The examples of every document once, in the order of the files."""
+    def in_order(self) -> Iterator[Documents]:
+        """Every document once, in the order of the files."""
         for block in range(len(self)):
             units = self.corpus.units(block)
             opened, start = OpenBlock(units, range(len(units))), 0
             while start < len(units):
-                found = self.examples(opened, start)
-                start += len(found)
-                yield from (examples for examples in found if examples)
+                found = self.read(opened, start)
+                start = found.stop
+                if found:
+                    yield found
 
-    def examples(self, opened: OpenBlock, start: int) -> list[list[Example]]:
-        """The examples of the next few units from `start` on, in order; none of one that is left out.
+    def read(self, opened: OpenBlock, start: int) -> Documents:
+        """The documents of the next few units from `start` on, in order, without those that are left out.
 
         Raises:
             DataError: one is bad, and bad records are not to be skipped.
         """
-        records: list[Record] = []
-        keys: list[int] = []
-        counts: list[int] = []
-        size = 0
-        while size < TOGETHER_BYTES and start + len(counts) < len(opened.order):
-            unit = opened.order[start + len(counts)]
-            found = usable_records(opened.units, unit, self._split, self._policy)
-            size += opened.units.size(unit)
-            records += found
-            keys += self._keys(opened, unit, len(found))
-            counts.append(len(found))
-        accepted = map(self._accept, self._objective.batch(records, keys))
-        return [list(itertools.chain.from_iterable(itertools.islice(accepted, count))) for count in counts]
+        chosen = opened.following(start, TOGETHER_BYTES)
+        found = [usable_records(opened.units, unit, self._split, self._policy) for unit in chosen]
+        records = list(itertools.chain.from_iterable(found))
+        if self._objective.draws:
+            keys = [key for unit, its in zip(chosen, found, strict=True) for key in self._keys(opened, unit, len(its))]
+        else:
+            keys = [0] * len(records)
+        examples = self._objective.columns(records, keys)
+        for bad in examples.bad.values():
+            self._policy.refuse(bad)
+        self._policy.report.cut_examples += sum(examples.cut)
+        numbers = [number for number, its in enumerate(found, start) for _ in its]
+        return Documents(examples, [numbers[record] for record in examples.records], start + len(chosen))
 
     def _keys(self, opened: OpenBlock, unit: int, count: int) -> Iterator[int]:
         """What the random draws for each record of a unit depend on: its place and the epoch, not the run so far."""
         units = opened.units
         place = (self.corpus.number, units.block.file, units.offset(unit), opened.epoch)
         return (keyed_word(Use.RECORD, self._seed, *place, number) >> 1 for number in range(count))
-
-    def _accept(self, outcome: list[Example] | BadRecord) -> list[Example]:
-        if isinstance(outcome, BadRecord):
-            self._policy.refuse(outcome)
-            return []
-        for example in outcome:
-            self._policy.report.cut_examples += example.cut
-        return outcome
 
     def require_usable(self) -> None:
         """Make sure that there is any example at all.
@@ -145,48 +146,49 @@ class Cursor:
 
     def __init__(self, feed: Feed, stride: int, place: Place) -> None:
         self.place = self.last_place = place
+        self.last_size = 0
         self._feed, self._stride = feed, stride
-        self._block, self._start = place
+        self._block = place[0]
         self._open: OpenBlock | None = None
-        self._ready: deque[tuple[Place, list[Example]]] = deque()
+        self._ready, self._next = Documents(Examples.of([]), [], place[1]), 0
 
     @property
     def epoch(self) -> int:
         """The epoch of the document that `take` gives next."""
-        self.peek()
-        return self._ready[0][0][0] // len(self._feed)
+        self._make_ready()
+        return self._block // len(self._feed)
 
-    def peek(self) -> list[Example]:
-        """The examples that `take` gives next."""
-        if not self._ready:
-            self._fill()
-        return self._ready[0][1]
+    def size(self) -> int:
+        """The tokens of the document that `take` gives next."""
+        self._make_ready()
+        return self._ready.size(self._next, self._next + 1)
 
-    def take(self) -> list[Example]:
-        """The examples of the next document that has any. Its own place becomes `last_place`."""
-        if not self._ready:
-            self._fill()
-        self.last_place, examples = self._ready.popleft()
-        self.place = (self.last_place[0], self.last_place[1] + 1)
-        return examples
+    def take(self, tokens: int = 1) -> tuple[Span, int]:
+        """The next documents that have any examples, until they have `tokens` or no more are at hand, but at least one;
+        and the tokens that they have. The last one's place and tokens become `last_place` and `last_size`."""
+        self._make_ready()
+        first, ready = self._next, self._ready
+        self._next = ready.reaching(first, tokens)
+        number = ready.number(self._next - 1)
+        self.last_place, self.place = (self._block, number), (self._block, number + 1)
+        self.last_size = ready.size(self._next - 1, self._next)
+        return ready.span(first, self._next), ready.size(first, self._next)
 
-    def _fill(self) -> None:
-        """Read on until there is an example, for ever if need be, but not without knowing that there is one."""
+    def _make_ready(self) -> None:
+        """Read on until there is a document, for ever if need be, but not without knowing that there is one."""
         blocks_without = 0
-        while not self._ready:
+        while self._next == len(self._ready):
+            start = self._ready.stop
             if self._open is None:
                 self._open = self._feed.open(self._block)
-            found = self._feed.examples(self._open, self._start)
-            for number, examples in enumerate(found, self._start):
-                if examples:
-                    self._ready.append(((self._block, number), examples))
-            self._start += len(found)
-            if self._start >= len(self._open.order):
-                self._block, self._start, self._open = self._block + self._stride, 0, None
-                blocks_without += 1
-                if not self._ready and blocks_without == len(self._feed):
+            if start >= len(self._open.order):
+                blocks_without += not self._ready
+                if blocks_without == len(self._feed):
                     self._feed.require_usable()
                     blocks_without = 0
+                self._block, start = self._block + self._stride, 0
+                self._open = self._feed.open(self._block)
+            self._ready, self._next = self._feed.read(self._open, start), 0
 
 
 class Mixture:
@@ -227,18 +229,20 @@ class Mixture:
         self._tokens = [0] * len(feeds)
         if len(feeds) > 1:
             for source, cursor in enumerate(self.cursors):
-                size = sum(example.size for example in cursor.peek())
-                self._tokens[source] = int(keyed_share(Use.HEAD_START, seed, source, lane) * size)
+                self._tokens[source] = int(keyed_share(Use.HEAD_START, seed, source, lane) * cursor.size())
 
-    def take(self) -> list[Example]:
-        """The examples of the next document."""
-        if len(self._shares) > 1:
-            ratios = [tokens / share for tokens, share in zip(self._tokens, self._shares, strict=True)]
-            self.last_source = ratios.index(min(ratios))
-        examples = self.cursors[self.last_source].take()
-        for example in examples:
-            self._tokens[self.last_source] += example.size
-        return examples
+    def take(self, tokens: int = 1) -> list[Span]:
+        """The examples of the next documents: of one, or of as many as come before there are `tokens`."""
+        taken: list[Span] = []
+        while tokens > 0:
+            if len(self._shares) > 1:
+                ratios = [had / share for had, share in zip(self._tokens, self._shares, strict=True)]
+                self.last_source = ratios.index(min(ratios))
+            span, size = self.cursors[self.last_source].take(tokens if len(self._shares) == 1 else 1)
+            self._tokens[self.last_source] += size
+            tokens -= size
+            taken.append(span)
+        return taken
 
     def epoch(self) -> int:
         """The epoch of the next document, of the source that is furthest behind."""

@@ -1,17 +1,18 @@
 """Held-out text: read once, in order, the same every time."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Unpack
 
 from txtgen.config.data import DataConfig
 from txtgen.data.buckets import cut_window, pad_pairs, read_window
 from txtgen.data.corpora import Corpus, Split, open_corpora, usable_records
+from txtgen.data.examples import Documents
 from txtgen.data.objectives import Objective
 from txtgen.data.packing import Packer, Rows
 from txtgen.data.report import BadRecordPolicy, StreamReport
 from txtgen.data.supply import Feed
-from txtgen.data.types import Batch, Example, PairRecord, StreamOptions
+from txtgen.data.types import Batch, PairRecord, StreamOptions
 from txtgen.errors import ConfigError, DataError
 
 
@@ -34,19 +35,15 @@ class ValidationBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass over the held-out text."""
-        documents = self.documents()
+        return self._packed() if self._objective.packed else self._pairs()
 
-        def take() -> list[Example]:
-            return next(documents, [])
-
-        return self._packed(take) if self._objective.packed else self._pairs(take)
-
-    def documents(self) -> Iterator[list[Example]]:
-        """The examples of each held-out document."""
+    def documents(self) -> Iterator[Documents]:
+        """The held-out documents, some at a time."""
         return itertools.chain.from_iterable(feed.in_order() for feed in self._feeds)
 
-    def _packed(self, take: Callable[[], list[Example]]) -> Iterator[Batch]:
-        packer = Packer(take, StreamReport())
+    def _packed(self) -> Iterator[Batch]:
+        spans = (found.span(0, len(found)) for found in self.documents())
+        packer = Packer(lambda _tokens: itertools.islice(spans, 1), StreamReport())
         most = self._batch_tokens // self._length
         count = max(1, most // self._world_size) * self._world_size
         filled = count
@@ -58,9 +55,10 @@ class ValidationBatches:
             if filled:
                 yield rows.batch(slice(self._rank, stop, self._world_size))
 
-    def _pairs(self, take: Callable[[], list[Example]]) -> Iterator[Batch]:
+    def _pairs(self) -> Iterator[Batch]:
+        each = (found.span(number, number + 1).each() for found in self.documents() for number in range(len(found)))
         for number in itertools.count():
-            window = read_window(take)
+            window = read_window(lambda: next(each, []))
             if not window:
                 return
             for examples in cut_window(window, self._batch_tokens, self._seed, number):

@@ -49,4 +49,4 @@ def _breaking(texts: Sequence[str], tokenizer: Tokenizer) -> list[tuple[int, ...
 def _spellings(text: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
     """The tokens of a text at the beginning, and after a space."""
     texts = [text] if tokenizer.leading_space or text[0].isspace() else [text, f" {text}"]
-    return [tuple(ids) for ids in tokenizer.encode_batch(texts)]
+    return [tuple(tokenizer.encode(each)) for each in texts]

@@ -10,10 +10,11 @@ from txtgen.tokenizer.loading import load_tokenizer, tokenizer_from_files
 from txtgen.tokenizer.names import SpecialNames
 from txtgen.tokenizer.sentencepiece import SentencePieceTokenizer
 from txtgen.tokenizer.training import TrainingSample, train_sentencepiece
-from txtgen.tokenizer.types import Special, Tokenizer, TokenizerFiles
+from txtgen.tokenizer.types import Ids, Special, Tokenizer, TokenizerFiles
 
 __all__ = [
     "HuggingFaceTokenizer",
+    "Ids",
     "ImportedTokenizer",
     "IncrementalDecoder",
     "SentencePieceTokenizer",

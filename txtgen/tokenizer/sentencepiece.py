@@ -8,11 +8,13 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain, compress, pairwise
-from typing import Any, overload
+from typing import Any
 
+import numpy as np
 import sentencepiece
 
 from txtgen.config.tokenizer import SPECIAL_PIECES
@@ -20,7 +22,7 @@ from txtgen.errors import CheckpointError
 from txtgen.tokenizer.joining import ByteJoiner, files_fingerprint, pieces_by_id, refuse_surrogates, special_ids
 from txtgen.tokenizer.names import NAMES_FILE, SpecialNames, check_ids
 from txtgen.tokenizer.spellings import Spellings
-from txtgen.tokenizer.types import Special, TokenizerFiles
+from txtgen.tokenizer.types import Ids, Special, TokenizerFiles
 
 SPACE = "\u2581"
 """What SentencePiece writes for a space."""
@@ -170,15 +172,21 @@ class SentencePieceTokenizer(ByteJoiner):
         Raises:
             DataError: the text holds half a surrogate pair, which is no Unicode character.
         """
-        return self._encode_checked([text])[0]
+        with _refusing_surrogates([text]):
+            return self._encode_one(text)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of every text, faster than one by one.
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """`encode` of every text, faster than one by one, each as an array.
 
         Raises:
             DataError: as for `encode`.
         """
-        return self._encode_checked(texts)
+        with _refusing_surrogates(texts):
+            batch = self._encode_arrays(list(texts))
+            for row, text in enumerate(texts):
+                if not self._is_plain(text):
+                    batch[row] = np.array(self._encode_special_case(text), np.int32)
+        return batch
 
     @cached_property
     def can_sample(self) -> bool:
@@ -217,40 +225,25 @@ class SentencePieceTokenizer(ByteJoiner):
         """The ids of a text by the way that it needs."""
         return self._encode_plain(text, options) if self._is_plain(text) else self._encode_special_case(text, options)
 
-    def _encode_checked(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of texts, each by the way that it needs."""
-        try:
-            if len(texts) == 1:
-                return [self._encode_one(texts[0])]  # without the threads of a batch
-            batch = self._encode_plain(list(texts))
-            for row, text in enumerate(texts):
-                if not self._is_plain(text):
-                    batch[row] = self._encode_special_case(text)
-        except (RuntimeError, TypeError):
-            refuse_surrogates(texts)
-            raise
-        return batch
-
-    @overload
-    def _encode_plain(self, text: str, options: Mapping[str, Any] = ...) -> list[int]: ...
-
-    @overload
-    def _encode_plain(self, text: list[str], options: Mapping[str, Any] = ...) -> list[list[int]]: ...
-
-    def _encode_plain(self, text: str | list[str], options: Mapping[str, Any] = _AS_IT_IS) -> Any:
-        """What SentencePiece makes of a text, or of each of several, as ids."""
+    def _encode_plain(self, text: str, options: Mapping[str, Any] = _AS_IT_IS) -> list[int]:
+        """What SentencePiece makes of a text, as ids."""
         if self._vocabulary is None:
-            return self._processor.encode(text, **options)
-        found = self._processor.encode(text, out_type=str, **options)
-        return self._ids_of(found) if isinstance(text, str) else list(map(self._ids_of, found))
+            return list(self._processor.encode(text, **options))
+        return self._ids_of(self._processor.encode(text, out_type=str, **options))
+
+    def _encode_arrays(self, texts: list[str]) -> list[Ids]:
+        """What SentencePiece makes of each text, as ids."""
+        threads = 1 if len(texts) == 1 else -1  # as many as there are processors
+        if self._vocabulary is None:
+            return list(self._processor.encode(texts, num_threads=threads, return_type="numpy"))
+        found = self._processor.encode(texts, num_threads=threads, out_type=str)
+        return [np.array(self._ids_of(pieces), np.int32) for pieces in found]
 
     def _is_plain(self, text: str) -> bool:
         """Whether SentencePiece alone encodes a text rightly."""
-        return (
-            not (SPACE in text and self._cuts_at_space_sign)
-            and not self._language(text)
-            and not self._spoken.places(text)
-        )
+        if SPACE in text and self._cuts_at_space_sign:
+            return False
+        return self._vocabulary is None or not (self._language(text) or self._spoken.places(text))
 
     def _language(self, text: str) -> str:
         """The control symbol of the form >>fra<< that a text begins with, or ""."""
@@ -322,6 +315,15 @@ class SentencePieceTokenizer(ByteJoiner):
         """SHA-256 of the .model file, or of all files where there are more, in hexadecimal."""
         files = self.files()
         return files_fingerprint(files) if len(files) > 1 else hashlib.sha256(self._model).hexdigest()
+
+
+@contextmanager
+def _refusing_surrogates(texts: Sequence[str]) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, TypeError):
+        refuse_surrogates(texts)
+        raise
 
 
 def _open(model: bytes, where: str) -> sentencepiece.SentencePieceProcessor:

@@ -4,10 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from txtgen.tokenizer.names import SpecialNames
 
 TokenizerFiles: TypeAlias = dict[str, bytes]
 """The files of a tokenizer by name; with its kind they are enough to rebuild it."""
+
+Ids: TypeAlias = NDArray[np.int32]
+"""Token ids, [T] int32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +63,8 @@ class Tokenizer(Protocol):
             DataError: the text holds half a surrogate pair, which is no Unicode character.
         """
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of every text, faster than one by one."""
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """`encode` of every text, faster than one by one, each as an array."""
 
     def encode_with_special(self, text: str) -> list[int]:
         """The ids of a text in which the special and control tokens that it spells count as such.

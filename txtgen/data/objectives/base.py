@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from txtgen.config.tokenizer import Framing
+from txtgen.data.examples import Examples, Outcome
 from txtgen.data.objectives.encoding import Encoder
 from txtgen.data.types import IGNORE, BadRecord, Example, Origin, Record, Tokens
 from txtgen.errors import ConfigError
-
-Outcome = list[Example] | BadRecord
-"""What becomes of a record: its examples, or what is wrong with it."""
+from txtgen.tokenizer import Ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +27,19 @@ class Objective(ABC):
     """Makes examples of records.
 
     packed: examples share rows of a fixed length; if not, every row is one pair. separate: examples that share a row
-    are hidden from one another. pad_id: fills up rows. token_bytes: [V] int64, the bytes of text that each token
-    stands for.
+    are hidden from one another. draws: whether anything is drawn at random. pad_id: fills up rows. token_bytes: [V]
+    int64, the bytes of text that each token stands for.
     """
 
     def __init__(self, encode: Encoder, framing: Framing, *, packed: bool, separate: bool = False) -> None:
         self.encode, self.framing = encode, framing
         self.tokenizer = tokenizer = encode.tokenizer
         self.packed, self.separate = packed, separate
+        self.draws = True
         self.pad_id = tokenizer.special.pad_id
         self.token_bytes = np.array([len(tokenizer.token_bytes(i)) for i in range(len(tokenizer))], np.int64)
+        # IGNORE, which is negative, counts from the end, where there is nothing.
+        self._label_bytes = np.concatenate([self.token_bytes, np.zeros(-IGNORE, np.int64)])
 
     @abstractmethod
     def batch(self, records: Sequence[Record], keys: Sequence[int]) -> list[Outcome]:
@@ -45,6 +47,10 @@ class Objective(ABC):
 
         keys: for each record, below 2**63, what its random draws depend on.
         """
+
+    def columns(self, records: Sequence[Record], keys: Sequence[int]) -> Examples:
+        """`batch` in columns."""
+        return Examples.of(self.batch(records, keys))
 
     def __call__(self, record: Record, key: int = 0) -> list[Example]:
         """The examples of one record.
@@ -69,12 +75,12 @@ class Objective(ABC):
 
     def scored_bytes(self, labels: NDArray[np.int64]) -> int:
         """The bytes of text that scored labels stand for."""
-        return int(self.token_bytes[labels[labels != IGNORE]].sum())
+        return int(self._label_bytes[labels].sum())
 
 
-def tokens_of(ids: Sequence[int]) -> Tokens:
+def tokens_of(ids: Sequence[int] | Ids) -> Tokens:
     """Token ids as an array, [T] int64."""
-    return np.fromiter(ids, np.int64, len(ids))
+    return np.asarray(ids, np.int64)
 
 
 def row(context: Sequence[Tokens], scored: Sequence[Tokens], origin: Origin) -> Example:
@@ -86,10 +92,10 @@ def row(context: Sequence[Tokens], scored: Sequence[Tokens], origin: Origin) -> 
     return Example(tokens[:-1], labels, origin, bidirectional=known)
 
 
-def pair(framing: Framing, source: Tokens, target: Sequence[int] | Tokens, origin: Origin) -> Example:
+def pair(framing: Framing, source: Tokens, target: Tokens, origin: Origin) -> Example:
     """An example of a source as the encoder reads it, and of a target that brings its own end."""
     start = framing.decoder_start
-    tokens = np.concatenate([tokens_of([*start, *framing.prefix]), np.asarray(target, np.int64)])
+    tokens = np.concatenate([tokens_of([*start, *framing.prefix]), target])
     labels = tokens[1:].copy()
     labels[: len(start) - 1] = IGNORE  # the decoder is given all of its start
     return Example(tokens[:-1], labels, origin, source)

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from txtgen.config.data import SubwordSampling
 from txtgen.data.order import Use, keyed_word
 from txtgen.errors import ConfigError
-from txtgen.tokenizer import SentencePieceTokenizer, Tokenizer
+from txtgen.tokenizer import Ids, SentencePieceTokenizer, Tokenizer
 
 
 class Encoder:
@@ -25,10 +27,18 @@ class Encoder:
                 "leave it out",
             )
 
-    def __call__(self, texts: Sequence[str], keys: Sequence[int]) -> list[list[int]]:
+    @property
+    def draws(self) -> bool:
+        """Whether segmentations are drawn."""
+        return self._sampling is not None
+
+    def __call__(self, texts: Sequence[str], keys: Sequence[int]) -> list[Ids]:
         """The ids of each text. keys: below 2**63, one a text."""
-        if self._sampling is None or not isinstance(self.tokenizer, SentencePieceTokenizer):
-            return self.tokenizer.encode_batch(texts)
-        alpha, nbest_size = self._sampling.alpha, self._sampling.nbest_size
+        tokenizer, sampling = self.tokenizer, self._sampling
+        if sampling is None or not isinstance(tokenizer, SentencePieceTokenizer):
+            return tokenizer.encode_batch(texts)
         seeds = [keyed_word(Use.SUBWORDS, key) for key in keys]
-        return [self.tokenizer.sample(text, seed, alpha, nbest_size) for text, seed in zip(texts, seeds, strict=True)]
+        return [
+            np.array(tokenizer.sample(text, seed, sampling.alpha, sampling.nbest_size), np.int32)
+            for text, seed in zip(texts, seeds, strict=True)
+        ]

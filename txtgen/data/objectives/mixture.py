@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from txtgen.data.objectives.base import Objective, Outcome
+from txtgen.data.examples import Outcome
+from txtgen.data.objectives.base import Objective
 from txtgen.data.order import Use, keyed_share
 from txtgen.data.types import Record
 

@@ -9,10 +9,12 @@ import numpy as np
 from txtgen.chat import encode_chat
 from txtgen.config.data import ChatFormat, ChatObjective, TokensChatFormat
 from txtgen.config.tokenizer import Framing
-from txtgen.data.objectives.base import Objective, Outcome, Room, framed_source, misfit, pair, tokens_of
+from txtgen.data.examples import Outcome
+from txtgen.data.objectives.base import Objective, Room, framed_source, misfit, pair, tokens_of
 from txtgen.data.objectives.encoding import Encoder
 from txtgen.data.types import IGNORE, BadRecord, ChatRecord, Example, Message, PairRecord, Record, TextRecord, Tokens
 from txtgen.errors import DataError
+from txtgen.tokenizer import Ids
 
 
 class Chat(Objective):
@@ -20,6 +22,7 @@ class Chat(Objective):
 
     def __init__(self, config: ChatObjective, encode: Encoder, framing: Framing, room: Room) -> None:
         super().__init__(encode, framing, packed=True, separate=config.separate_documents)
+        self.draws = False
         self._format, self._roles = config.format or TokensChatFormat(), config.roles
         self._max_length = room.target
 
@@ -65,6 +68,7 @@ class Seq2Seq(Objective):
         self, format: ChatFormat, encode: Encoder, encode_source: Encoder, framing: Framing, room: Room
     ) -> None:
         super().__init__(encode, framing, packed=False)
+        self.draws = encode.draws or encode_source.draws
         self.encode_source, self.source_tokenizer = encode_source, encode_source.tokenizer
         self._format = format
         self._max_length, self._max_source_length = room.target, room.source
@@ -101,7 +105,7 @@ class Seq2Seq(Objective):
                 except DataError as error:
                     return BadRecord(error.what, record.origin)
                 cut = len(source) > self._max_source_length
-                target = self.tokenizer.encode(message.content)
+                target = tokens_of(self.tokenizer.encode(message.content))
                 examples.append(self._example(source[-self._max_source_length :], target, record, cut))
         return examples or BadRecord("nothing to learn: no assistant turn after another turn", record.origin)
 
@@ -112,8 +116,8 @@ class Seq2Seq(Objective):
         prefix = () if self._format.complete else self.framing.prefix
         return [*prefix, *ids, *self.framing.suffix]
 
-    def _example(self, source: Tokens, target: list[int], record: Record, source_cut: bool) -> Example:
-        whole = pair(self.framing, source, [*target, self.framing.end[0]], record.origin)
+    def _example(self, source: Tokens, target: Ids | Tokens, record: Record, source_cut: bool) -> Example:
+        whole = pair(self.framing, source, tokens_of(np.append(target, self.framing.end[0])), record.origin)
         return replace(
             whole,
             input_ids=whole.input_ids[: self._max_length],

@@ -1,16 +1,16 @@
 """Objectives that go on from a text: causal and prefix language models, and texts whose middle is written last."""
 
-import itertools
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import numpy as np
 
 from txtgen.config.objectives import CausalLmObjective, FillInMiddleObjective
 from txtgen.config.tokenizer import Framing
+from txtgen.data.examples import Examples, Outcome
 from txtgen.data.objectives.base import (
     Objective,
-    Outcome,
     Room,
     framed_source,
     misfit,
@@ -23,6 +23,7 @@ from txtgen.data.objectives.base import (
 from txtgen.data.objectives.encoding import Encoder
 from txtgen.data.order import Draws, Use
 from txtgen.data.types import IGNORE, Example, Record, TextRecord, Tokens
+from txtgen.tokenizer import Ids
 
 
 class TextObjective(Objective):
@@ -61,33 +62,51 @@ class CausalLm(Objective):
 
     def __init__(self, config: CausalLmObjective, encode: Encoder, framing: Framing) -> None:
         super().__init__(encode, framing, packed=True, separate=config.separate_documents)
+        self.draws = encode.draws
 
     def batch(self, records: Sequence[Record], keys: Sequence[int]) -> list[Outcome]:
         """One example a record; none of a single token in the middle of a document."""
+        return self.columns(records, keys).outcomes(len(records))
+
+    def columns(self, records: Sequence[Record], keys: Sequence[int]) -> Examples:
+        """`batch` in columns."""
         texts = text_records(records, "causal_lm")
         encoded = self.encode([record.text for record in texts], keys)
         return continued(texts, encoded, self.framing)
 
 
-def continued(texts: Sequence[TextRecord], encoded: Sequence[list[int]], framing: Framing) -> list[Outcome]:
+def continued(texts: Sequence[TextRecord], encoded: Sequence[Ids], framing: Framing) -> Examples:
     """For each text, the example that predicts all of its tokens."""
-    together: list[int] = []
-    bounds = [0]
+    prefix, end = np.array(framing.prefix, np.int32), np.array(framing.end[:1], np.int32)
+    parts: list[Ids] = [prefix[:0]]
+    sizes: list[int] = []
     for record, ids in zip(texts, encoded, strict=True):
-        if record.begins:
-            together += framing.prefix
-        together += ids
+        size = len(ids)
+        if record.begins and len(prefix):
+            parts.append(prefix)
+            size += len(prefix)
+        parts.append(ids)
         if record.ends:
-            together.append(framing.end[0])
-        bounds.append(len(together))
-    # One array for all is made much faster than one for each.
-    tokens = tokens_of(together)
-    return [
-        [Example(tokens[start : stop - 1], tokens[start + 1 : stop], record.origin, splittable=True)]
-        if stop - start > 1
-        else []
-        for record, (start, stop) in zip(texts, itertools.pairwise(bounds), strict=True)
-    ]
+            parts.append(end)
+            size += 1
+        sizes.append(size)
+    tokens: Ids = np.concatenate(parts)
+    # Every token but the last of its text is read, and the one after it is predicted.
+    counts = np.array(sizes, np.int64)
+    is_read = np.ones(len(tokens), np.bool_)
+    is_read[np.cumsum(counts)[counts > 0] - 1] = False
+    found = np.flatnonzero(counts > 1).tolist()
+    return Examples(
+        tokens[is_read],
+        tokens[1:][is_read[:-1]],
+        list(accumulate([sizes[number] - 1 for number in found], initial=0)),
+        found,
+        [texts[number].origin for number in found],
+        bidirectional=[0] * len(found),
+        splittable=[True] * len(found),
+        cut=[False] * len(found),
+        source_ids=[None] * len(found),
+    )
 
 
 class PrefixLm(TextObjective):
@@ -146,7 +165,7 @@ class FillInMiddle(Objective):
         """One example of each text that stays as it is; of the others, one for every piece that fits a row."""
         texts = text_records(records, "fill_in_middle")
         encoded = self.encode([record.text for record in texts], keys)
-        outcomes = continued(texts, encoded, self.framing)
+        outcomes = continued(texts, encoded, self.framing).outcomes(len(texts))
         for number, (record, ids, key) in enumerate(zip(texts, encoded, keys, strict=True)):
             draws = Draws(Use.NOISE, key)
             if draws.shares(1)[0] < self._rate:
