@@ -14,9 +14,11 @@ from test_generator import PROMPTS, load, scripted
 
 from txtgen.errors import ResourceError, UsageError
 from txtgen.generator import Generator
-from txtgen.generator.constraints import Beginning, Forbidden, Tracked
-from txtgen.generator.grammar import Grammars
-from txtgen.generator.token_texts import TokenTexts
+from txtgen.generator.constraints.automata import Row, Tracked
+from txtgen.generator.constraints.grammar import Grammars
+from txtgen.generator.constraints.inclusion import Included, Parts
+from txtgen.generator.constraints.token_texts import TokenTexts
+from txtgen.generator.constraints.wording import Beginning, Forbidden
 from txtgen.tokenizer import IncrementalDecoder, SentencePieceTokenizer, tokenizer_from_hf_folder
 
 STRATEGIES = [
@@ -421,3 +423,102 @@ def test_a_missing_package_is_told(tokenizer, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(ResourceError, match=r"pip install 'txtgen\[constrain\]'"):
         Generator(load(tokenizer)).generate("the", regex="fox")
+
+
+# -- what is included
+
+BEAMS = [options for options in STRATEGIES if "beam_size" in options]
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_whatever_is_allowed_says_every_part_in_time(either, begins):
+    """Walks at random through what is allowed, with just enough room or more."""
+    texts, end, choice = TokenTexts(either, len(either) + 1), either.special.eos_id, Random(0)
+    ended = said_early = 0
+    for _ in range(60):
+        words = choice.sample(["fox", "over the", " moon", "née", "o", "n m", "the"], choice.choice([1, 2, 3]))
+        stops = choice.choice([(), ("fox runs", "q"), ("e",)])
+        stops = tuple(stop for stop in stops if not any(stop in word or word in stop for word in words))
+        alone = Parts(texts, words, stops, [Row(begins, 0)], [end])
+        needed = alone.remaining(alone.start(0))
+        limit = needed + choice.choice([0, 1, 5, 12])
+        parts = Parts(texts, words, stops, [Row(begins, limit)], [end])
+        tracked = Included(parts)
+        token_ids: tuple[int, ...] = ()
+        for place in range(limit):
+            allowed = tracked.allowed(0, token_ids)
+            said = said_by(either, token_ids, begins)
+            missing = [word for word in words if word.encode() not in said]
+            assert tracked.state(0, token_ids).missing == {words.index(word) for word in missing}
+            assert allowed[end] == (not missing)
+            assert tracked.remaining(0, token_ids) <= limit - place
+            assert (tracked.remaining(0, token_ids) == 0) == (not missing)
+            helpful = {*tracked.helpful(0, token_ids)}
+            assert bool(helpful) == bool(missing)
+            said_early += not missing
+            following = [token for token, can in enumerate(allowed.tolist()) if can and token < len(either)]
+            assert following, (words, stops, said)
+            near = [token for token in following if token in helpful]
+            token = choice.choice(near if near and choice.random() < 0.3 else following)
+            if token == end:
+                ended += 1
+                break
+            token_ids = (*token_ids, token)
+        said = said_by(either, token_ids, begins)
+        assert not [word for word in words if word.encode() not in said], (words, said)
+        before = said[: max(said.index(word.encode()) for word in words)]
+        assert not [stop for stop in stops if stop.encode() in before]
+    assert said_early
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
+@pytest.mark.parametrize("options", BEAMS)
+def test_every_result_has_the_texts_in_it(either, kind, options):
+    generator = Generator(load(either, kind))
+    prompts = ["the fox", "moon", "the fox runs over"]
+    options = options | {"max_new_tokens": 18}
+    for more in (
+        {"include": "runs"},
+        {"include": ["moon", "née"]},
+        {"include": ["fo", "ov"], "stop": ["e", "."]},
+        {"include": ["moon"], "prefix": "the", "bad_words": ["x"]},
+        {"include": ["runs"], "forced_eos_token_id": either.special.eos_id, "max_new_tokens": 9},
+    ):
+        words = [more["include"]] if isinstance(more["include"], str) else more["include"]
+        results = generator.generate(prompts, **options | more)
+        assert {result.prompt_index for result in results} == {0, 1, 2}
+        for result in results:
+            assert not [word for word in words if word not in result.text], (more, result.text)
+            assert result.text.startswith(more.get("prefix", ""))
+        alone = generator.generate(prompts[0], **options | more)
+        assert [r.token_ids for r in alone] == [r.token_ids for r in results if r.prompt_index == 0]
+        pieces = generator.stream(prompts[0], **options | more | {"num_return": 1})
+        assert "".join(pieces) == alone[0].text
+
+
+def test_a_text_that_would_be_said_anyway_changes_nothing(tokenizer):
+    generator = scripted(tokenizer, [*tokenizer.encode(" fox runs over the moon"), tokenizer.special.eos_id])
+    options = {"strategy": "beam", "beam_size": 12, "max_new_tokens": 30}
+    assert generator.generate("the", include="runs over", **options)[0].text == " fox runs over the moon"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"strategy": "greedy"}, ["include", "greedy", "use strategy beam or beam_sample"]),
+        ({"strategy": "sample"}, ["include", "sample"]),
+        ({"beam_size": 1}, ["include", "larger beam_size"]),
+        ({"beam_size": 4, "num_groups": 4, "diversity_penalty": 1.0}, ["include", "larger beam_size"]),
+        ({"max_new_tokens": 2}, ["include takes", "2 are generated at most"]),
+        ({"max_new_tokens": 13, "prefix": "the lazy dog"}, ["include takes", "13 are"]),
+        ({"bad_words": ["z", "oo"]}, ["'moon' is to be included", "'oo'", "bad_words"]),
+        ({"stop": "qui"}, ["'the quick' is to be included", "'qui'", "stop"]),
+        ({"regex": "the fox.*"}, ["include and regex"]),
+        ({"stop_on_loop": {}}, ["stop_on_loop", "include"]),
+    ],
+)
+def test_refuses_what_cannot_be_included(tokenizer, options, words):
+    generator, options = Generator(load(tokenizer)), {"strategy": "beam", "include": ["the quick", "moon"]} | options
+    with pytest.raises(UsageError) as caught:
+        generator.iterate(["the"], **options)
+    assert not [word for word in words if word not in str(caught.value)], str(caught.value)

@@ -261,6 +261,7 @@ def generate(
     no_repeat_ngram: Annotated[int | None, typer.Option(help="No n-gram of this size twice.")] = None,
     bad_word: Annotated[list[str] | None, typer.Option(help="Never this text; may repeat.")] = None,
     prefix: Annotated[str | None, typer.Option(help="Begin with this text.")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Have this text in it; may repeat (beam).")] = None,
     regex: Annotated[str | None, typer.Option(help="The whole text matches this.")] = None,
     json_schema: Annotated[
         str | None, typer.Option(metavar="FILE", help="The text is JSON of the schema in this file.")
@@ -320,6 +321,7 @@ def generate(
         "no_repeat_ngram_size": no_repeat_ngram,
         "bad_words": bad_word,
         "prefix": prefix,
+        "include": include,
         "regex": regex,
         "forced_bos_token_id": forced_bos_token_id,
         "stop": stop,

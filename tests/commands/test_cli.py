@@ -140,6 +140,7 @@ def test_the_newest_run_is_the_default(workshop, stdin, capfd) -> None:
         (["--bad-word", ""], 2, "bad_words"),
         (["--prefix", ""], 2, "prefix"),
         (["--regex", "(fox"], 2, "unclosed group"),
+        (["--include", "fox"], 2, "include has no meaning for strategy"),
         (["--json-schema", "missing.json"], 2, "missing.json"),
         (["--regex", "fox", "--prefix", "f"], 2, "prefix and regex"),
         (["--strategy", "beam", "--num-groups", "2"], 2, "diversity_penalty"),
@@ -200,6 +201,23 @@ def test_generate_writes_what_a_schema_allows(decoder, tmp_path, capfd) -> None:
     capfd.readouterr()
     assert run(["generate", decoder, "--prompt", "the", "--prefix", "the dog", "--max-new-tokens", "9"]) == 0
     assert capfd.readouterr().out.startswith("the dog")
+    flags = [
+        "--include",
+        "hill",
+        "--include",
+        "lake",
+        "--strategy",
+        "beam",
+        "--max-new-tokens",
+        "20",
+        "--prefix",
+        "the",
+    ]
+    assert run(["generate", decoder, "--prompt", "the", *flags]) == 0
+    text = capfd.readouterr().out
+    assert text.startswith("the")
+    assert "hill" in text
+    assert "lake" in text
 
 
 def test_every_setting_can_be_reached(decoder, capfd) -> None:

@@ -174,7 +174,8 @@ class StrategyConfig(Config):
 
     def is_set(self, name: str) -> bool:
         """Whether a setting has another value than its default, at which it does nothing."""
-        return bool(getattr(self, name) != type(self).model_fields[name].default)
+        field = type(self).model_fields.get(name)
+        return field is not None and bool(getattr(self, name) != field.default)
 
     @property
     def is_constrained(self) -> bool:
@@ -184,11 +185,11 @@ class StrategyConfig(Config):
     @property
     def demands(self) -> list[str]:
         """The settings that say what the text must be."""
-        return [name for name in ("prefix", "regex", "json_schema") if self.is_set(name)]
+        return [name for name in ("prefix", "include", "regex", "json_schema") if self.is_set(name)]
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Settings that contradict each other."""
-        if len(self.demands) > 1:
+        if len(self.demands) > 1 and not {*self.demands} <= {"prefix", "include"}:
             yield self.demands[-1], f"{' and '.join(self.demands)} are given, each of which says what the text must be"
         if self.penalty_window and not (self.presence_penalty or self.frequency_penalty):
             yield (
@@ -240,6 +241,9 @@ class BeamSettings(StrategyConfig):
     diversity_penalty: Annotated[float, Field(ge=0.0, le=1e4)] = 0.0
     """Taken off a token's score for every time that an earlier group chose it at the same step."""
 
+    include: Texts = ()
+    """Texts that every result has in it. Source: Post & Vilar 2018, arXiv 1804.06609."""
+
     @property
     def group_size(self) -> int:
         """Beams of a group."""
@@ -254,6 +258,10 @@ class BeamSettings(StrategyConfig):
             yield "num_groups", f"is {self.num_groups}, which does not divide beam_size {self.beam_size}"
         if self.num_groups > 1 and not self.diversity_penalty:
             yield "num_groups", f"is {self.num_groups}, but groups are all the same where diversity_penalty is 0"
+        if self.include and self.group_size < 2:
+            yield "include", "is given, but there are no beams to choose between: give a larger beam_size"
+        if self.include and self.stop_on_loop is not None:
+            yield "stop_on_loop", "is given, and so is include, which a loop might keep from being said"
         if self.diversity_penalty and self.num_groups == 1:
             yield "diversity_penalty", f"is {self.diversity_penalty:g}, but num_groups is 1: no group comes before"
 

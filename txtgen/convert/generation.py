@@ -29,8 +29,8 @@ NOT_TAKEN = (
 """Settings that change the text, which txtgen does not take over."""
 
 NOT_WRITTEN = (
-    "seed", "stop", "stop_on_loop", "bad_words", "prefix", "regex", "json_schema", "presence_penalty",
-    "frequency_penalty", "penalty_window", "dry", "top_n_sigma", "xtc", "samplers", "mbr",
+    "seed", "stop", "stop_on_loop", "bad_words", "prefix", "include", "regex", "json_schema", "mbr",
+    "presence_penalty", "frequency_penalty", "penalty_window", "dry", "top_n_sigma", "xtc", "samplers",
 )  # fmt: skip
 """Settings that a generation_config.json has no place for."""
 

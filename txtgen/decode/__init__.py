@@ -1,6 +1,7 @@
 """Search over token ids: greedy, beam and sampling, with filters. Knows no model and no text."""
 
 from txtgen.decode.constraint import Constraint
+from txtgen.decode.inclusion import Inclusion
 from txtgen.decode.sampling import Decided, Steps
 from txtgen.decode.scoring import token_logprobs
 from txtgen.decode.search import OnToken, run_steps, search, search_steps
@@ -12,6 +13,7 @@ __all__ = [
     "Decided",
     "FinishReason",
     "Hypothesis",
+    "Inclusion",
     "OnToken",
     "PromptBatch",
     "StepModel",

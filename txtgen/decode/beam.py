@@ -41,58 +41,36 @@ class _Candidate(NamedTuple):
     hope: float
 
 
-class _Beam(NamedTuple):
+class Beam(NamedTuple):
     """A running sequence: its new tokens, their plain log-probability, and its score."""
 
     token_ids: tuple[int, ...] = ()
     logprob: float = 0.0
     score: float = 0.0
 
-    def extended(self, candidate: _Candidate) -> "_Beam":
+    def extended(self, candidate: _Candidate) -> "Beam":
         """This sequence with the candidate's token."""
         logprob = self.logprob + candidate.logprob
-        return _Beam((*self.token_ids, candidate.token_id), logprob, candidate.score)
-
-
-class Selection(Protocol):
-    """Chooses among the continuations of beams."""
-
-    def shaped(self, scores: Tensor, prompts: Sequence[int]) -> Tensor:
-        """What tokens score: [R,V], from filtered log-probabilities [R,V] and the number of each row's prompt."""
-
-    def chosen(self, sums: Tensor, prompts: Sequence[int], count: int) -> Tensor:
-        """Numbers [N,count] int64 of continuations in descending order of their sums [N,M].
-
-        prompts: the number of each search's prompt.
-        """
-
-
-class Best:
-    """The best ones."""
-
-    def shaped(self, scores: Tensor, _prompts: Sequence[int]) -> Tensor:
-        """The scores as they are."""
-        return scores
-
-    def chosen(self, sums: Tensor, _prompts: Sequence[int], count: int) -> Tensor:
-        """Those with the largest sums."""
-        return sums.topk(count).indices
+        return Beam((*self.token_ids, candidate.token_id), logprob, candidate.score)
 
 
 @dataclass(slots=True)
-class _Search:
+class Search:
     """The search of one group of a prompt's beams. `parents`: the beam that each running sequence came from."""
 
     prompt: int
     group: int
-    running: list[_Beam] = field(default_factory=lambda: [_Beam()])
+    running: list[Beam] = field(default_factory=lambda: [Beam()])
     parents: list[int] = field(default_factory=list)
     finished: list[Hypothesis] = field(default_factory=list)
 
     def advance(self, candidates: Sequence[_Candidate], config: BeamSettings, stopping: Stopping) -> None:
-        """Take one step, given candidates in descending order; afterwards nothing runs if the search is over."""
+        """Take one step, given candidates, the first to be taken first.
+
+        Afterwards nothing runs if the search is over.
+        """
         size = config.group_size
-        running: list[_Beam] = []
+        running: list[Beam] = []
         parents: list[int] = []
         hope = FORBIDDEN
         for rank, candidate in enumerate(candidates):
@@ -101,8 +79,7 @@ class _Search:
             beam = self.running[candidate.parent]
             reason = stopping.reason(self.prompt, beam.token_ids, candidate.token_id)
             if reason is None and len(running) < size:
-                if not running:
-                    hope = candidate.hope
+                hope = max(hope, candidate.hope)
                 running.append(beam.extended(candidate))
                 parents.append(candidate.parent)
             elif reason is not None and rank < size:
@@ -115,9 +92,34 @@ class _Search:
         if running:
             # A vocabulary may offer fewer ways to go on than there are beams; the spare rows never win.
             spare = size - len(running)
-            running += [_Beam(running[0].token_ids, running[0].logprob, FORBIDDEN)] * spare
+            running += [Beam(running[0].token_ids, running[0].logprob, FORBIDDEN)] * spare
             parents += [parents[0]] * spare
         self.running, self.parents = running, parents
+
+
+class Selection(Protocol):
+    """Chooses among the continuations of beams."""
+
+    def shaped(self, scores: Tensor, prompts: Sequence[int]) -> Tensor:
+        """What tokens score: [R,V], from filtered log-probabilities [R,V] and the number of each row's prompt."""
+
+    def chosen(self, sums: Tensor, searches: Sequence[Search], count: int) -> Tensor:
+        """Numbers [N,K] int64 of continuations of N searches, the first to be taken first; -1 stands for none.
+
+        sums: [N,W*V], what each scores. count: how many are needed, unless there are fewer.
+        """
+
+
+class Best:
+    """The best ones."""
+
+    def shaped(self, scores: Tensor, _prompts: Sequence[int]) -> Tensor:
+        """The scores as they are."""
+        return scores
+
+    def chosen(self, sums: Tensor, _searches: Sequence[Search], count: int) -> Tensor:
+        """Those with the largest sums."""
+        return sums.topk(min(count, sums.shape[1])).indices
 
 
 @torch.inference_mode()
@@ -146,7 +148,7 @@ def beam_search(
     filters = make(logits.shape[-1])
     sequences = align_right(prompts.input_ids, prompts.lengths)
     # Group by group, so that the rows of a group are a slice.
-    live = [_Search(prompt, group) for group in range(config.num_groups) for prompt in range(len(prompts))]
+    live = [Search(prompt, group) for group in range(config.num_groups) for prompt in range(len(prompts))]
     if config.num_groups > 1:
         order = torch.tensor([search.prompt for search in live], device=device)
         state.select(order)
@@ -185,7 +187,7 @@ def beam_search(
 class _Outcome:
     """What the groups of one prompt come to. told: how many tokens of the best result are known to be decided."""
 
-    groups: list[_Search]
+    groups: list[Search]
     told: int = 0
 
     def results(self, count: int) -> list[Hypothesis]:
@@ -219,7 +221,7 @@ def _shared(sequences: Sequence[Sequence[int]], start: int) -> Iterator[int]:
 
 
 def _step(
-    searches: Sequence[_Search],
+    searches: Sequence[Search],
     scores: Tensor,
     log_probs: Tensor,
     config: BeamSettings,
@@ -257,25 +259,26 @@ def _penalise_said(scores: Tensor, said: Sequence[Sequence[int]], penalty: float
 
 
 def _candidates(
-    searches: Sequence[_Search],
+    searches: Sequence[Search],
     scores: Tensor,
     log_probs: Tensor,
     config: BeamSettings,
     stopping: Stopping,
     selection: Selection,
 ) -> list[list[_Candidate]]:
-    """Continuations of each search, in descending order.
+    """Continuations of each search, the first to be taken first.
 
     There are (number of end tokens + 1) times the group's size, at least twice: if all of the beams' end tokens are
     among them, enough are left to go on with. scores, log_probs: [N,W,V].
     """
-    num_searches, width, vocabulary = scores.shape
+    num_searches, _, vocabulary = scores.shape
     length = len(searches[0].running[0].token_ids) + 1
     running = torch.tensor([[beam.score for beam in search.running] for search in searches]).to(scores)
     sums = (scores + running[..., None]).view(num_searches, -1)
     size = max(2, 1 + len(stopping.eos_ids)) * config.group_size
-    index = selection.chosen(sums, [search.prompt for search in searches], min(size, width * vocabulary))
-    top = sums.gather(1, index)
+    index = selection.chosen(sums, searches, size)
+    top = sums.gather(1, index.clamp(min=0)).masked_fill(index < 0, FORBIDDEN)
+    index = index.clamp(min=0)
     logprobs = log_probs.reshape(num_searches, -1).gather(1, index)
     final = top / length**config.length_penalty
     if config.early_stopping == "never" and config.length_penalty > 0:

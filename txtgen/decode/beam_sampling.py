@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from txtgen.config.decoding import BeamSampleConfig
+from txtgen.decode.beam import Search
 from txtgen.decode.distribution import shape_distribution
 from txtgen.decode.filters import renormalise
 
@@ -29,14 +30,15 @@ class DrawBeams:
             chances = torch.tensor([self.random[prompt].random() for prompt in prompts]).to(scores)
         return renormalise(shape_distribution(scores, self.config, chances))
 
-    def chosen(self, sums: Tensor, prompts: Sequence[int], count: int) -> Tensor:
-        """Numbers [N,count] of those drawn, in descending order of their sums [N,M].
+    def chosen(self, sums: Tensor, searches: Sequence[Search], count: int) -> Tensor:
+        """Those that are drawn, in descending order of their sums.
 
         The largest of the sums, each with Gumbel noise, are a draw without replacement.
         Source: Vieira 2014, "Gumbel-max trick and weighted reservoir sampling".
         """
+        prompts = [search.prompt for search in searches]
         noise = torch.stack([gumbel_noise(self.random[prompt], sums.shape[1]) for prompt in prompts])
-        drawn = (sums.double() + noise.to(sums.device)).topk(count).indices
+        drawn = (sums.double() + noise.to(sums.device)).topk(min(count, sums.shape[1])).indices
         return drawn.gather(1, sums.gather(1, drawn).sort(dim=-1, descending=True, stable=True).indices)
 
 

@@ -13,11 +13,12 @@ from txtgen.config.decoding import (
     GreedyConfig,
     SampleConfig,
 )
-from txtgen.decode.beam import Best, beam_search
+from txtgen.decode.beam import Best, Selection, beam_search
 from txtgen.decode.beam_sampling import DrawBeams
 from txtgen.decode.chain import make_filters
 from txtgen.decode.constraint import Constraint
 from txtgen.decode.contrastive import Contrast, hidden_model
+from txtgen.decode.inclusion import Banks, Inclusion
 from txtgen.decode.sampling import Draw, Steps, follow, most_likely
 from txtgen.decode.stopping import StopCheck, Stopping
 from txtgen.decode.types import Hypothesis, PromptBatch, State, StepModel
@@ -35,6 +36,7 @@ def search(
     eos_ids: Sequence[int] = (),
     suppress: Sequence[int] = (),
     constraints: Sequence[Constraint] = (),
+    inclusion: Inclusion | None = None,
     prompt_indices: Sequence[int] | None = None,
     first_sample: int = 0,
     stop: StopCheck | None = None,
@@ -51,6 +53,7 @@ def search(
         eos_ids: tokens that end a sequence.
         suppress: tokens that are never generated unless they are forced. None by default.
         constraints: what each row may say, by its text.
+        inclusion: what each row must say, for beams to be shared out accordingly.
         prompt_indices: numbers of the prompts, which sampling's randomness depends on; 0, 1, ... by default.
         first_sample: number of the first sample of each prompt.
         stop: looks for stop strings.
@@ -69,6 +72,7 @@ def search(
         eos_ids=eos_ids,
         suppress=suppress,
         constraints=constraints,
+        inclusion=inclusion,
         prompt_indices=prompt_indices,
         first_sample=first_sample,
         stop=stop,
@@ -98,6 +102,7 @@ def search_steps(
     eos_ids: Sequence[int] = (),
     suppress: Sequence[int] = (),
     constraints: Sequence[Constraint] = (),
+    inclusion: Inclusion | None = None,
     prompt_indices: Sequence[int] | None = None,
     first_sample: int = 0,
     stop: StopCheck | None = None,
@@ -107,7 +112,8 @@ def search_steps(
         return [_empty_results(config) for _ in limits]
     indices = range(len(prompts)) if prompt_indices is None else prompt_indices
     stopping = Stopping(frozenset(eos_ids), tuple(limits), stop, config.stop_on_loop)
-    make = partial(make_filters, config, prompts, stopping, suppress, constraints)
+    rules = constraints if inclusion is None else (*constraints, inclusion)
+    make = partial(make_filters, config, prompts, stopping, suppress, rules)
     match config:
         case GreedyConfig():
             found = yield from follow(model, prompts, config, stopping, make, most_likely)
@@ -118,10 +124,11 @@ def search_steps(
             # As in Hugging Face, one beam is greedy search; only the score is that of a beam.
             greedy = yield from follow(model, prompts, config, stopping, make, most_likely)
             found = [[_with_beam_score(hypothesis, config) for hypothesis in results] for results in greedy]
-        case BeamConfig():
-            found = yield from beam_search(model, prompts, config, stopping, make, Best())
-        case BeamSampleConfig():
-            found = yield from beam_search(model, prompts, config, stopping, make, DrawBeams(config, indices))
+        case BeamConfig() | BeamSampleConfig():
+            selection: Selection = Best() if isinstance(config, BeamConfig) else DrawBeams(config, indices)
+            if inclusion is not None:
+                selection = Banks(selection, inclusion)
+            found = yield from beam_search(model, prompts, config, stopping, make, selection)
         case SampleConfig():
             samples = range(first_sample, first_sample + config.num_return)
             draw = Draw(config, [(index, sample) for index in indices for sample in samples])

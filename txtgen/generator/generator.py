@@ -10,7 +10,7 @@ import torch
 from txtgen.checkpoint import LoadedModel
 from txtgen.config.decoding import DecodingConfig, SampleConfig
 from txtgen.config.model import Native
-from txtgen.decode import Constraint, Hypothesis, StepModel, Steps, run_steps, search_steps, token_logprobs
+from txtgen.decode import Hypothesis, StepModel, Steps, run_steps, search_steps, token_logprobs
 from txtgen.errors import ResourceError, UsageError
 from txtgen.generator.batches import Batch, Plan, in_order, make_plan
 from txtgen.generator.consensus import most_alike
@@ -57,7 +57,7 @@ class Generator:
         self._reader = PromptReader(loaded)
         self._suppress = never_written(loaded.tokenizer, loaded.config.framing, loaded.model.config.vocab_size or 0)
         size = loaded.model.config.vocab_size or 0
-        self._constraints_of = Constraints(loaded.tokenizer, size, self._reader.framing.end)
+        self._constraints = Constraints(loaded.tokenizer, size, self._reader.framing.end)
         self._suppress_beside_gaps = sorted({*self._suppress} - {*gap_marks(loaded.tokenizer.control_ids)})
 
     def generate(
@@ -177,7 +177,7 @@ class Generator:
         if given is not None and len(given) == 1:
             given *= len(texts)
         reader = TargetReader(
-            self._reader, self.loaded.tokenizer, lambda text: self._constraints_of.texts.spell(text, begins=False)
+            self._reader, self.loaded.tokenizer, lambda text: self._constraints.texts.spell(text, begins=False)
         )
         read = reader.read(texts, given, raw=raw, special=special, end=end)
         plan = make_plan([target.prompt for target in read], UNLIMITED, self.batch_size, self.batch_tokens)
@@ -200,13 +200,14 @@ class Generator:
             told = f"{' and '.join(decoding.demands)} say what a text must be, and not what fills its gaps"
             raise UsageError(told, "gap", "give either of the two")
         encoded = self._reader.encode_all(prompts, raw, special, gap, decoding)
-        self._constraints(encoded, decoding)
+        self._constraints.make(decoding, self._rows(encoded))
         return encoded
 
     # -- tokens to tokens
 
     def _steps(self, prompts: Sequence[EncodedPrompt], decoding: DecodingConfig, first_sample: int = 0) -> Steps:
         contexts = [self._reader.context(prompt) for prompt in prompts]
+        rules = self._constraints.make(decoding, self._rows(prompts))
         return search_steps(
             self._model,
             self._reader.batch(prompts),
@@ -214,18 +215,17 @@ class Generator:
             limits=[prompt.limit for prompt in prompts],
             eos_ids=self._reader.framing.end,
             suppress=self._suppress if prompts[0].gaps is None else self._suppress_beside_gaps,
-            constraints=self._constraints(prompts, decoding),
+            constraints=rules.constraints,
+            inclusion=rules.inclusion,
             prompt_indices=[prompt.number for prompt in prompts],
             first_sample=first_sample,
             stop=StopStrings(self.loaded.tokenizer, decoding.stop, contexts) if decoding.stop else None,
         )
 
-    def _constraints(self, prompts: Sequence[EncodedPrompt], decoding: DecodingConfig) -> tuple[Constraint, ...]:
-        if not decoding.is_constrained:
-            return ()
+    def _rows(self, prompts: Sequence[EncodedPrompt]) -> list[Row]:
+        """What constraints must know of the prompts."""
         tokenizer, reader = self.loaded.tokenizer, self._reader
-        rows = [Row(begins(tokenizer, reader.context(prompt)), prompt.limit) for prompt in prompts]
-        return self._constraints_of.make(decoding, rows)
+        return [Row(begins(tokenizer, reader.context(prompt)), prompt.limit) for prompt in prompts]
 
     def _search(self, prompts: Sequence[EncodedPrompt], decoding: DecodingConfig) -> list[list[Hypothesis]]:
         """The hypotheses of each prompt; no more than batch_size samples at a time."""

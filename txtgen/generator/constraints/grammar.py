@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from txtgen.errors import ResourceError, UsageError
-from txtgen.generator.token_texts import TokenTexts
+from txtgen.generator.constraints.token_texts import TokenTexts
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
