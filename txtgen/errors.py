@@ -5,7 +5,7 @@
     ├── ConfigError         3  a configuration that cannot be used
     ├── DataError           4  a corpus that cannot be read or is too small
     ├── CheckpointError     5  a checkpoint or tokenizer that is damaged or does not fit
-    ├── ResourceError       6  disk, memory, permission
+    ├── ResourceError       6  disk, memory (OutOfMemoryError), permission
     ├── DivergedError       7  a loss or gradient that is not finite
     ├── DistributedError    8  another rank failed or did not answer
     └── BusyError           9  a folder that is in use or already holds a run
@@ -77,6 +77,10 @@ class ResourceError(TxtgenError):
     """The machine lacks disk space, memory or a permission."""
 
     exit_code = 6
+
+
+class OutOfMemoryError(ResourceError):
+    """The memory does not suffice, however little is computed at once."""
 
 
 class DivergedError(TxtgenError):

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import txtgen.commands.validation
 from txtgen.checkpoint import load_checkpoint
@@ -31,6 +32,38 @@ def test_a_metric_or_a_sample_that_fails_is_told_once_and_training_goes_on(works
     assert "ZeroDivisionError" in error
     assert "Traceback" in Path("runs/a/log.txt").read_text()
     assert load_checkpoint(Path("runs/a/last.pth")).lineage["step"] == 6
+
+
+OUT_OF_MEMORY = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12345 bytes."),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    ("config", "where", "what"),
+    [
+        ("decoder", "txtgen.generator.generator.run_steps", "sampling at step 3 failed"),
+        ("decoder", "txtgen.evaluate.loss.batch_loss", "validation at step 3 failed"),
+        ("translator", "txtgen.generator.generator.run_steps", "validation at step 2 failed"),
+    ],
+    ids=["samples", "loss", "translations"],
+)
+def test_memory_that_runs_out_beside_training_does_not_end_it(
+    workshop, trained, capfd, monkeypatch, config, where, what, error
+) -> None:
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(where, fails)
+    assert run(["pretrain", f"{config}.yaml", "--name", config]) == 0
+    told = capfd.readouterr().err
+    assert f"{what}, and training goes on: out of memory" in told
+    assert told.count("training goes on") == 1
+    ours, straight = (load_checkpoint(folder / config / "last.pth") for folder in (Path("runs"), trained / "runs"))
+    assert all(torch.equal(weight, straight.model[name]) for name, weight in ours.model.items())
 
 
 def test_a_run_of_no_steps_has_nothing_to_do(workshop, capfd) -> None:

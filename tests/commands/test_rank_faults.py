@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -265,3 +266,72 @@ def test_agents_of_several_machines_restart_as_one(straight) -> None:
     assert_same_weights("run", straight)
     assert [path.name for path in Path("runs").glob("run.old-*")] == ["run.old-1"]
     assert Path("runs/run.old-1/last.pth").read_bytes() == b"an older run"
+
+
+def with_fault(fault: str, step: int, *arguments: str, name: str) -> list[tuple[int, str]]:
+    """Exit codes and messages of two ranks, the second of which meets with a fault at a step."""
+    script = str(Path(__file__).with_name("faulty_rank.py"))
+    _, _, _, *rest = pretrain(*arguments, name=name)
+    command = [sys.executable, script, fault, "1", str(step), *rest]
+    return two_ranks([Path.cwd()] * 2, command, free_port())
+
+
+def training(name: str, step: int) -> dict[str, Any]:
+    return load_checkpoint(Path(f"runs/{name}/checkpoints/step-{step:08d}.pth"), training=True).training
+
+
+def test_a_step_that_does_not_fit_on_one_rank_is_done_with_less_on_both_and_so_after_a_resume(workshop) -> None:
+    for code, errors in with_fault("memory", 3, name="straight"):
+        assert code == 0, errors
+    assert "memory ran out: from now on 32 tokens" in Path("runs/straight/log.txt").read_text()
+    assert training("straight", 2)["micro_batch_tokens"] == [None, None]
+    assert training("straight", 4)["micro_batch_tokens"] == training("straight", 6)["micro_batch_tokens"] == [None, 32]
+    shutil.copytree("runs/straight", "runs/resumed")
+    Path("runs/resumed/checkpoints/step-00000006.pth").unlink()
+    Path("runs/resumed/last.pth").unlink()
+    code, errors = end(begin("--resume", name="resumed"))
+    assert code == 0, errors
+    assert_same_weights("resumed", "straight")
+
+
+@pytest.mark.parametrize(
+    ("fault", "sharding", "code", "told", "state"),
+    [
+        ("memory", "shard", 6, "out of memory while training", "failed"),
+        ("nan", "replicate", 7, "the gradient is not finite; step 5, documents ", "diverged"),
+        ("nan", "shard", 7, "the gradient is not finite; step 5, documents ", "diverged"),
+    ],
+)
+def test_a_fault_of_one_rank_ends_both_with_the_last_good_checkpoint(
+    workshop, fault, sharding, code, told, state
+) -> None:
+    for found, errors in with_fault(fault, 5, "--set", f"train.sharding={sharding}", name="run"):
+        assert found == code, errors
+        assert "Traceback" not in errors
+    assert (status()["state"], status()["exit_code"]) == (state, code)
+    assert told in status()["reason"]
+    last = load_checkpoint(Path("runs/run/last.pth"))
+    assert last.lineage["step"] == 4
+    assert all(torch.isfinite(weight).all() for weight in last.model.values())
+
+
+@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+@pytest.mark.parametrize(("fault", "told"), [("kill", "is gone or stopped"), ("hang", "did not come to where")])
+def test_a_rank_that_is_lost_within_a_step_is_named(workshop, fault, told, sharding) -> None:
+    script = str(Path(__file__).with_name("faulty_rank.py"))
+    _, _, _, *rest = pretrain(
+        "--set", "train.rank_timeout_seconds=20", "--set", f"train.sharding={sharding}", name="run"
+    )
+    command = [sys.executable, script, fault, "1", "5", *rest]
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    first, second = (
+        subprocess.Popen(command, env=environment(RANK=rank, **variables), stderr=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    )
+    code, errors = end(first)
+    second.kill()
+    end(second)
+    assert code == 8
+    assert f"rank 1 (process {second.pid} " in errors
+    assert told in errors
+    assert load_checkpoint(Path("runs/run/last.pth")).lineage["step"] == 4

@@ -7,6 +7,7 @@ from txtgen.commands.console import ProgressDisplay, duration
 from txtgen.commands.job import Job
 from txtgen.commands.journal import Journal
 from txtgen.data import StreamReport
+from txtgen.errors import TxtgenError
 from txtgen.generator import Generation
 from txtgen.train import Contention, Speed, SpikeWatch, StepReport, TrainState
 
@@ -88,9 +89,10 @@ class Reporter:
         logger.info("sample at step %d: %r -> %r", step, generation.prompt, generation.text)
 
     def failure(self, what: str, step: int, error: Exception) -> None:
-        """Something beside training failed by a fault of ours."""
+        """Something beside training failed, by a fault of ours or for want of memory."""
         logger.info("%s at step %d failed", what, step, exc_info=error)
-        self.complain(what, f"{what} at step {step} failed, and training goes on: {error!r}")
+        told = str(error) if isinstance(error, TxtgenError) else repr(error)
+        self.complain(what, f"{what} at step {step} failed, and training goes on: {told}")
 
     def irregularities(self, report: StreamReport) -> None:
         """What was not as it should be in what was read, and in how it was learnt."""

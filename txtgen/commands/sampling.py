@@ -33,6 +33,11 @@ class Samples:
         return self.job.world.is_main or is_sharded(self.job.model)
 
     @property
+    def are_made_alone(self) -> bool:
+        """Whether the rank that generates meets no other one while it does."""
+        return not is_sharded(self.job.model)
+
+    @property
     def every(self) -> int:
         """Steps from one time to the next: samples that have no rhythm of their own follow validation."""
         return self.job.config.samples.every or self.job.config.train.validate_every

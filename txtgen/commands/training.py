@@ -21,7 +21,8 @@ from txtgen.commands.status import State
 from txtgen.commands.validation import Validation
 from txtgen.config.loader import dump_config
 from txtgen.data import Batch, StreamReport
-from txtgen.errors import ResourceError, TxtgenError
+from txtgen.distributed import is_sharded
+from txtgen.errors import OutOfMemoryError, TxtgenError
 from txtgen.generator import Generator
 from txtgen.memory import is_out_of_memory
 from txtgen.train import (
@@ -73,7 +74,7 @@ def _running_out_of_memory_told(job: Job) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ResourceError(
+        raise OutOfMemoryError(
             "out of memory while training",
             f"batch_tokens {job.config.train.batch_tokens}",
             "set train.micro_batch_tokens lower (the batch stays the same), or shrink the model",
@@ -219,18 +220,20 @@ class Session:
     # -- what happens between them
 
     @contextmanager
-    def aside(self, what: str, every: int) -> Iterator[None]:
+    def aside(self, what: str, every: int, *, alone: bool) -> Iterator[None]:
         """What is done with the weights that are to be used, which training goes on without if it fails by a fault of
-        ours; its time is noted. A signal breaks it off.
+        ours, or for want of memory; its time is noted. A signal breaks it off.
 
-        Among several ranks it may not fail, for some would go on and some wait; nor be broken off, for they meet in it.
+        alone: the rank that does it meets no other one. Else it may not fail, for some would go on and some wait, but
+        for want of memory that all are told of; nor be broken off.
         """
-        alone, began = self.job.world.size == 1, time.monotonic()
+        began = time.monotonic()
         try:
             with self.state.averaged(), suppress(Interrupted), self.stop.deferred(not alone):
                 yield
         except Exception as error:
-            if isinstance(error, TxtgenError) or not alone:
+            told_to_all = isinstance(error, OutOfMemoryError) and not is_sharded(self.job.model)
+            if not told_to_all and (isinstance(error, TxtgenError) or not alone):
                 raise
             self.reporter.failure(what, self.state.step, error)
         self.pace.note(what, time.monotonic() - began, every)
@@ -242,7 +245,8 @@ class Session:
     def validate(self) -> None:
         """Measure on the held-out text, if any is; keep the model as best.pth if it never was better."""
         metrics, config = None, self.job.config.train
-        with self.status.during("validating"), self.aside("validation", config.validate_every):
+        alone = self.job.world.size == 1
+        with self.status.during("validating"), self.aside("validation", config.validate_every, alone=alone):
             limit = self.state.micro_batch_tokens or config.micro_batch_tokens
             metrics = self.validation.measure(self.stop, limit)
         if metrics is None:
@@ -261,7 +265,8 @@ class Session:
         """Show what the model makes of the sample prompts."""
         if not self.samples.are_made_here:
             return
-        with self.status.during("sampling"), self.aside("sampling", self.samples.every):
+        alone = self.samples.are_made_alone
+        with self.status.during("sampling"), self.aside("sampling", self.samples.every, alone=alone):
             for generation in self.samples.generate():
                 if self.job.world.is_main:
                     self.reporter.sample(self.state.step, generation, self.samples.joint)

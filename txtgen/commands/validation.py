@@ -7,7 +7,7 @@ from txtgen.commands.job import Job
 from txtgen.commands.signals import StopRequest
 from txtgen.data import Objective, validation_pairs, validation_parts
 from txtgen.distributed import is_sharded
-from txtgen.errors import DataError
+from txtgen.errors import DataError, OutOfMemoryError
 from txtgen.evaluate import LossMetrics, evaluate_loss, translate_pairs, weighted_loss
 from txtgen.generator import Generator
 
@@ -42,6 +42,7 @@ class Validation:
 
         Raises:
             DataError: BLEU or chrF is wanted, and the held-out text has no pairs.
+            OutOfMemoryError: on all ranks, but those of a sharded model, who wait for one another within it.
         """
         config = self.job.config.train
         if not self.parts:
@@ -57,8 +58,7 @@ class Validation:
         metrics.update({f"val_loss_{name}": part.loss for name, part in found.items() if name})
         if config.validation_metric != "loss":
             # Several ranks generate together only where each has but a part of the model.
-            apart = is_sharded(self.job.model)
-            metrics.update(self._translate() if apart else self.job.world.from_main(self._translate))
+            metrics.update(self._translate() if is_sharded(self.job.model) else self._translate_on_main())
         return metrics
 
     def improves(self, metrics: dict[str, float], best: dict[str, float]) -> bool:
@@ -83,6 +83,21 @@ class Validation:
         if key not in best:
             return True
         return metrics[key] < best[key] if metric == "loss" else metrics[key] > best[key]
+
+    def _translate_on_main(self) -> dict[str, float]:
+        """What rank 0 translates, while the others wait; if its memory runs out, all are told."""
+        out: list[OutOfMemoryError] = []
+
+        def translate() -> dict[str, float]:
+            try:
+                return self._translate()
+            except OutOfMemoryError as error:
+                out.append(error)
+                return {}
+
+        metrics = self.job.world.from_main(translate)
+        self.job.world.raise_on_all(OutOfMemoryError, out[0] if out else None)
+        return metrics
 
     def _translate(self) -> dict[str, float]:
         """BLEU and chrF of greedily generated targets for the first held-out pairs."""

@@ -28,6 +28,7 @@ class GradientSums:
     """
 
     def __init__(self, model: nn.Module, world: World) -> None:
+        self._world = world
         self._buckets: list[Bucket] = []
         self._sums: list[dist.Work] = []
         """Of the first buckets, those that are being made or are made."""
@@ -73,6 +74,7 @@ class GradientSums:
             self._send(self._buckets[len(self._sums)])
 
     def _send(self, bucket: "Bucket") -> None:
+        self._world.enter()
         self._sums.append(dist.all_reduce(bucket.content, async_op=True))
 
 

@@ -94,8 +94,8 @@ class Peers:
         error.told = self.rank != 0  # rank 0 repeats it: what the other one said may stand on another machine
         return error
 
-    def verdict(self) -> BaseException | None:
-        """Which rank is to blame for a collective that failed, and why; None if none of the others is."""
+    def verdict(self) -> BaseException:
+        """Which rank is to blame for a collective that failed, and why, as far as that is known."""
         try:
             before, end = self._beats(), time.monotonic() + PATIENCE_SECONDS
             while time.monotonic() < end:
@@ -107,16 +107,19 @@ class Peers:
             if silent := [rank for rank in others if after[rank] == before[rank]]:
                 return self._gone(silent)
             if behind := [rank for rank in others if after[rank][1] < self._entered]:
-                return DistributedError(
-                    f"{self._named(behind)} did not come to where the others wait",
-                    f"rank {self.rank}",
-                    "look at what holds it up, or raise train.rank_timeout_seconds",
-                )
+                return self._late(self._named(behind))
+            return self._late(f"one of {self._named(others)}" if len(others) > 1 else self._named(others))
         except RuntimeError:
             return DistributedError(
                 "the process that connects the ranks is gone", f"rank {self.rank}", "look at what it said; resume"
             )
-        return None
+
+    def _late(self, named: str) -> DistributedError:
+        return DistributedError(
+            f"{named} did not come to where the others wait",
+            f"rank {self.rank}",
+            "look at what holds it up, or raise train.rank_timeout_seconds",
+        )
 
     def _gone(self, ranks: list[int]) -> DistributedError:
         return DistributedError(

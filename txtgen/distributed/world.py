@@ -15,7 +15,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 
 from txtgen.distributed.meeting import Meeting, meet
 from txtgen.distributed.peers import Peers
-from txtgen.errors import DistributedError
+from txtgen.errors import DistributedError, TxtgenError
 
 Made = TypeVar("Made")
 
@@ -47,13 +47,18 @@ class World:
         if self.peers is None:
             yield
             return
-        self.peers.enter()
+        self.enter()
         try:
             yield
         except RuntimeError as error:
-            if not _is_of_communication(error) or (verdict := self.peers.verdict()) is None:
+            if not _is_of_communication(error):
                 raise
-            raise verdict from error
+            raise self.peers.verdict() from error
+
+    def enter(self) -> None:
+        """Count a collective that this rank is about to enter, so that one which does not come can be told."""
+        if self.peers is not None:
+            self.peers.enter()
 
     def sum(self, values: list[float]) -> list[float]:
         """Each value summed over all ranks, in float64."""
@@ -92,6 +97,19 @@ class World:
         with self.together():
             dist.all_gather_object(values, value)
         return values
+
+    def raise_on_all(self, kind: type[TxtgenError], error: TxtgenError | None) -> None:
+        """Raise the error, of this kind, that any rank has met: on that rank as it is, on the others with its number.
+
+        Raises:
+            TxtgenError: some rank has one.
+        """
+        found = self.gather(None if error is None else (error.what, error.where, error.fix))
+        if error is not None:
+            raise error
+        for rank, parts in enumerate(found):
+            if parts is not None:
+                raise kind(f"rank {rank}: {parts[0]}", *parts[1:])
 
     def from_main(self, make: Callable[[], Made]) -> Made:
         """What rank 0 makes, on every rank; plain data. The others wait for it as long as rank 0 lives.

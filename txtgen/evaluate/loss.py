@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from txtgen.data.types import Batch
-from txtgen.distributed import World
+from txtgen.distributed import World, is_sharded
+from txtgen.errors import OutOfMemoryError
 from txtgen.memory import is_out_of_memory
 from txtgen.model import Transformer
 from txtgen.train import batch_loss, held_bytes, micro_batches, smaller_batch
@@ -44,14 +45,14 @@ def _perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def _nll(model: Transformer, batch: Batch, limit: int | None, world: World) -> tuple[float, int | None]:
+def _nll(model: Transformer, batch: Batch, limit: int | None) -> tuple[float, int | None]:
     """The loss of a batch, and how much of one goes through the model at once after that."""
     device = next(model.parameters()).device
     while True:
         try:
             return sum(float(batch_loss(model, part.to(device)).nll) for part in micro_batches(batch, limit)), limit
         except (MemoryError, RuntimeError) as error:
-            if world.size > 1 or not is_out_of_memory(error):
+            if not is_out_of_memory(error) or is_sharded(model):
                 raise
         limit = smaller_batch(held_bytes(model), batch, limit)
 
@@ -73,22 +74,31 @@ def evaluate_loss(
         max_tokens: at most so many go through the model at once, and fewer if memory runs out; None: a batch.
 
     Raises:
-        ResourceError: memory runs out for a single row.
+        OutOfMemoryError: memory runs out for a single row, on whichever rank; all raise it together, but those of a
+            sharded model, who wait for one another within it.
     """
+    world = world or World()
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     nll, tokens, num_bytes = 0.0, 0, 0
+    out: OutOfMemoryError | None = None
     try:
         with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype == torch.bfloat16):
             for batch in batches:
                 tokens += batch.num_scored
                 num_bytes += batch.bytes
-                part, max_tokens = _nll(model, batch, max_tokens, world or World())
-                nll += part
+                try:
+                    part, max_tokens = (0.0, 0) if out else _nll(model, batch, max_tokens)
+                    nll += part
+                except OutOfMemoryError as error:
+                    if world.size == 1:
+                        raise
+                    out = error  # the other ranks may meet in the batches that are left
     finally:
         model.train(was_training)
-    nll, total, size = (world or World()).sum([nll, float(tokens), float(num_bytes)])
+    world.raise_on_all(OutOfMemoryError, out)
+    nll, total, size = world.sum([nll, float(tokens), float(num_bytes)])
     loss = nll / max(1.0, total)
     return LossMetrics(
         loss=loss,

@@ -5,13 +5,11 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
-import torch
-
 from txtgen.checkpoint import LoadedModel
 from txtgen.config.decoding import DecodingConfig, SampleConfig
 from txtgen.config.model import Native
 from txtgen.decode import Hypothesis, StepModel, Steps, run_steps, search_steps, token_logprobs
-from txtgen.errors import ResourceError, UsageError
+from txtgen.errors import OutOfMemoryError, UsageError
 from txtgen.generator.batches import Batch, Plan, in_order, make_plan
 from txtgen.generator.consensus import most_alike
 from txtgen.generator.constraints import Constraints, Row
@@ -21,6 +19,7 @@ from txtgen.generator.settings import resolve_settings
 from txtgen.generator.types import EncodedPrompt, Generation, Prompt, Score
 from txtgen.generator.writing import StopStrings, begins, filled_text
 from txtgen.infilling import gap_marks
+from txtgen.memory import is_out_of_memory
 from txtgen.model import Transformer, step_model
 from txtgen.tokenizer import IncrementalDecoder, never_written
 
@@ -82,7 +81,7 @@ class Generator:
         Raises:
             UsageError: a prompt or an option that cannot be used; before anything is generated.
             DivergedError: the model's scores are not finite.
-            ResourceError: the memory does not suffice.
+            OutOfMemoryError: the memory does not suffice.
         """
         return list(self.iterate(prompts, raw=raw, special=special, gap=gap, **options))
 
@@ -303,10 +302,9 @@ def _ready(model: Transformer) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        # What the CPU's allocator raises has no class of its own.
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "enough memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         fix = "lower batch_size, num_return, beam_size or max_new_tokens"
-        raise ResourceError("out of memory", "generation", fix) from error
+        raise OutOfMemoryError("out of memory", "generation", fix) from error
     finally:
         model.train(training)

@@ -1,5 +1,6 @@
 """Training: losses, optimizers, schedules and the loop."""
 
+from txtgen.train.accumulation import micro_batches
 from txtgen.train.average import WeightAverage
 from txtgen.train.budget import TimeBudget
 from txtgen.train.checkpointing import checkpoint_activations
@@ -7,7 +8,7 @@ from txtgen.train.compilation import Compilation, compile_layers, may_compile, s
 from txtgen.train.cost import FlopCounts, count_flops, matrix_peak, peak_memory_bytes
 from txtgen.train.estimate import MemoryEstimate, estimate_memory
 from txtgen.train.figures import Figures, StepReport
-from txtgen.train.loop import TrainState, micro_batches, refuse_non_finite, train
+from txtgen.train.loop import TrainState, refuse_non_finite, train
 from txtgen.train.loss import LossSums, batch_loss, cross_entropy_sums
 from txtgen.train.memory import HeldBytes, held_bytes, require_memory, smaller_batch
 from txtgen.train.optimizer import build_optimizer

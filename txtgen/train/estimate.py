@@ -10,7 +10,7 @@ from txtgen.config.train import TrainConfig
 from txtgen.data.types import Batch
 from txtgen.distributed import is_sharded, local, reshard
 from txtgen.model import Transformer
-from txtgen.train.loop import micro_batches
+from txtgen.train.accumulation import micro_batches
 from txtgen.train.loss import batch_loss, chunk_rows
 from txtgen.train.memory import held_bytes
 from txtgen.train.optimizer import Optimizers

@@ -11,16 +11,14 @@ from torch import Tensor, nn
 
 from txtgen.config.train import TrainConfig
 from txtgen.data.types import Batch
-from txtgen.distributed import GradientSums, World, is_sharded, local, reshard, total_norm
+from txtgen.distributed import World, is_sharded, local, reshard, total_norm
 from txtgen.errors import DivergedError
-from txtgen.memory import is_out_of_memory
 from txtgen.model import Transformer
+from txtgen.train.accumulation import Accumulated, Accumulation, micro_batches
 from txtgen.train.average import WeightAverage
 from txtgen.train.compilation import Compilation, settle_compilation
 from txtgen.train.cost import count_flops
 from txtgen.train.figures import Figures, StepReport
-from txtgen.train.loss import BatchLoss
-from txtgen.train.memory import held_bytes, smaller_batch
 from txtgen.train.optimizer import Optimizers
 from txtgen.train.schedule import Horizon, share_of_peak
 
@@ -68,18 +66,18 @@ def train(
     device never waits. Who saves or measures in between calls `refuse_non_finite` first.
 
     Where memory runs out on the way to the gradients, the step is done again with smaller micro-batches, and so are all
-    later ones. Several ranks cannot: some would wait for what another one no longer sends.
+    later ones, on all ranks together.
 
     Raises:
         DivergedError: a loss or gradient is not finite, more often in a row than the config allows.
-        ResourceError: memory runs out for a single row.
+        OutOfMemoryError: memory runs out for a single row.
     """
     world = world or World()
     reshard(state.model)
     parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
     device = parameters[0].device
     flops = count_flops(state.model)
-    loss, gradients = BatchLoss(state.model, config.label_smoothing), GradientSums(state.model, world)
+    accumulation = Accumulation(state.model, state.optimizer, config.label_smoothing, dtype, world)
     state.horizon = state.horizon or Horizon(config.steps)
     report: StepReport | None = None
     while state.step < state.horizon.steps:
@@ -96,18 +94,20 @@ def train(
                 state.compilation = settle_compilation(
                     state.model, config.compile, part, dtype, world, state.compilation
                 )
-            losses = _within_memory(state, loss, gradients, batch, config, dtype, world, key)
-        scored, positions = world.sum([float(batch.num_scored), float(batch.num_tokens)])
-        norm = _scale_and_clip(parameters, scored, config.clip_norm, world, is_sharded(state.model))
-        found = torch.cat([world.sum_tensor(losses), norm[None]])
+            limit = state.micro_batch_tokens or config.micro_batch_tokens
+            sums = accumulation.run(batch, limit, key)
+        if sums.limit != limit:
+            state.micro_batch_tokens = sums.limit
+        norm = _scale_and_clip(parameters, sums.scored, config.clip_norm, world, is_sharded(state.model))
+        found = torch.cat([world.sum_tensor(sums.losses), norm[None]])
         non_finite = ~found.isfinite().all()
         state.non_finite = (state.non_finite + 1) * non_finite
         state.optimizer.step(share_of_peak(config.schedule, step, state.horizon), leave_out=non_finite)
         if state.average is not None:
             state.average.update(step)
-        state.step, state.tokens, state.bookmark = step, state.tokens + int(scored), batch.bookmark
+        state.step, state.tokens, state.bookmark = step, state.tokens + int(sums.scored), batch.bookmark
         figures, seconds = Figures(torch.cat([found, state.non_finite[None]])), time.perf_counter() - started
-        before, report = report, _report(state, batch, figures, scored, positions, seconds, waited, flops.of(batch))
+        before, report = report, _report(state, batch, figures, sums, seconds, waited, flops.of(batch))
         if before is not None:
             refuse_non_finite(before, config)
         if report.figures.at_hand:
@@ -121,19 +121,18 @@ def _report(
     state: TrainState,
     batch: Batch,
     figures: Figures,
-    scored: float,
-    positions: float,
+    sums: Accumulated,
     seconds: float,
     waited: float,
     flops: int,
 ) -> StepReport:
-    """The step that the state has just done. scored, positions: of all ranks."""
+    """The step that the state has just done."""
     return StepReport(
         step=state.step,
         figures=figures,
         learning_rate=state.optimizer.learning_rate,
-        tokens=int(scored),
-        positions=int(positions),
+        tokens=int(sums.scored),
+        positions=int(sums.positions),
         seconds=seconds,
         data_seconds=waited,
         flops=flops,
@@ -158,66 +157,6 @@ def refuse_non_finite(report: StepReport, config: TrainConfig) -> None:
         f"step {report.step}{in_a_row}, documents {', '.join(names[:5])}" + (" ..." if len(names) > 5 else ""),
         "start again with a lower learning rate or a longer warm-up, from scratch or by finetuning the last checkpoint",
     )
-
-
-def _within_memory(
-    state: TrainState,
-    loss: nn.Module,
-    gradients: GradientSums,
-    batch: Batch,
-    config: TrainConfig,
-    dtype: torch.dtype,
-    world: World,
-    key: int,
-) -> Tensor:
-    """As `_accumulate`, again and again with the same draws and ever smaller micro-batches if memory runs out."""
-    device = next(state.model.parameters()).device
-    while True:
-        torch.manual_seed(key)
-        limit = state.micro_batch_tokens or config.micro_batch_tokens
-        try:
-            return _accumulate(loss, gradients, batch, limit, device, dtype, world)
-        except (MemoryError, RuntimeError) as error:
-            if world.size > 1 or not is_out_of_memory(error):
-                raise
-        # Here and not in the handler, where the traceback would still hold what fills the memory.
-        state.optimizer.forget_gradients()
-        state.micro_batch_tokens = smaller_batch(held_bytes(state.model, state.optimizer), batch, limit)
-
-
-def _accumulate(
-    loss: nn.Module,
-    gradients: GradientSums,
-    batch: Batch,
-    limit: int | None,
-    device: torch.device,
-    dtype: torch.dtype,
-    world: World,
-) -> Tensor:
-    """Add the gradients of the summed loss, micro-batch by micro-batch. Returns the sums (objective, nll) [2]."""
-    total = torch.zeros(2, device=device)
-    gradients.clear()
-    parts = list(micro_batches(batch, limit))
-    if is_sharded(loss) and limit is not None:
-        # A rank may have a row less than another, yet all must compute equally often.
-        parts += [parts[0].unscored()] * (world.max(len(parts)) - len(parts))
-    # One region for all, in which each weight is cast once and not once for every micro-batch.
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        for number, part in enumerate(parts, 1):
-            with gradients.over_ranks() if number == len(parts) else nullcontext():
-                sums = loss(part.to(device))
-                with torch.autocast(device.type, enabled=False):
-                    torch.autograd.backward(sums.objective)
-            total += torch.stack([sums.objective.detach(), sums.nll])
-    return total
-
-
-def micro_batches(batch: Batch, max_tokens: int | None) -> Iterator[Batch]:
-    """The batch in blocks of rows whose padded tokens stay within max_tokens, at least one row each."""
-    count = batch.input_ids.shape[0]
-    rows = count if max_tokens is None else max(1, max_tokens // batch.row_width)
-    for start in range(0, count, rows):
-        yield batch.rows(start, start + rows)
 
 
 def _scale_and_clip(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from txtgen.config.train import OptimizerConfig
 from txtgen.data.types import Batch
-from txtgen.errors import ResourceError
+from txtgen.errors import OutOfMemoryError, ResourceError
 from txtgen.model import Transformer
 from txtgen.train.optimizer import Optimizers, build_optimizer
 
@@ -81,7 +81,7 @@ def smaller_batch(held: HeldBytes, batch: Batch, limit: int | None) -> int:
         limit: tokens of it that went through the model at once, source and padding included; None: all.
 
     Raises:
-        ResourceError: a single row was too much.
+        OutOfMemoryError: a single row was too much.
     """
     torch.cuda.empty_cache()  # does nothing without a GPU
     width = batch.row_width
@@ -89,7 +89,7 @@ def smaller_batch(held: HeldBytes, batch: Batch, limit: int | None) -> int:
     tokens = min(limit or tokens, tokens)
     if tokens >= 2 * width:
         return tokens // 2
-    raise ResourceError(
+    raise OutOfMemoryError(
         f"out of memory with a single row of {width:,} tokens",
         f"{held}, activations the rest",
         "lower train.sequence_length (or the longest pair), make model.d_model or num_layers smaller, "
