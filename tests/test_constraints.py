@@ -496,6 +496,24 @@ def test_every_result_has_the_texts_in_it(either, kind, options):
         assert "".join(pieces) == alone[0].text
 
 
+def test_help_makes_no_longer_words(tokenizer):
+    texts, end = TokenTexts(tokenizer, len(tokenizer)), tokenizer.special.eos_id
+    parts = Parts(texts, ["fox", "馬", " moon"], (), [Row(True, 40)], [end])
+    tracked = Included(parts)
+
+    def helpful(said):
+        return {*map(tokenizer.token_bytes, tracked.helpful(0, tuple(tokenizer.encode(said))))}
+
+    at_once, spaced, horse, moon = (
+        tokenizer.token_bytes(tokenizer.encode(text)[0]) for text in ("fox", " fox", "馬", " moon")
+    )
+    assert helpful("") == {at_once, spaced, horse, moon}
+    assert helpful("the ") == {at_once, spaced, horse, moon, b"m"}, "the space may begin the moon"
+    assert helpful("the") == {spaced, horse, moon}
+    assert helpful("the fox馬") == {moon}
+    assert helpful("foxes moon馬") == set()
+
+
 def test_a_text_that_would_be_said_anyway_changes_nothing(tokenizer):
     generator = scripted(tokenizer, [*tokenizer.encode(" fox runs over the moon"), tokenizer.special.eos_id])
     options = {"strategy": "beam", "beam_size": 12, "max_new_tokens": 30}

@@ -1,5 +1,6 @@
 """Texts that must occur in what is generated."""
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -12,6 +13,11 @@ from txtgen.generator.constraints.token_texts import TokenTexts
 from txtgen.generator.constraints.wording import Forbidden, TextEnd
 
 Spelling = tuple[int, ...]
+
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
+)
+"""Characters of scripts that do not part words by spaces: Thai, Lao, Burmese, Khmer, Chinese, Japanese."""
 
 
 class Progress(NamedTuple):
@@ -30,7 +36,8 @@ class Progress(NamedTuple):
 class Parts:
     """Some parts are said, in any order and whatever tokens spell them, before the text ends.
 
-    What remains to be said is counted in the tokens that the tokenizer writes the parts in, at once or after a space.
+    What remains to be said is counted in the tokens that the tokenizer writes the parts in. They are helpful after a
+    space, or at once where that makes no longer word: at the beginning, and in scripts without spaces.
 
     Args:
         texts: of the vocabulary.
@@ -48,18 +55,17 @@ class Parts:
     ) -> None:
         self.texts, self.rows = texts, rows
         self.parts = [part.encode() for part in parts]
-        self.spellings = [self._spellings(part) for part in parts]
-        self.shortest = [min(map(len, spellings)) for spellings in self.spellings]
+        self._at_once = [texts.spell(part, begins=False) for part in parts]
+        self._spaced = [
+            spelling if part[0].isspace() or UNSPACED.match(part) else texts.spell(f" {part}", begins=False)
+            for part, spelling in zip(parts, self._at_once, strict=True)
+        ]
+        self._longest = [max(map(len, pair)) for pair in zip(self._at_once, self._spaced, strict=True)]
         self._stops = Forbidden(texts, stops, [row.begins for row in rows]) if stops else None
-        self._reach = max(len(text.encode()) for text in (*parts, *stops)) - 1
-        self._longest = max(len(spelling) for spellings in self.spellings for spelling in spellings) - 1
+        self._reach = max(1, *(len(text.encode()) - 1 for text in (*parts, *stops)))
         self._strips = texts.tokenizer.leading_space
         self._not_end = ~mask_of(list(end), texts.size)
         self._remaining = cache(self._count)
-
-    def _spellings(self, part: str) -> list[Spelling]:
-        written = [part] if part[0].isspace() else [part, f" {part}"]
-        return sorted({self.texts.spell(text, begins=False) for text in written})
 
     def start(self, row: int) -> Progress:
         """Nothing was said."""
@@ -74,7 +80,7 @@ class Parts:
         end = TextEnd(text[max(0, len(text) - self._reach) :], begins and self.texts.is_silent(token_id))
         # A first token that has lost its space may not have begun what it seems to.
         recent = () if self._strips and begins else (*recent, token_id)
-        return Progress(room - 1, missing, end, recent[max(0, len(recent) - self._longest) :])
+        return Progress(room - 1, missing, end, recent[max(0, len(recent) - max(self._longest) + 1) :])
 
     def allowed(self, state: Progress) -> Tensor:
         """No end before all is said, and no token after which too little room would be left for the rest."""
@@ -84,7 +90,8 @@ class Parts:
         room = state.room - 1
         if self.remaining(state._replace(recent=())) <= room:
             return allowed
-        tokens = {token for number in state.missing for spelling in self.spellings[number] for token in spelling}
+        spellings = (pair[number] for pair in (self._at_once, self._spaced) for number in state.missing)
+        tokens = {token for spelling in spellings for token in spelling}
         fitting = [token for token in tokens if self.remaining(self.after(state, token)) <= room]
         return allowed & mask_of(fitting, self.texts.size)
 
@@ -94,19 +101,25 @@ class Parts:
         return self._remaining(state.missing, state.recent) + spare
 
     def _count(self, missing: frozenset[int], recent: Spelling) -> int:
-        whole = sum(self.shortest[number] for number in missing)
+        whole = sum(self._longest[number] for number in missing)
         # One part may have been begun.
-        saved = [
-            self.shortest[number] - len(spelling) + begun(spelling, recent)
-            for number in missing
-            for spelling in self.spellings[number]
-        ]
-        return whole - max(0, *saved) if saved else 0
+        saved = 0
+        for number in missing:
+            for spelling in (self._at_once[number], self._spaced[number]):
+                if count := begun(spelling, recent):
+                    saved = max(saved, self._longest[number] - len(spelling) + count)
+        return whole - saved
 
     def helpful(self, state: Progress) -> set[int]:
         """The next token of every missing part, and its first."""
-        spellings = [spelling for number in state.missing for spelling in self.spellings[number]]
-        return {spelling[place] for spelling in spellings for place in (0, begun(spelling, state.recent))}
+        tokens = {self._spaced[number][0] for number in state.missing}
+        if not state.end.tail or state.end.tail[-1:].isspace():
+            tokens |= {self._at_once[number][0] for number in state.missing}
+        for number in state.missing:
+            for spelling in (self._at_once[number], self._spaced[number]):
+                if count := begun(spelling, state.recent):
+                    tokens.add(spelling[count])
+        return tokens
 
 
 def begun(spelling: Spelling, recent: Spelling) -> int:
