@@ -35,6 +35,19 @@ def test_each_order_adds_the_vector_of_its_bucket(order):
     torch.testing.assert_close(found, torch.stack([by_hand(embedding, row) for row in ids.tolist()]))
 
 
+def test_dropout_leaves_out_whole_vectors_in_training_alone():
+    embedding, ids = table(4, 100), random_ids(40, 9)
+    padded, positions = with_room_before(ids, embedding.reach), torch.arange(9)[None]
+    whole = embedding(padded, positions)
+    vectors = embedding.weight[embedding._buckets(padded, positions)]
+    embedding.dropout = 0.25
+    torch.testing.assert_close(embedding.eval()(padded, positions), whole)
+    dropped = embedding.train()(padded, positions)
+    kept = torch.linalg.lstsq(vectors.mT, dropped[..., None]).solution[..., 0]
+    assert set(kept.mul(0.75).round(decimals=9).abs().unique().tolist()) == {0.0, 1.0}
+    assert 0.7 < (kept > 0.5).double().mean() < 0.8
+
+
 def test_no_ngram_reaches_into_another_document():
     embedding, ids = table(4, 100), random_ids(1, 9)
     positions = torch.tensor([[0, 1, 2, 3, 0, 0, 1, 2, 3]])

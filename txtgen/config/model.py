@@ -134,6 +134,8 @@ class NgramConfig(Config):
     """The longest n-grams; all shorter ones from two tokens on have embeddings too."""
     num_buckets: Annotated[int, Field(ge=16, le=2**24)] = 16_384
     """Vectors per order; n-grams that fall into the same bucket share one."""
+    dropout: Share = 0.0
+    """Share of these vectors that is left out in training, so that the model does not learn its text by heart."""
 
 
 class TransformerConfig(Config):

@@ -13,12 +13,15 @@ class NgramEmbedding(nn.EmbeddingBag):
 
     There are too many n-grams for a vector each, so each order hashes its own into `num_buckets` vectors.
 
+    In training each vector is left out with probability `dropout`, and the others are scaled up: long n-grams are few
+    times seen, and a model that leans on them learns its text by heart.
+
     Source: Pagnoni et al. 2024, arXiv 2412.09871, section 3.2.1; Huang et al. 2025, arXiv 2501.16975.
     """
 
-    def __init__(self, max_order: int, num_buckets: int, width: int) -> None:
+    def __init__(self, max_order: int, num_buckets: int, width: int, dropout: float = 0.0) -> None:
         super().__init__((max_order - 1) * num_buckets, width, mode="sum")
-        self.max_order, self.num_buckets = max_order, num_buckets
+        self.max_order, self.num_buckets, self.dropout = max_order, num_buckets, dropout
 
     @property
     def reach(self) -> int:
@@ -30,8 +33,11 @@ class NgramEmbedding(nn.EmbeddingBag):
 
         A token counts only if it belongs to the same document, which begins at position 0.
         """
-        buckets = self._buckets(ids, positions)
-        return super().forward(buckets.flatten(0, 1)).view(*buckets.shape[:2], -1)
+        buckets = self._buckets(ids, positions).flatten(0, 1)
+        kept = None
+        if self.training and self.dropout:
+            kept = F.dropout(self.weight.new_ones(buckets.shape), self.dropout)
+        return super().forward(buckets, per_sample_weights=kept).view(ids.shape[0], positions.shape[1], -1)
 
     def _buckets(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Rows of the table [B,N,N-1], an order each."""

@@ -63,7 +63,9 @@ class Transformer(nn.Module):
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.ngram_embedding: NgramEmbedding | None = None
         if config.ngrams is not None:
-            self.ngram_embedding = NgramEmbedding(config.ngrams.max_order, config.ngrams.num_buckets, width)
+            self.ngram_embedding = NgramEmbedding(
+                config.ngrams.max_order, config.ngrams.num_buckets, width, config.ngrams.dropout
+            )
         learned = isinstance(config.position, LearnedPosition)
         self.position_embedding = nn.Embedding(config.max_length, width) if learned else None
         self.source_embedding: nn.Embedding | None = None
