@@ -669,7 +669,7 @@ def test_a_stop_string_that_is_not_completed_is_shown(tokenizer):
 def test_stop_strings_cut_random_texts_at_their_first_place(tokenizer):
     generator = Generator(load(tokenizer, init_std=0.02))
     tried = 0
-    for seed in range(12):
+    for seed in range(7):
         options = {"strategy": "sample", "seed": seed, "max_new_tokens": 25}
         whole = generator.generate("the", **options)[0]
         for start in range(3, len(whole.text) - 3, 4):
@@ -682,13 +682,13 @@ def test_stop_strings_cut_random_texts_at_their_first_place(tokenizer):
             assert result.finish_reason == "stop"
             assert "".join(generator.stream("the", stop=stop, **options)) == result.text
             tried += 1
-    assert tried > 20
+    assert tried > 10
 
 
 def test_a_stream_of_beams_makes_up_random_texts(tokenizer):
     """Whatever ends them, and in pieces wherever the beams agree."""
     choice, pieces_seen = Random(0), 0
-    for seed in range(8):
+    for seed in range(4):
         generator = Generator(load(tokenizer, seed=seed))
         for _ in range(2):
             prompt = choice.choice(PROMPTS)
@@ -706,7 +706,7 @@ def test_a_stream_of_beams_makes_up_random_texts(tokenizer):
             pieces = list(generator.stream(prompt, **options))
             assert "".join(pieces) == result.text
             pieces_seen += len(pieces)
-    assert pieces_seen > 25, "beams agree on something before the end"
+    assert pieces_seen > 12, "beams agree on something before the end"
 
 
 def test_a_stream_has_one_result(tokenizer):

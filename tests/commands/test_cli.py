@@ -300,15 +300,25 @@ def test_a_terminal_gets_control_characters_escaped() -> None:
 
 
 def test_output_that_nobody_reads_is_no_mistake(decoder) -> None:
+    """Each command ends a process of its own, all of them forked from one that has imported torch."""
     generate = ["generate", decoder, "--max-new-tokens", "3", "--prompt", "the cat"]
-    for arguments in (generate, [*generate, "--prompt", "the dog"], ["inspect", decoder], ["config", "schema"]):
-        reader, writer = os.pipe()
-        os.close(reader)
-        command = [sys.executable, "-m", "txtgen", *arguments]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False)
-        os.close(writer)
-        assert (done.returncode, done.stderr) == (0, b""), arguments
+    commands = [generate, [*generate, "--prompt", "the dog"], ["inspect", decoder], ["config", "schema"]]
+    code = """
+import json, os, sys, torch
+from txtgen.__main__ import main
+for arguments in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        sys.argv[1:] = arguments
+        main()
+    assert os.wait()[1] == 0, arguments
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, json.dumps(commands)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 # -- score
@@ -540,7 +550,7 @@ def test_help_and_version(capfd) -> None:
 
 
 @pytest.mark.parametrize(
-    "variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"COLUMNS": "20"}, {"LANG": "C", "LC_ALL": "C"}]
+    "variables", [{"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "20"}, {"LANG": "C", "LC_ALL": "C"}]
 )
 def test_odd_environments(decoder, variables) -> None:
     command = [

@@ -5,6 +5,7 @@ import torch
 
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
+from txtgen.commands import probe
 
 COMPILED = ["pretrain", "decoder.yaml", "--name", "run", "--set", "train.compile=true"]
 
@@ -57,6 +58,8 @@ def test_another_setting_on_resume_is_told(workshop, compiler, capsys) -> None:
     assert saved(workshop).training["compiled"] == ["auto", False]
 
 
-def test_a_dry_run_times_compiled_layers_in_whole_batches(workshop, compiler) -> None:
+def test_a_dry_run_times_compiled_layers_in_whole_batches(workshop, compiler, monkeypatch) -> None:
+    for name in ("PROBE_SECONDS", "VALIDATION_SECONDS"):
+        monkeypatch.setattr(probe, name, 0.0)
     assert run([*COMPILED, "--dry-run"]) == 0
     assert compiler == [False]

@@ -53,7 +53,7 @@ def refuse_locks(monkeypatch, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["flock", "ENOLCK", "ENOSYS"])
 def test_a_folder_is_held_by_one_process_and_free_after_its_death(tmp_path, monkeypatch, caplog, kind) -> None:
     refuse_locks(monkeypatch, kind)
-    monkeypatch.setattr("txtgen.commands.locking.SOFT_SECONDS", 3.0)
+    monkeypatch.setattr("txtgen.commands.locking.SOFT_SECONDS", 0.5)
     with holder(tmp_path, kind) as process:
         busy = rf"in use by process {process.pid} on .* since 20\d\d-"
         with pytest.raises(BusyError, match=busy) as caught, hold(tmp_path):

@@ -59,7 +59,7 @@ def test_ranks_and_sharding_change_between_resumes(workshop) -> None:
     )
 
 
-@pytest.mark.parametrize("config", ["decoder", "translator"])
+@pytest.mark.parametrize("config", ["decoder", pytest.param("translator", marks=pytest.mark.slow)])
 def test_two_ranks_equal_one(workshop, config) -> None:
     arguments = ["pretrain", f"{config}.yaml", "--dtype", "float32", "--set", "model.dropout=0.0"]
     arguments += ["--set", "train.save_every=2", "--steps", "3"]

@@ -42,16 +42,28 @@ def test_names_count_up(tmp_path) -> None:
 def test_a_second_process_finds_the_folder_busy(folder) -> None:
     code = (
         "import sys; from pathlib import Path; from txtgen.commands.run_folder import RunFolder\n"
-        "with RunFolder(Path(sys.argv[1])).lock(): pass"
+        "for _ in sys.stdin:\n"
+        "    try:\n"
+        "        with RunFolder(Path(sys.argv[1])).lock(): print('free', flush=True)\n"
+        "    except Exception as error: print(type(error).__name__, flush=True)"
     )
-    with folder.lock():
-        Status(folder.status).set("running")
-        done = subprocess.run([sys.executable, "-c", code, folder.path], capture_output=True, text=True, check=False)
-        assert "BusyError" in done.stderr
-        with pytest.raises(BusyError, match="in use by process"), RunFolder(folder.path).lock():
-            pass
-    done = subprocess.run([sys.executable, "-c", code, folder.path], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-c", code, str(folder.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def found() -> str:
+            process.stdin.write("now\n")
+            process.stdin.flush()
+            return process.stdout.readline()
+
+        with folder.lock():
+            Status(folder.status).set("running")
+            assert found() == "BusyError\n"
+            with pytest.raises(BusyError, match="in use by process"), RunFolder(folder.path).lock():
+                pass
+        assert found() == "free\n"
+        process.stdin.close()
 
 
 def test_what_a_killed_run_left_half_written_goes(folder) -> None:

@@ -238,10 +238,16 @@ def test_a_run_whose_checkpoints_do_not_fit_is_refused(workshop, monkeypatch, ca
 
 def test_room_is_asked_for_as_many_checkpoints_as_are_kept(workshop, monkeypatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(saving, "require_space", lambda _, needs: asked.append(needs))
+
+    def ask(_, needs: int) -> None:
+        asked.append(needs)
+        if len(asked) in (1, 3, 4):
+            raise ResourceError("the question is all that was wanted")
+
+    monkeypatch.setattr(saving, "require_space", ask)
     for more in (["keep_last=1"], ["keep_last=2"], ["keep_last=9"], ["keep_last=1", "train.keep_every=4"]):
         sets = [item for setting in more for item in ("--set", setting if "." in setting else f"train.{setting}")]
-        assert pretrain(f"a{len(asked)}", "--steps", "8", *sets) == 0
+        assert pretrain(f"a{len(asked)}", "--steps", "8", *sets) == (0 if len(asked) == 2 else 6)
     one = asked[1] - asked[0]  # a checkpoint more
     assert asked[2] - asked[1] == 3 * one  # of 8 steps only 5 checkpoints can be
     assert asked[3] - asked[0] == 2 * one

@@ -156,7 +156,7 @@ CONFIGS = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(CONFIGS)
 def test_dump_reads_back_equal(config: FinetuneConfig) -> None:
     text = dump_config(config)

@@ -215,7 +215,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_whatever_is_wrong_is_a_config_error(data: st.DataObject) -> None:
     """Any value anywhere in a sound tree either loads or gives an error in plain words."""

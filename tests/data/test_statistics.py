@@ -9,7 +9,6 @@ from txtgen.config.data import DataConfig
 from txtgen.config.loader import config_from_tree
 from txtgen.config.tokenizer import SentencePieceConfig
 from txtgen.data import corpus_statistics
-from txtgen.data.statistics import SAMPLE_BYTES
 from txtgen.tokenizer import train_sentencepiece
 
 LINES = [f"the {color} {animal} sees" for color in ("red", "green", "blue") for animal in ("cat", "dog", "fox")]
@@ -37,14 +36,17 @@ def test_a_small_corpus_is_counted_exactly(tmp_path, tokenizer) -> None:
     assert one.bytes_per_token == one.text_bytes / len(ids)
 
 
-def test_a_large_corpus_is_sampled_all_over(tmp_path, tokenizer) -> None:
+def test_a_large_corpus_is_sampled_all_over(tmp_path, tokenizer, monkeypatch) -> None:
     """Half of it other text than the other half, and far more than is read."""
+    sample_bytes = 1 << 17
+    monkeypatch.setattr("txtgen.data.statistics.SAMPLE_BYTES", sample_bytes)
+    monkeypatch.setattr("txtgen.data.statistics.BLOCK_SAMPLE_BYTES", 1 << 12)
     draw = random.Random(0)
-    easy = "".join(draw.choice(LINES) + "\n" for _ in range(250_000))
+    easy = "".join(draw.choice(LINES) + "\n" for _ in range(30_000))
     hard = "".join(f"猫狗{draw.randrange(10)}\n" for _ in range(len(easy) // 8))
     (tmp_path / "a.txt").write_text(easy + hard, encoding="utf-8")
     (one,) = statistics({"sources": [{"kind": "text", "path": str(tmp_path), "documents": "line"}]}, tokenizer)
-    assert one.sampled_bytes < 1.1 * SAMPLE_BYTES < 0.5 * one.num_bytes
+    assert one.sampled_bytes < 1.1 * sample_bytes < 0.5 * one.num_bytes
     tokens = sum(map(len, tokenizer.encode_batch((easy + hard).splitlines())))
     assert one.estimated_tokens == pytest.approx(tokens, rel=0.1)
     assert one.estimated_documents == pytest.approx(easy.count("\n") + hard.count("\n"), rel=0.1)

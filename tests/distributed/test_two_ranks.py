@@ -113,8 +113,8 @@ def assert_alike(found: dict[str, Any], expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", MODELS)
 def test_two_ranks_learn_what_one_learns(ranks, name, optimizer, sharding) -> None:
-    one = learn(World(), name, "replicate", optimizer)
-    first, second = ranks.run(learn, name, sharding, optimizer)
+    one = learn(World(), name, "replicate", optimizer, 2)
+    first, second = ranks.run(learn, name, sharding, optimizer, 2)
     assert_alike(first, one)
     assert second["losses"] == first["losses"]
     share = sum(weight.numel() for weight in one["weights"].values()) * (1 if sharding == "replicate" else 0.6)
@@ -166,13 +166,13 @@ def test_a_run_goes_on_with_other_ranks_and_sharding(ranks, optimizer) -> None:
     straight = learn(World(), "tied", "replicate", optimizer, steps=5)
     sharded = ranks.run(learn, "tied", "shard", optimizer)
     expected = {**straight, "losses": straight["losses"][3:], "norms": straight["norms"][3:]}
-    for begun in (sharded[0], learn(World(), "tied", "replicate", optimizer)):
-        state = (begun["weights"], begun["optimizer"])
-        assert_alike(go_on(World(), "tied", "replicate", optimizer, *state), expected)
-        for sharding in ("replicate", "shard"):
-            first, _ = ranks.run(go_on, "tied", sharding, optimizer, *state)
-            assert_alike(first, expected)
-            torch.testing.assert_close(first["optimizer"], straight["optimizer"], rtol=1e-3, atol=2e-4)
+    alone = learn(World(), "tied", "replicate", optimizer)
+    state = (sharded[0]["weights"], sharded[0]["optimizer"])
+    assert_alike(go_on(World(), "tied", "replicate", optimizer, *state), expected)
+    for begun, sharding in ((sharded[0], "replicate"), (alone, "shard")):
+        first, _ = ranks.run(go_on, "tied", sharding, optimizer, begun["weights"], begun["optimizer"])
+        assert_alike(first, expected)
+        torch.testing.assert_close(first["optimizer"], straight["optimizer"], rtol=1e-3, atol=2e-4)
 
 
 def estimate(world: World, name: str, sharding: str) -> MemoryEstimate:
