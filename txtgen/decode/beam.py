@@ -214,8 +214,9 @@ def _best(hypotheses: Sequence[Hypothesis], count: int) -> list[Hypothesis]:
 
 def _shared(sequences: Sequence[Sequence[int]], start: int) -> Iterator[int]:
     """The tokens from `start` on in which all sequences agree."""
-    for first, *others in zip(*(sequence[start:] for sequence in sequences), strict=False):
-        if any(other != first for other in others):
+    for place in range(start, min(map(len, sequences))):
+        first, *others = {sequence[place] for sequence in sequences}
+        if others:
             break
         yield first
 
