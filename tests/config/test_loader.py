@@ -112,7 +112,7 @@ def test_trees_from_elsewhere() -> None:
     model = config_from_tree(ModelConfig, {"kind": "decoder", "position": {"kind": "rotary"}})
     assert model == DecoderConfig(position=RotaryPosition())
     assert isinstance(config_from_tree(DecodingConfig, {"strategy": "beam", "early_stopping": True}), BeamConfig)
-    with pytest.raises(ConfigError, match="strategy: expected one of greedy, beam, .*, got nothing"):
+    with pytest.raises(ConfigError, match=r"strategy: expected one of greedy, beam, .*, got nothing"):
         config_from_tree(DecodingConfig, {"beam_size": 3}, source="checkpoint")
 
 
