@@ -95,7 +95,9 @@ def test_hostile_text_stays_text(folder) -> None:
     folder.append(folder.samples, {"step": 1, "prompt": HOSTILE, "text": HOSTILE + "猫👩‍👧 \ud800"})
     folder.append(folder.metrics, {"step": 1, "loss": HOSTILE, "val_loss": 2.0})
     facts = {"name": HOSTILE, "files": HOSTILE}
-    folder.write_note(folder.about, json.dumps({"corpus": [facts], "starts": [{HOSTILE: HOSTILE}], "base": HOSTILE}))
+    reading = {"records": 7, "bad_records": 1, "bad_examples": [HOSTILE], "oddities": {HOSTILE: {"count": 2}}}
+    about = {"corpus": [facts], "starts": [{HOSTILE: HOSTILE}], "base": HOSTILE, "reading": reading}
+    folder.write_note(folder.about, json.dumps(about))
     folder.status.write_text(json.dumps({"state": HOSTILE, "exit_code": 1, "reason": HOSTILE}))
     folder.config.write_text(f"# {HOSTILE.encode('ascii', 'ignore').decode()}\n")
     text = render(folder.path)

@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import time
+from dataclasses import asdict
 from typing import Any
 
 import txtgen
@@ -13,7 +14,7 @@ from txtgen.commands.job import Job
 from txtgen.commands.page import write_page
 from txtgen.commands.run_record import read_object
 from txtgen.commands.starting import environment
-from txtgen.data import corpus_statistics
+from txtgen.data import StreamReport, corpus_statistics
 from txtgen.generator import Generation
 from txtgen.model import count_parameters
 
@@ -28,18 +29,23 @@ class Journal:
         self.writes = job.world.is_main
         self._about: dict[str, Any] = {}
         """What run.json says."""
+        self._reading = StreamReport()
         self._page_due, self._page_failed = 0.0, False
         self._board: Board | None = None
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, reading: StreamReport) -> None:
         """Say in run.json what the run is, and from which step on and on what machine it goes on now.
+
+        Args:
+            step: after which it goes on.
+            reading: what this start of it has met in its corpus, kept up to date by others.
 
         Raises:
             ResourceError: TensorBoard is asked for and missing.
         """
         if not self.writes:
             return
-        job = self.job
+        job, self._reading = self.job, reading
         if job.config.train.tensorboard:
             self._board = Board(self.folder.path / "tensorboard", step)
         before = read_object(self.folder.about, [])
@@ -71,6 +77,13 @@ class Journal:
         self._about["corpus"] = [source.facts() for source in found]
         self._write_about()
 
+    def _tell_of_reading(self) -> None:
+        """Say in run.json what was met in the corpus since this start."""
+        reading = asdict(self._reading)
+        if self._about and self._reading.records and reading != self._about.get("reading"):
+            self._about["reading"] = reading
+            self._write_about()
+
     def page(self, *, now: bool = False) -> None:
         """Write report.html, if that is worth its time: it may take a hundredth of the run's, more only `now`."""
         started = time.monotonic()
@@ -78,6 +91,7 @@ class Journal:
             return
         try:
             self._tell_of_corpus()
+            self._tell_of_reading()
             started = time.monotonic()
             write_page(self.folder.path)
         except Exception as error:  # a page must never cost the run

@@ -89,7 +89,7 @@ def _measured(job: Job, started: float) -> Iterator[Section]:
     """The sections that need the model and real batches. started: when preparing the run began."""
     config, resident = job.config.train, _resident_bytes(job.device)
     session = Session(job, ProgressDisplay(config.steps, quiet=True), Journal(job))
-    session.journal.begin(0)
+    session.journal.begin(0, session.reading)
     with session.saving:
         batch = first_batch(session)
         prepared = time.perf_counter() - started

@@ -97,6 +97,7 @@ def render(folder: Path) -> str:
         curves=_curves(record, columns),
         samples=_samples(record),
         corpus=_corpus(record.about),
+        reading=_reading(record.about),
         parameters=_parameters(record.about),
         environment=_environment(record.about),
         lineage=_lineage(record),
@@ -187,6 +188,27 @@ def _corpus(about: dict[str, Any]) -> list[dict[str, str]]:
             **{head: formatted(source.get(key), spec) for head, key, spec in heads},
         }
         for source in sources
+    ]
+
+
+def _reading(about: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What was met in the corpus that is worth knowing: (what, how often, where first)."""
+    found = section(about, "reading")
+    bad = found.get("bad_examples")
+    rows = [
+        ("records read", found.get("records"), ""),
+        ("bad, left out", found.get("bad_records"), bad),
+        ("cut, too long", found.get("cut_examples"), ""),
+    ]
+    rows += [
+        (what, odd.get("count"), odd.get("places"))
+        for what, odd in section(found, "oddities").items()
+        if isinstance(odd, dict)
+    ]
+    return [
+        (what, formatted(count, ",d"), "; ".join(map(str, places)) if isinstance(places, list) else "")
+        for what, count, places in rows
+        if number(count)
     ]
 
 

@@ -71,6 +71,12 @@ class Reporter:
             logger.log(logging.INFO if expected else logging.WARNING, "train.compile: %s", found.told)
             self._told.add("compile")
 
+    def reading(self, report: StreamReport) -> None:
+        """What is odd about conversations that were read, each kind once."""
+        for what, found in report.oddities.items():
+            if what not in self._told:
+                self.complain(what, f"odd conversations: {what}, first at {found.places[0]}; counted at the end")
+
     def complain(self, about: str, told: str) -> None:
         """Something went wrong which does not keep the run from going on; aloud the first time."""
         logger.log(logging.INFO if about in self._told else logging.WARNING, told)
@@ -102,6 +108,9 @@ class Reporter:
             length, most = self.job.row_length, self.job.model.config.max_length
             told = f"cut {report.cut_examples:,} examples that were too long for {length:,} tokens"
             self.display.note(f"{told} (train.sequence_length, at most {most:,}) or for the source")
+        for what, found in report.oddities.items():
+            places = ", ".join(found.places)
+            self.display.note(f"odd, in {found.count:,} of {report.records:,} records read: {what}, such as {places}")
         if steps := self._spikes.steps:
             more = f" and {len(steps) - 1} times after" if len(steps) > 1 else ""
             self.display.note(f"the loss jumped at step {steps[0]}{more}")

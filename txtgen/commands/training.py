@@ -132,7 +132,7 @@ class Session:
                 self.display.note(f"nothing to do: {told}")
                 self.status.set("finished", step=self.state.step, exit_code=0)
                 return self.result(None)
-            self.journal.begin(self.state.step)
+            self.journal.begin(self.state.step, self.reading)
             self.status.set("running", step=self.state.step, steps=self.pace.end)
             if not self.must_stop():
                 self.learn()
@@ -174,6 +174,7 @@ class Session:
             self.unread.append(report)
             self.take_up(wait=pace.acts())
             self.reporter.changes(self.state)
+            self.reporter.reading(self.reading)
             if pace.is_due(config.validate_every) and not self.must_stop():
                 self.validate()
             if pace.is_due(job.config.samples.every) and not self.must_stop():

@@ -171,11 +171,21 @@ class ChatObjective(Objective):
     format: ChatFormat | None = None
     """None: as the base model reads conversations, or by role tokens."""
     separate_documents: bool = True
+    long_conversations: Literal["split", "drop_oldest", "cut_end"] = "split"
+    """Of a conversation that is longer than a row. split: it becomes several, so that every turn is learnt once.
+    drop_oldest: its oldest turns are left out. Either way what is left begins with a turn of the user, a system
+    message from the beginning is kept before it, and a turn that is too long even so is cut at its end. cut_end: all
+    that goes beyond the row is cut off."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """A template does not tell where a turn of another role begins."""
-        if self.format is not None and self.format.kind == "template" and self.roles != ("assistant",):
+        """A template does not tell where a turn of another role begins, and a text may not tell where one ends."""
+        format = self.format
+        if isinstance(format, TemplateChatFormat) and self.roles != ("assistant",):
             yield "roles", "must be [assistant] alone with a template format"
+        if isinstance(format, TextChatFormat):
+            for role in self.roles:
+                if role != "assistant" and not getattr(format, role).rpartition("{content}")[2]:
+                    yield f"format.{role}", f"says nothing after {{content}}, so no turn of the {role} learns to end"
 
 
 PartConfig = Annotated[TextObjective | Seq2SeqObjective | ChatObjective, Field(discriminator="kind")]

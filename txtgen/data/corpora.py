@@ -11,7 +11,7 @@ from txtgen.data.order import Use, keyed_share
 from txtgen.data.paths import resolve, resolve_one, stat_file
 from txtgen.data.records import BlockUnits, read_units, unit_of
 from txtgen.data.report import BadRecordPolicy
-from txtgen.data.types import BadRecord, Record
+from txtgen.data.types import BadRecord, ChatRecord, Record
 from txtgen.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -76,6 +76,9 @@ def usable_records(units: BlockUnits, unit: int, split: Split | None, policy: Ba
         policy.refuse(bad)
         return []
     policy.report.records += len(records)
+    for record in records:
+        if isinstance(record, ChatRecord):
+            policy.look_over(record)
     return records
 
 

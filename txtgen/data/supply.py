@@ -14,6 +14,7 @@ from txtgen.data.objectives import Objective
 from txtgen.data.order import Use, keyed_permutation, keyed_share, keyed_word
 from txtgen.data.records import BlockUnits
 from txtgen.data.report import BadRecordPolicy
+from txtgen.data.types import Record
 from txtgen.errors import DataError
 
 TOGETHER_BYTES = 64 * 1024
@@ -105,6 +106,16 @@ class Feed:
             DataError: one is bad, and bad records are not to be skipped.
         """
         chosen = opened.following(start, TOGETHER_BYTES)
+        found, examples = self.examples(opened, chosen)
+        numbers = [number for number, its in enumerate(found, start) for _ in its]
+        return Documents(examples, [numbers[record] for record in examples.records], start + len(chosen))
+
+    def examples(self, opened: OpenBlock, chosen: Sequence[int]) -> tuple[list[list[Record]], Examples]:
+        """The records of each of these units, without those that are left out, and the examples of all of them.
+
+        Raises:
+            DataError: one is bad, and bad records are not to be skipped.
+        """
         found = [usable_records(opened.units, unit, self._split, self._policy) for unit in chosen]
         records = list(itertools.chain.from_iterable(found))
         if self._objective.draws:
@@ -115,8 +126,7 @@ class Feed:
         for bad in examples.bad.values():
             self._policy.refuse(bad)
         self._policy.report.cut_examples += sum(examples.cut)
-        numbers = [number for number, its in enumerate(found, start) for _ in its]
-        return Documents(examples, [numbers[record] for record in examples.records], start + len(chosen))
+        return found, examples
 
     def _keys(self, opened: OpenBlock, unit: int, count: int) -> Iterator[int]:
         """What the random draws for each record of a unit depend on: its place and the epoch, not the run so far."""

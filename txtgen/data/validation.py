@@ -97,7 +97,7 @@ def validation_batches(
         DataError: the held-out text cannot be read, or there is none.
     """
     report = report or StreamReport()
-    corpora, split = _held_out(data, seed)
+    corpora, split = held_out(data, seed)
     policy = BadRecordPolicy(data, report)
     feeds = [Feed(corpus, objective, policy, seed, split) for corpus in corpora]
     batches = ValidationBatches(feeds, objective, batch_tokens, length, seed, rank, world_size)
@@ -135,7 +135,7 @@ def validation_pairs(data: DataConfig, *, seed: int, report: StreamReport | None
         ConfigError: nothing is configured to be held out.
         DataError: the held-out text cannot be read.
     """
-    corpora, split = _held_out(data, seed)
+    corpora, split = held_out(data, seed)
     policy = BadRecordPolicy(data, report or StreamReport())
     return (
         record
@@ -148,8 +148,13 @@ def validation_pairs(data: DataConfig, *, seed: int, report: StreamReport | None
     )
 
 
-def _held_out(data: DataConfig, seed: int) -> tuple[list[Corpus], Split | None]:
-    """The sources of the held-out text, and which of their documents are."""
+def held_out(data: DataConfig, seed: int) -> tuple[list[Corpus], Split | None]:
+    """The sources of the held-out text, and which of their documents are.
+
+    Raises:
+        ConfigError: nothing is configured to be held out.
+        DataError: they cannot be read.
+    """
     validation = data.validation
     if validation.sources:
         return open_corpora(validation.sources), None

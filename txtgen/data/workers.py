@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from txtgen.data.report import MAX_NAMED, StreamReport
+from txtgen.data.report import MAX_NAMED, Oddity, StreamReport
 from txtgen.data.types import Batch
 from txtgen.errors import DistributedError
 from txtgen.processes import KilledError, Line, Subprocess
@@ -41,7 +41,7 @@ def work_ahead(shares: Sequence[Share], report: StreamReport) -> Generator[Batch
     try:
         while True:
             parts = [worker.take() for worker in workers]
-            _sum_up([worker.report for worker in workers], report)
+            sum_up([worker.report for worker in workers], report)
             yield parts[0] if len(parts) == 1 else dealt(parts)
     finally:
         for worker in workers:
@@ -119,9 +119,15 @@ def dealt(parts: Sequence[Batch]) -> Batch:
     )
 
 
-def _sum_up(parts: Sequence[StreamReport], report: StreamReport) -> None:
+def sum_up(parts: Sequence[StreamReport], report: StreamReport) -> None:
     """Make a report say what all workers have met."""
     for name in ("records", "bad_records", "held_out", "cut_examples"):
         setattr(report, name, sum(getattr(part, name) for part in parts))
     report.bad_examples = [example for part in parts for example in part.bad_examples][:MAX_NAMED]
+    report.oddities = {}
+    for part in parts:
+        for what, found in part.oddities.items():
+            ours = report.oddities.setdefault(what, Oddity())
+            ours.count += found.count
+            ours.places = [*ours.places, *found.places][:MAX_NAMED]
     report.reading = parts[0].reading

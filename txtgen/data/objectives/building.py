@@ -22,10 +22,11 @@ from txtgen.config.objectives import (
 )
 from txtgen.config.tokenizer import Framing
 from txtgen.data.objectives.base import Objective, Room
+from txtgen.data.objectives.conversations import Chat
 from txtgen.data.objectives.denoising import Denoising, SpanCorruption
 from txtgen.data.objectives.encoding import Encoder
 from txtgen.data.objectives.mixture import Mixture, Part
-from txtgen.data.objectives.pairs import Chat, Seq2Seq
+from txtgen.data.objectives.pairs import Seq2Seq
 from txtgen.data.objectives.texts import CausalLm, FillInMiddle, PrefixLm
 from txtgen.data.types import ChatRecord, PairRecord, TextRecord
 from txtgen.errors import ConfigError

@@ -1,4 +1,4 @@
-"""Objectives that learn from pairs and conversations."""
+"""The objective of an encoder-decoder that learns from pairs and conversations."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,61 +7,23 @@ from typing import assert_never
 import numpy as np
 
 from txtgen.chat import encode_chat
-from txtgen.config.data import ChatFormat, ChatObjective, TokensChatFormat
+from txtgen.config.data import ChatFormat
 from txtgen.config.tokenizer import Framing
 from txtgen.data.examples import Outcome
 from txtgen.data.objectives.base import Objective, Room, framed_source, misfit, pair, tokens_of
+from txtgen.data.objectives.conversations import Turns, first_of_latest, since
 from txtgen.data.objectives.encoding import Encoder
-from txtgen.data.types import IGNORE, BadRecord, ChatRecord, Example, Message, PairRecord, Record, TextRecord, Tokens
+from txtgen.data.types import BadRecord, ChatRecord, Example, PairRecord, Record, TextRecord, Tokens
 from txtgen.errors import DataError
 from txtgen.tokenizer import Ids
-
-
-class Chat(Objective):
-    """Predict the turns of the chosen roles from all that stands before them."""
-
-    def __init__(self, config: ChatObjective, encode: Encoder, framing: Framing, room: Room) -> None:
-        super().__init__(encode, framing, packed=True, separate=config.separate_documents)
-        self.draws = False
-        self._format, self._roles = config.format or TokensChatFormat(), config.roles
-        self._max_length = room.target
-
-    def batch(self, records: Sequence[Record], _keys: Sequence[int]) -> list[Outcome]:
-        """One example a conversation."""
-        return [self._outcome(record) for record in records]
-
-    def _outcome(self, record: Record) -> Outcome:
-        match record:
-            case ChatRecord():
-                messages = [(message.role, message.content) for message in record.messages]
-            case PairRecord():
-                messages = [("user", record.source), ("assistant", record.target)]
-            case TextRecord():
-                raise misfit("plain text", "chat", "causal_lm")
-            case _:
-                assert_never(record)
-        try:
-            ids, scored = encode_chat(messages, self._format, self.tokenizer, self._roles)
-        except DataError as error:
-            return BadRecord(error.what, record.origin)
-        prefix = () if self._format.complete else self.framing.prefix
-        tokens = tokens_of([*prefix, *ids])
-        learnt = np.array([*[False] * len(prefix), *scored], np.bool_)
-        labels = np.where(learnt[1:], tokens[1:], IGNORE)[: self._max_length]
-        cut = len(tokens) - 1 > self._max_length
-        if not (labels != IGNORE).any():
-            roles = " or ".join(self._roles)
-            within = f" within the first {self._max_length} tokens" if cut else ""
-            return BadRecord(f"nothing to learn: no turn of {roles}{within}", record.origin)
-        inputs = tokens[:-1][: self._max_length]
-        return [Example(inputs, labels, record.origin, cut=cut)]
 
 
 class Seq2Seq(Objective):
     """Predict a target from its source; of a conversation, every assistant turn from the turns before it.
 
     Source and target have the framing's tokens around them; the target ends, unless it is cut. Of a source that is
-    too long the end is cut off, of a history the beginning.
+    too long the end is cut off; of a history the oldest turns are left out, and where even the last one is too long,
+    its beginning is cut off.
     """
 
     def __init__(
@@ -98,20 +60,29 @@ class Seq2Seq(Objective):
 
     def _replies(self, record: ChatRecord) -> Outcome:
         examples: list[Example] = []
+        turns = [(message.role, message.content) for message in record.messages]
         for turn, message in enumerate(record.messages):
             if turn and message.role == "assistant":
                 try:
-                    source = tokens_of(self.history_ids(record.messages[:turn]))
+                    source, cut = self._fitting(turns[:turn])
                 except DataError as error:
                     return BadRecord(error.what, record.origin)
-                cut = len(source) > self._max_source_length
                 target = tokens_of(self.tokenizer.encode(message.content))
-                examples.append(self._example(source[-self._max_source_length :], target, record, cut))
+                examples.append(self._example(source, target, record, cut))
         return examples or BadRecord("nothing to learn: no assistant turn after another turn", record.origin)
 
-    def history_ids(self, messages: Sequence[Message]) -> list[int]:
-        """What the encoder reads of the turns before a reply."""
-        turns = [(message.role, message.content) for message in messages]
+    def _fitting(self, turns: Turns) -> tuple[Tokens, bool]:
+        """What the encoder reads of the turns before a reply, and whether that is not all of them."""
+        source = self._history(turns)
+        if cut := not self._fits(source):
+            start = first_of_latest(turns, lambda left: self._fits(self._history(left)))
+            source = self._history(since(start, turns))
+        return tokens_of(source[-self._max_source_length :]), cut
+
+    def _fits(self, source: Sequence[int]) -> bool:
+        return len(source) <= self._max_source_length
+
+    def _history(self, turns: Turns) -> list[int]:
         ids, _ = encode_chat(turns, self._format, self.source_tokenizer, reply=True)
         prefix = () if self._format.complete else self.framing.prefix
         return [*prefix, *ids, *self.framing.suffix]
