@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ctypes import addressof, c_void_p
+from ctypes import addressof
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from txtgen.model.native_state import Ints, NativeState, address
+from txtgen.model.native_state import Ints, NativeState, address, cache_room, layer_pointers
 from txtgen.model.packing import PackedModel
 from txtgen.model.transformer import Prompt, Transformer
 from txtgen.native import Library, UnavailableError, bindings
@@ -66,7 +66,7 @@ class NativeTransformer:
         self._model.check_prompt(prompt, capacity)
         self._packed.reach(capacity)
         lengths = prompt.lengths.numpy().astype(np.int32)
-        state = NativeState(self._packed.decoder, len(lengths), capacity)
+        state = NativeState(self._library, self._packed.decoder, len(lengths), capacity)
         if prompt.source_ids is not None:
             self._read_sources(prompt.source_ids, prompt.source_mask, state)
         tokens = _Tokens.of(prompt.input_ids.numpy(), lengths)
@@ -90,10 +90,9 @@ class NativeTransformer:
         for part in _Tokens.of(ids.numpy(), lengths).parts(whole=True):
             first, count = int(part.sequences[0]), int(part.sequences[-1] - part.sequences[0]) + 1
             # One layer's keys and values are no longer needed when the next one's are made.
-            cache = torch.empty(2, count, encoder.groups, width, encoder.head_width)
-            keys, values = ((c_void_p * encoder.num_layers)(*[half.data_ptr()] * encoder.num_layers) for half in cache)
-            homes = np.arange(count, dtype=np.int32)
-            place = bindings.Call(capacity=width, keys=addressof(keys), values=addressof(values), homes=address(homes))
+            layer = cache_room(self._library, encoder, 1, count, width).expand(encoder.num_layers, -1, -1, -1, -1)
+            cache, homes = layer_pointers(layer), np.arange(count, dtype=np.int32)
+            place = bindings.Call(capacity=width, cache=addressof(cache), homes=address(homes))
             inside = part._replace(sequences=part.sequences - np.int32(first), stops=lengths[part.sequences])
             encoded = self._read_vectors(encoder, inside.call(place))
             call, threads = part.call(state.call), torch.get_num_threads()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from txtgen.errors import UsageError
-from txtgen.native import bindings
+from txtgen.native import Library, bindings
 
 Ints = NDArray[np.int32]
 
@@ -19,13 +19,14 @@ class NativeState:
 
     A sequence writes its keys and values into a row of the cache that is its own, its home. Sequences that begin alike
     share what lies in the homes of others: a table says for each position whose home it is. Choosing, copying and
-    dropping sequences then moves a few numbers in place of all keys and values.
+    dropping sequences then moves a few numbers in place of all keys and values. How a row is arranged, in blocks of so
+    many positions, is the machine code's affair (cpp/cache.h).
     """
 
-    def __init__(self, stack: bindings.Stack, rows: int, capacity: int) -> None:
+    def __init__(self, library: Library, stack: bindings.Stack, rows: int, capacity: int) -> None:
         self.capacity = capacity
         self.call = bindings.Call(capacity=capacity, one_each=1)
-        self._stack = stack
+        self._library, self._stack = library, stack
         self._cache = self._room(rows, capacity)
         self._history = np.zeros((rows, capacity if stack.ngram_order else 0), dtype=np.int64)
         self._lengths = np.zeros(rows, dtype=np.int32)
@@ -37,9 +38,7 @@ class NativeState:
         self._bind()
 
     def _room(self, rows: int, capacity: int) -> Tensor:
-        """Keys and values [L,2,rows,G,capacity,K] of all layers."""
-        stack = self._stack
-        return torch.empty(stack.num_layers, 2, rows, stack.groups, capacity, stack.head_width)
+        return cache_room(self._library, self._stack, self._stack.num_layers, rows, capacity)
 
     @property
     def lengths(self) -> Tensor:
@@ -130,8 +129,8 @@ class NativeState:
                 homes[place], new = new, new + 1
         if new > len(self._owners):
             wider = self._room(new, self.capacity)
-            used = int(self._lengths.max(initial=0))
-            wider[:, :, : len(self._owners), :, :used] = self._cache[:, :, :, :, :used]
+            used = -(-int(self._lengths.max(initial=0)) // self._library.lanes)
+            wider[:, : len(self._owners), :, :used] = self._cache[:, :, :, :used]
             self._cache = wider
         owners = np.full(new, -1, dtype=np.int32)
         owners[: len(self._owners)] = self._owners
@@ -147,12 +146,11 @@ class NativeState:
 
     def _separate(self) -> None:
         """Give every sequence a copy of its own of all that it sees."""
-        rows, used = len(self._lengths), int(self._lengths.max(initial=0))
         if self._cells is not None:
-            cells = torch.from_numpy(self._cells[:, None, :used].astype(np.int64))
-            groups, positions = torch.arange(self._stack.groups)[:, None], torch.arange(used)
+            rows = self.call.rows = len(self._lengths)
             apart = self._room(rows, self.capacity)
-            apart[:, :, :, :, :used] = self._cache[:, :, cells, groups, positions]
+            to = layer_pointers(apart)
+            self._library.copy_cells(self._stack, self.call, addressof(to), torch.get_num_threads())
             self._cache, self._cells = apart, None
             self._homes, self._owners = np.arange(rows, dtype=np.int32), self._origins
 
@@ -176,18 +174,22 @@ class NativeState:
         call.history = address(self._history)
         call.cells = None if self._cells is None else address(self._cells)
         call.source_lengths = address(self._source_lengths)
-        self._pointers = [_layers(self._cache, 0), _layers(self._cache, 1)]
-        self._pointers += [_layers(self._source_cache, 0), _layers(self._source_cache, 1)]
-        call.keys, call.values, call.source_keys, call.source_values = map(addressof, self._pointers)
+        self._pointers = layer_pointers(self._cache), layer_pointers(self._source_cache)
+        call.cache, call.source_cache = map(addressof, self._pointers)
+
+
+def cache_room(library: Library, stack: bindings.Stack, layers: int, rows: int, capacity: int) -> Tensor:
+    """Room for keys and values in so many layers, of rows of so many positions: [layers,rows,G,blocks,bytes]."""
+    blocks, size = -(-capacity // library.lanes), library.block_bytes(stack)
+    return torch.empty(layers, rows, stack.groups, blocks, size, dtype=torch.uint8)
+
+
+def layer_pointers(cache: Tensor) -> Any:
+    """Addresses of the layers of a cache."""
+    step = cache.stride(0) * cache.element_size()
+    return (c_void_p * cache.shape[0])(*(cache.data_ptr() + number * step for number in range(cache.shape[0])))
 
 
 def address(array: NDArray[Any]) -> int:
     """Where the numbers of an array lie."""
     return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
-
-
-def _layers(cache: Tensor, part: int) -> Any:
-    """Addresses of the keys (part 0) or values (1) of each layer in a cache [L,2,rows,G,C,K]."""
-    first, step = cache.data_ptr(), cache.stride(0) * cache.element_size()
-    half = cache.stride(1) * cache.element_size() * part
-    return (c_void_p * cache.shape[0])(*(first + number * step + half for number in range(cache.shape[0])))

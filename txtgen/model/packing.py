@@ -147,6 +147,7 @@ class PackedModel:
             post_norm=config.norm_position == "post",
             activation=ACTIVATIONS[config.activation],
             scaled_output=config.scale_output,
+            short_cells=layers[0].queries_keys_values.kind != KINDS[torch.float32],
             eps=config.norm_eps,
             attention_scale=config.attention_scale or config.head_width**-0.5,
             embedding_scale=math.sqrt(config.d_model) if config.scale_embeddings else 1.0,

@@ -56,6 +56,7 @@ class Stack(ctypes.Structure):
     _fields_ = (
         ("width", c_int32), ("heads", c_int32), ("groups", c_int32), ("head_width", c_int32), ("num_layers", c_int32),
         ("rms", c_int32), ("post_norm", c_int32), ("activation", c_int32), ("scaled_output", c_int32),
+        ("short_cells", c_int32),
         ("eps", c_float), ("attention_scale", c_float), ("embedding_scale", c_float), ("softcap", c_float),
         ("layers", POINTER(Layer)),
         ("tokens", Table), ("ngrams", Table), ("ngram_order", c_int32), ("ngram_buckets", c_int32),
@@ -71,9 +72,9 @@ class Call(ctypes.Structure):
     _fields_ = (
         ("rows", c_int32), ("one_each", c_int32), ("tokens", c_void_p),
         ("sequences", c_void_p), ("positions", c_void_p), ("stops", c_void_p),
-        ("history", c_void_p), ("capacity", c_int32), ("keys", c_void_p), ("values", c_void_p),
+        ("history", c_void_p), ("capacity", c_int32), ("cache", c_void_p),
         ("homes", c_void_p), ("cells", c_void_p),
-        ("source_capacity", c_int32), ("source_keys", c_void_p), ("source_values", c_void_p),
+        ("source_capacity", c_int32), ("source_cache", c_void_p),
         ("sources", c_void_p), ("source_lengths", c_void_p),
         ("num_wanted", c_int32), ("vectors", c_int32), ("wanted", c_void_p), ("out", c_void_p),
     )  # fmt: skip
@@ -97,10 +98,13 @@ class Library:
         if list(sizes) != [ctypes.sizeof(structure) for structure in STRUCTURES]:
             raise ValueError("its structures are laid out in another way")
         call, stack = POINTER(Call), POINTER(Stack)
+        self.lanes = c_int32.in_dll(loaded, "txtgen_lanes").value
+        self.block_bytes = _function(loaded, "txtgen_block_bytes", c_size_t, stack)
         self.packed_bytes = _function(loaded, "txtgen_packed_bytes", c_size_t, c_int32, c_int32, c_int32)
         self.pack = _function(loaded, "txtgen_pack", None, POINTER(Rows), c_void_p, c_int32)
         self.read = _function(loaded, "txtgen_read", c_int32, stack, call, c_int32)
         self.remember_source = _function(loaded, "txtgen_remember_source", c_int32, stack, call, c_void_p, c_int32)
+        self.copy_cells = _function(loaded, "txtgen_copy_cells", None, stack, call, c_void_p, c_int32)
         self.score = _function(loaded, "txtgen_score", c_int32, stack, call, c_void_p, c_int32)
 
 

@@ -1,19 +1,9 @@
 // Attention of one position over keys and values that lie in a cache.
 #pragma once
 
-#include "vectors.h"
+#include <algorithm>
 
-// Where the keys (or values) of one sequence and head lie: that of position j in row(j), the rows being `stride` apart.
-// Sequences that begin alike, such as beams, share cells: each has a table that says whose cell it is.
-struct Cells {
-  const float* cells;
-  size_t stride;
-  const int32_t* rows;  // of each position; null: all in this one
-  int row, width;
-  const float* at(int position) const {
-    return cells + (rows ? rows[position] : row) * stride + size_t(position) * width;
-  }
-};
+#include "cache.h"
 
 inline float dot(const float* a, const float* b, int width) {
   Floats totals{};
@@ -39,23 +29,52 @@ inline void softmax(float* scores, int count) {
   for (j = 0; j < count; j++) scores[j] /= total;
 }
 
-// COUNT vectors of the values from `start` to `stop`, each times its share.
-template <int COUNT>
-inline void gather(const float* shares, const Cells& values, int start, int stop, int column, float* out) {
-  Floats sums[COUNT] = {};
-  for (int j = start; j < stop; j++) {
-    const float* value = values.at(j) + column;
-    for (int v = 0; v < COUNT; v++) sums[v] += shares[j - start] * load<Floats>(value + v * LANES);
-  }
-  for (int v = 0; v < COUNT; v++) store(out + column + v * LANES, sums[v]);
+// Products of a query with the keys of a block, a position a lane.
+template <class Number>
+inline Floats look_at(const float* query, const Block<Number>& block) {
+  constexpr int SUMS = 4;
+  Floats sums[SUMS] = {};
+  int k = 0;
+  for (; k + SUMS <= block.width; k += SUMS)
+    for (int i = 0; i < SUMS; i++) sums[i] += query[k + i] * Strip<Number>::vector(block.keys + Strip<Number>::numbers(k), i);
+  for (; k < block.width; k++) sums[0] += query[k] * Strip<Number>::vector(block.keys, k);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-inline void gather(const float* shares, const Cells& values, int start, int stop, float* out) {
-  int column = 0;
-  for (; column + 8 * LANES <= values.width; column += 8 * LANES) gather<8>(shares, values, start, stop, column, out);
-  for (; column + LANES <= values.width; column += LANES) gather<1>(shares, values, start, stop, column, out);
-  for (; column < values.width; column++) {
-    out[column] = 0;
-    for (int j = start; j < stop; j++) out[column] += shares[j - start] * values.at(j)[column];
+// The same for all positions from `start` to `stop`, times `scale`. What is written begins and ends with whole blocks:
+// scores[j] is that of position j for j = start - start % LANES, and so on.
+template <class Number>
+inline void look(const float* query, const Cells<Number>& cells, int start, int stop, float scale, float* scores) {
+  for (int j = start; j < stop;) {
+    const int end = std::min(stop, j / LANES * LANES + LANES), row = cells.row_of(j);
+    Floats found = scale * look_at(query, cells.block(row, j / LANES));
+    if (j % LANES == 0)
+      store(scores + j, found);
+    else
+      for (int lane = j % LANES; lane < LANES; lane++) scores[j - j % LANES + lane] = found[lane];
+    // Positions of a block that lie in another row of the cache are looked at there.
+    do j++;
+    while (j < end && cells.row_of(j) == row);
   }
+}
+
+// COUNT vectors, from number `first` on, of the values from `start` to `stop`, each value times its share.
+template <int COUNT, class Number>
+inline void gather(const float* shares, const Cells<Number>& cells, int start, int stop, int first, float* out) {
+  Floats sums[COUNT] = {};
+  for (int j = start; j < stop; j++) {
+    const Number* value = cells.block_of(j).value(j) + Strip<Number>::numbers(first);
+    for (int v = 0; v < COUNT; v++) sums[v] += shares[j] * Strip<Number>::vector(value, v);
+  }
+  for (int v = 0, column = first * LANES; v < COUNT; v++, column += LANES)
+    std::memcpy(out + column, &sums[v], std::min(LANES, cells.width - column) * sizeof(float));
+}
+
+template <class Number>
+inline void gather(const float* shares, const Cells<Number>& cells, int start, int stop, float* out) {
+  const int vectors = (cells.width + LANES - 1) / LANES;
+  int first = 0;
+  for (; first + 8 <= vectors; first += 8) gather<8>(shares, cells, start, stop, first, out);
+  for (; first + 2 <= vectors; first += 2) gather<2>(shares, cells, start, stop, first, out);
+  for (; first < vectors; first++) gather<1>(shares, cells, start, stop, first, out);
 }

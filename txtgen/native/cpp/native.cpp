@@ -7,6 +7,10 @@ extern "C" {
 // Python's picture of the structures must be ours.
 extern const int32_t txtgen_sizes[] = {sizeof(Matrix), sizeof(Rows), sizeof(Table), sizeof(Norm), sizeof(Layer), sizeof(Stack), sizeof(Call)};
 
+// Positions of a block of the cache, and its size for one key/value head.
+extern const int32_t txtgen_lanes = LANES;
+size_t txtgen_block_bytes(const Stack* stack) { return stack->block_bytes(); }
+
 size_t txtgen_packed_bytes(int kind, int rows, int width) { return packed_bytes(kind, rows, width); }
 
 void txtgen_pack(const Rows* rows, uint8_t* out, int threads) {
@@ -45,6 +49,11 @@ int txtgen_remember_source(const Stack* stack, const Call* call, const float* en
 // Logits of vectors [rows,D] that an earlier call has written.
 int txtgen_score(const Stack* stack, const Call* call, const float* vectors, int threads) {
   return in_passes(*stack, *call, threads, [](Pass& pass, const float* given) { pass.score(given); }, vectors);
+}
+
+// Copy what the sequences of a call see into a cache in which each has a row of its own.
+void txtgen_copy_cells(const Stack* stack, const Call* call, void* const* to, int threads) {
+  Team::of_this_process().run(threads, [&](Worker& worker) { copy_cells(worker, *stack, *call, to); });
 }
 
 void txtgen_log_normalisers(const float* scores, int rows, int width, float* out, int threads) {

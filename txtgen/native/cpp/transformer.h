@@ -35,7 +35,7 @@ struct Layer {
 
 struct Stack {
   int32_t width, heads, groups, head_width, num_layers;
-  int32_t rms, post_norm, activation, scaled_output;
+  int32_t rms, post_norm, activation, scaled_output, short_cells;  // of the cache: in bfloat16
   float eps, attention_scale, embedding_scale, softcap;
   const Layer* layers;
   Table tokens, ngrams;
@@ -47,6 +47,23 @@ struct Stack {
   int32_t reach;
   Norm embedding_norm, final_norm;
   Matrix head;
+
+  size_t block_bytes() const {
+    return short_cells ? Block<uint16_t>::numbers(head_width) * 2 : Block<float>::numbers(head_width) * 4;
+  }
+
+  // Those of one sequence and group, in a cache of so many positions.
+  template <class Number>
+  Cells<Number> cells(void* cache, int group, int capacity, const int32_t* rows, int home) const {
+    const size_t stride = (capacity + LANES - 1) / LANES * Block<Number>::numbers(head_width);
+    return {(Number*)cache + group * stride, groups * stride, rows, home, head_width};
+  }
+
+  // use(0) with the kind of number that a cell has.
+  template <class Use>
+  void with_number(Use use) const {
+    short_cells ? use(uint16_t{}) : use(float{});
+  }
 };
 
 // What one call reads: a token a row. Rows of one sequence stand in order.
@@ -58,13 +75,11 @@ struct Call {
   const int32_t* stops;    // positions from here on are not seen; null: those after the row's own
   const int64_t* history;  // tokens of each sequence, [..,capacity], for n-grams
   int32_t capacity;        // positions of a sequence in the cache
-  float* const* keys;      // of each layer: [..,G,capacity,K]
-  float* const* values;
+  void* const* cache;      // of each layer: [..,G] blocks that hold so many positions
   const int32_t* homes;  // the row of the cache that each sequence is written to
   const int32_t* cells;  // [..,capacity], the row of the cache where each position lies; null: all in the home
   int32_t source_capacity;
-  float* const* source_keys;  // of each layer: [..,G,source_capacity,K]
-  float* const* source_values;
+  void* const* source_cache;
   const int32_t *sources, *source_lengths;  // the source of each sequence, the length of each source
   int32_t num_wanted, vectors;  // vectors: what logits are computed from is wanted in their place
   const int32_t* wanted;        // of these rows; null: of the first num_wanted
@@ -73,6 +88,22 @@ struct Call {
   int sequence(int row) const { return sequences ? sequences[row] : row; }
   int stop(int row) const { return stops ? stops[row] : positions[row] + 1; }
 };
+
+// Copy all that sequences see in the cache of a call, whose positions are their lengths, into another cache of the same
+// capacity, in which each has a row of its own.
+inline void copy_cells(Worker& worker, const Stack& stack, const Call& call, void* const* to) {
+  worker.each(call.rows * stack.num_layers, [&](int task) {
+    const int row = task / stack.num_layers, layer = task % stack.num_layers;
+    const int32_t* rows = call.cells ? call.cells + size_t(row) * call.capacity : nullptr;
+    stack.with_number([&]<class Number>(Number) {
+      for (int group = 0; group < stack.groups; group++) {
+        const auto from = stack.cells<Number>(call.cache[layer], group, call.capacity, rows, call.homes[row]);
+        const auto cells = stack.cells<Number>(to[layer], group, call.capacity, nullptr, row);
+        for (int j = 0; j < call.positions[row]; j++) cells.block_of(j).copy(j, from.block_of(j));
+      }
+    });
+  });
+}
 
 // Add the vector of a token, times `factor`, to `out`.
 inline void add_vector(const Table& table, int64_t token, float factor, float* out) {
@@ -196,7 +227,7 @@ class Pass {
         float* keys = scratch_.projected.row(row);
         for (int group = 0; group < stack_.groups; group++)
           keep(keys + group * stack_.head_width, keys + groups + group * stack_.head_width, layer.cross_key_norm, false,
-               row, group, call_.source_keys[number], call_.source_values[number], call_.source_capacity);
+               row, group, call_.source_cache[number], call_.source_capacity);
       });
     }
   }
@@ -273,67 +304,70 @@ class Pass {
   }
 
   void attend_to_itself(const Layer& layer, int number) {
-    const int width = stack_.head_width, per_group = stack_.heads / stack_.groups;
+    const int groups = stack_.groups;
     project(layer.queries_keys_values,
             prepare(scratch_.x, stack_.width, before(layer.attention_norm), layer.queries_keys_values));
     auto keep_one = [&](int row, int group) {
-      float* keys = scratch_.projected.row(row) + (stack_.heads + group) * width;
-      keep(keys, keys + stack_.groups * width, layer.key_norm, true, row, group, call_.keys[number], call_.values[number],
-           call_.capacity);
-    };
-    auto attend = [&](int row, int group) {
-      const int sequence = call_.sequence(row), position = call_.positions[row];
-      const int home = call_.homes[sequence], stop = call_.stop(row), start = layer.window ? std::max(0, position - layer.window + 1) : 0;
-      const size_t first = size_t(group) * call_.capacity * width, stride = stack_.groups * size_t(call_.capacity) * width;
-      const int32_t* rows = call_.cells ? call_.cells + size_t(sequence) * call_.capacity : nullptr;
-      const Cells keys{call_.keys[number] + first, stride, rows, home, width};
-      const Cells values{call_.values[number] + first, stride, rows, home, width};
-      for (int head = group * per_group; head < (group + 1) * per_group; head++) {
-        float* query = scratch_.projected.row(row) + head * width;
-        if (layer.query_norm) normalise_head(query, layer.query_norm);
-        if (stack_.cosines) rotate(query, width, stack_.cosines + size_t(position) * width, stack_.sines + size_t(position) * width);
-        float* scores = look(query, keys, start, stop);
-        add_distances(scores, head, position, start, stop);
-        softmax(scores, stop - start);
-        gather(scores, values, start, stop, scratch_.gathered.row(row) + head * width);
-      }
+      float* keys = scratch_.projected.row(row) + (stack_.heads + group) * stack_.head_width;
+      keep(keys, keys + groups * stack_.head_width, layer.key_norm, true, row, group, call_.cache[number], call_.capacity);
     };
     // Where several rows belong to one sequence, all of them must be kept before one is looked at.
-    const int groups = stack_.groups;
     if (!call_.one_each) worker_.each(call_.rows * groups, [&](int task) { keep_one(task / groups, task % groups); });
     worker_.each(call_.rows * groups, [&](int task) {
-      if (call_.one_each) keep_one(task / groups, task % groups);
-      attend(task / groups, task % groups);
+      const int row = task / groups, group = task % groups;
+      if (call_.one_each) keep_one(row, group);
+      const int sequence = call_.sequence(row), position = call_.positions[row], stop = call_.stop(row);
+      const int start = layer.window ? std::max(0, position - layer.window + 1) : 0;
+      const int32_t* rows = call_.cells ? call_.cells + size_t(sequence) * call_.capacity : nullptr;
+      const int per_group = stack_.heads / groups;
+      for (int head = group * per_group; head < (group + 1) * per_group; head++)
+        attend(layer.query_norm, true, row, head, call_.cache[number], call_.capacity, rows, call_.homes[sequence], start, stop);
     });
-    add_to_x(layer.attention_output, scratch_.gathered, stack_.heads * width, layer.attention_norm);
+    add_to_x(layer.attention_output, scratch_.gathered, stack_.heads * stack_.head_width, layer.attention_norm);
   }
 
   void attend_to_source(const Layer& layer, int number) {
-    const int width = stack_.head_width, per_group = stack_.heads / stack_.groups, capacity = call_.source_capacity;
     project(layer.cross_queries, prepare(scratch_.x, stack_.width, before(layer.cross_norm), layer.cross_queries));
     worker_.each(call_.rows * stack_.heads, [&](int task) {
-      const int row = task / stack_.heads, head = task % stack_.heads, source = call_.sources[call_.sequence(row)];
-      const size_t first = size_t(head / per_group) * capacity * width, stride = stack_.groups * size_t(capacity) * width;
-      const Cells keys{call_.source_keys[number] + first, stride, nullptr, source, width};
-      const Cells values{call_.source_values[number] + first, stride, nullptr, source, width};
-      float* query = scratch_.projected.row(row) + head * width;
-      if (layer.cross_query_norm) normalise_head(query, layer.cross_query_norm);
-      float* scores = look(query, keys, 0, call_.source_lengths[source]);
-      softmax(scores, call_.source_lengths[source]);
-      gather(scores, values, 0, call_.source_lengths[source], scratch_.gathered.row(row) + head * width);
+      const int row = task / stack_.heads, source = call_.sources[call_.sequence(row)];
+      attend(layer.cross_query_norm, false, row, task % stack_.heads, call_.source_cache[number], call_.source_capacity,
+             nullptr, source, 0, call_.source_lengths[source]);
     });
-    add_to_x(layer.cross_output, scratch_.gathered, stack_.heads * width, layer.cross_norm);
+    add_to_x(layer.cross_output, scratch_.gathered, stack_.heads * stack_.head_width, layer.cross_norm);
+  }
+
+  // What a head of a row gathers from positions `start` to `stop`; within the row's own sequence it knows their distance.
+  void attend(const float* norm, bool own, int row, int head, void* cache, int capacity, const int32_t* rows, int home,
+              int start, int stop) {
+    const int width = stack_.head_width, position = call_.positions[row];
+    float* query = scratch_.projected.row(row) + head * width;
+    if (norm) normalise_head(query, norm);
+    if (own) turn(query, position);
+    static thread_local Buffer<float> room;
+    room.reserve(rounded_up(stop, LANES));
+    float* scores = room.data();
+    stack_.with_number([&]<class Number>(Number) {
+      const auto cells = stack_.cells<Number>(cache, head / (stack_.heads / stack_.groups), capacity, rows, home);
+      look(query, cells, start, stop, stack_.attention_scale, scores);
+      if (own) add_distances(scores, head, position, start, stop);
+      softmax(scores + start, stop - start);
+      gather(scores, cells, start, stop, scratch_.gathered.row(row) + head * width);
+    });
   }
 
   // Put a row's key and value of one group, which are changed on the way, into its cell.
-  void keep(float* key, const float* value, const float* norm, bool turn, int row, int group, float* keys, float* values,
-            int capacity) {
-    const int width = stack_.head_width, position = call_.positions[row];
+  void keep(float* key, const float* value, const float* norm, bool own, int row, int group, void* cache, int capacity) {
+    const int position = call_.positions[row], home = call_.homes[call_.sequence(row)];
     if (norm) normalise_head(key, norm);
-    if (turn && stack_.cosines) rotate(key, width, stack_.cosines + size_t(position) * width, stack_.sines + size_t(position) * width);
-    const size_t cell = ((size_t(call_.homes[call_.sequence(row)]) * stack_.groups + group) * capacity + position) * width;
-    std::copy_n(key, width, keys + cell);
-    std::copy_n(value, width, values + cell);
+    if (own) turn(key, position);
+    stack_.with_number([&]<class Number>(Number) {
+      stack_.cells<Number>(cache, group, capacity, nullptr, home).block_of(position).put(position, key, value);
+    });
+  }
+
+  void turn(float* head, int position) const {
+    const size_t start = size_t(position) * stack_.head_width;
+    if (stack_.cosines) rotate(head, stack_.head_width, stack_.cosines + start, stack_.sines + start);
   }
 
   void normalise_head(float* head, const float* weight) {
@@ -341,19 +375,12 @@ class Pass {
     for (int i = 0; i < stack_.head_width; i++) head[i] *= scale * weight[i];
   }
 
-  float* look(const float* query, const Cells& keys, int start, int stop) {
-    static thread_local std::vector<float> scores;
-    scores.resize(std::max(scores.size(), size_t(stop - start)));
-    for (int j = start; j < stop; j++) scores[j - start] = stack_.attention_scale * dot(query, keys.at(j), stack_.head_width);
-    return scores.data();
-  }
-
   void add_distances(float* scores, int head, int position, int start, int stop) {
     if (stack_.slopes)
-      for (int j = start; j < stop; j++) scores[j - start] -= stack_.slopes[head] * std::abs(position - j);
+      for (int j = start; j < stop; j++) scores[j] -= stack_.slopes[head] * std::abs(position - j);
     if (stack_.distance_scores) {
       const float* centre = stack_.distance_scores + size_t(head) * (2 * stack_.reach + 1) + stack_.reach;
-      for (int j = start; j < stop; j++) scores[j - start] += centre[std::clamp(j - position, -stack_.reach, stack_.reach)];
+      for (int j = start; j < stop; j++) scores[j] += centre[std::clamp(j - position, -stack_.reach, stack_.reach)];
     }
   }
 

@@ -56,6 +56,11 @@ inline float largest(Floats x) {
   return most;
 }
 
+inline int rounded_up(int number, int unit) { return (number + unit - 1) / unit * unit; }
+
+// Two numbers of 16 bits in each lane, the earlier one in the low half; both kinds are the upper bits of a float.
+inline Floats half_of(Ints both, bool late) { return (Floats)(late ? both & int32_t(0xffff0000) : both << 16); }
+
 // Adding this to a number of moderate size rounds it to a whole one, which stands in the lowest bits of the result.
 constexpr float ROUNDER = 12582912.0f;
 inline Ints rounded(Floats x) { return (Ints)(x + ROUNDER) - (Ints)splat(ROUNDER); }

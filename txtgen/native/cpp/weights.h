@@ -18,7 +18,6 @@ constexpr size_t PIECE_BYTES = 16384;  // of a panel, half of what the first cac
 
 enum Kind { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4 };
 inline bool is_quantised(int kind) { return kind >= INT8; }
-inline int rounded_up(int number, int unit) { return (number + unit - 1) / unit * unit; }
 
 // Memory that grows as needed and keeps nothing when it does.
 template <class Number>
@@ -95,9 +94,6 @@ class InputRoom {
   Buffer<int16_t> codes_;
   Buffer<int32_t> sums_;
 };
-
-// Two numbers of 16 bits in each lane, the earlier one in the low half; both kinds are the upper bits of a float.
-inline Floats half_of(Ints both, bool late) { return (Floats)(late ? both & int32_t(0xffff0000) : both << 16); }
 
 inline float widened(uint16_t number, int kind) {
   int32_t bits = int32_t(uint32_t(number) << 16);
