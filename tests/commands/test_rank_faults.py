@@ -335,3 +335,19 @@ def test_a_rank_that_is_lost_within_a_step_is_named(workshop, fault, told, shard
     assert f"rank 1 (process {second.pid} " in errors
     assert told in errors
     assert load_checkpoint(Path("runs/run/last.pth")).lineage["step"] == 4
+
+
+@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+def test_ranks_roll_back_together_and_who_resumes_learns_the_same(workshop, sharding) -> None:
+    more = ("--set", "train.on_non_finite=roll_back", "--set", f"train.sharding={sharding}")
+    for code, errors in with_fault("nan", 5, *more, name="run"):
+        assert code == 0, errors
+    shutil.copytree("runs/run", "runs/resumed")
+    for step in (2, 6):
+        Path(f"runs/resumed/checkpoints/step-{step:08d}.pth").unlink()
+    Path("runs/resumed/last.pth").unlink()
+    assert load_checkpoint(Path("runs/run/last.pth")).lineage["changes"][0]["rolled_back_from"] == 5
+    code, errors = end(begin("--resume", *more, name="resumed"))
+    assert code == 0, errors
+    assert_same_weights("resumed", "run")
+    assert training("resumed", 6)["bookmark"] == training("run", 6)["bookmark"]

@@ -3,13 +3,15 @@
 import json
 import math
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from config_texts import MANY, RUN, complaint, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 
+from txtgen.config.base import Config
 from txtgen.config.commands import CheckpointConfig, PretrainConfig, SamplesConfig
 from txtgen.config.data import TextSource
 from txtgen.config.decoding import SampleConfig
@@ -90,6 +92,28 @@ def test_one_complaint_for_a_union_of_plain_types() -> None:
     assert "expected text or a list that is not empty, each item text, got [3, 4]" in told
     good = config_from_text(PretrainConfig, RUN.replace("corpus.txt", "[a, b]"), "f")
     assert good.data.sources == (TextSource(path=("a", "b")),)
+
+
+class Lists(Config):
+    sizes: Annotated[tuple[int, ...], Field(min_length=2)] = (1, 2)
+    ends: tuple[int, int] = (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("tree", "told"),
+    [
+        ({"sizes": [1]}, "sizes: expected a list of at least 2, each item a whole number, got [1]"),
+        ({"sizes": []}, "sizes: expected a list of at least 2, each item a whole number, got an empty list"),
+        ({"sizes": ["a", 1]}, "sizes.0: expected a whole number, got 'a'"),
+        ({"ends": [1]}, "ends.1: expected a whole number, got nothing"),
+        ({"ends": [1, 2, 3]}, "ends: expected a list"),
+    ],
+)
+def test_a_list_of_another_length_is_one_mistake(tree, told) -> None:
+    with pytest.raises(ConfigError) as raised:
+        config_from_tree(Lists, tree)
+    assert str(raised.value).startswith(told)
+    assert "\n" not in str(raised.value)
 
 
 def test_all_mistakes_at_once_in_the_order_of_their_lines() -> None:

@@ -1,6 +1,7 @@
 """Imported models go on learning as any other."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,12 +87,16 @@ def test_a_template_teaches_the_assistants_turns_only(tmp_path, data, run_txtgen
     assert "data.objective.roles" in output
 
 
+def llama_of(positions: int, folder: Path) -> Path:
+    whole_folder("llama", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}))
+    return folder
+
+
 def test_rows_of_a_model_with_a_long_memory_fit_a_machine(tmp_path, data, run_txtgen, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = whole_folder("llama", tmp_path / "llama")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 131_072}))
-    run_txtgen("convert", "from-hf", folder, "base.pth")
+    run_txtgen("convert", "from-hf", llama_of(131_072, tmp_path / "llama"), "base.pth")
     found = json.loads(run_txtgen("evaluate", "base.pth", "--data", data / "text.txt", "--json"))
     assert found["loss"]["tokens"] > 100
     train = ("--steps", "1", "--set", "train.batch_tokens=1024")
@@ -99,6 +104,23 @@ def test_rows_of_a_model_with_a_long_memory_fit_a_machine(tmp_path, data, run_tx
     tuned = load_checkpoint(tmp_path / "runs/tuned/last.pth")
     assert tuned.config.model.max_length == 131_072
     run_txtgen("finetune", data / "text.txt", "--base", "runs/tuned", "--name", "again", *train)
+
+
+def test_a_run_resumes_with_the_rows_that_it_began_with(tmp_path, data, run_txtgen, monkeypatch):
+    """Runs that began when rows from elsewhere had another length do not say it: their place in the data does."""
+    monkeypatch.chdir(tmp_path)
+    run_txtgen("convert", "from-hf", llama_of(96, tmp_path / "llama"), "base.pth")
+    train = (*TRAIN, "--set", "train.batch_tokens=192", "--set", "train.save_every=6")
+    run_txtgen("finetune", data / "text.txt", "--base", "base.pth", "--name", "tuned", *train)
+    straight = load_checkpoint(tmp_path / "runs/tuned/last.pth", training=True)
+    (tmp_path / "runs/tuned/checkpoints/step-00000012.pth").unlink()
+    monkeypatch.setattr("txtgen.config.commands.ROW_LENGTH_FROM_ELSEWHERE", 40)
+    run_txtgen("finetune", "--name", "tuned", "--resume")
+    resumed = load_checkpoint(tmp_path / "runs/tuned/last.pth", training=True)
+    assert resumed.training["bookmark"] == straight.training["bookmark"]
+    assert all(torch.equal(weight, straight.model[name]) for name, weight in resumed.model.items())
+    train = ("--steps", "1", "--set", "train.batch_tokens=192")
+    run_txtgen("finetune", data / "text.txt", "--base", "base.pth", "--name", "new", *train, code=3)
 
 
 def test_what_is_cut_is_told(tmp_path, run_txtgen, capsys, monkeypatch):

@@ -98,14 +98,14 @@ def test_skipped_steps_change_nothing_but_the_count(state, tiny_batch, poison) -
 
 def test_too_many_in_a_row_stop_the_run_that_skips(state, tiny_batch, poison) -> None:
     poison(3, 4, 5, objective=NAN)
-    with pytest.raises(DivergedError, match="step 5, 3 steps in a row"):
+    with pytest.raises(DivergedError, match=r"3 steps in a row; step 5, "):
         list(train(state, repeat(tiny_batch), config(on_non_finite="skip", max_non_finite=2)))
 
 
 def test_the_row_goes_on_after_a_resume(state, tiny_batch, poison) -> None:
     poison(1, objective=NAN)
     state.non_finite = 2
-    with pytest.raises(DivergedError, match="step 1, 3 steps in a row"):
+    with pytest.raises(DivergedError, match=r"3 steps in a row; step 1, "):
         list(train(state, repeat(tiny_batch), config(on_non_finite="skip", max_non_finite=2)))
 
 

@@ -8,7 +8,7 @@ from txtgen.commands.console import ProgressDisplay
 from txtgen.commands.job import Job
 from txtgen.commands.models import resolve_model
 from txtgen.commands.outlook import Section, outlook
-from txtgen.commands.starting import Launch, Start, start_run, with_learning_rates
+from txtgen.commands.starting import Launch, Start, rows_so_far, start_run, with_learning_rates
 from txtgen.commands.training import RunResult
 from txtgen.commands.training import run as run_training
 from txtgen.commands.weights import place, read_once, take_over
@@ -86,7 +86,10 @@ def prepare(base: Checkpoint, config: FinetuneConfig, where: str) -> Transformer
     Raises:
         ConfigError: the data does not suit the base model, or a pattern freezes nothing or everything.
     """
-    problems = list(architecture_problems(base.config.model, config.data, config.train, base.config.framing))
+    train = config.train
+    length = train.sequence_length or rows_so_far(base.training, train.batch_tokens)
+    train = train.model_copy(update={"sequence_length": length})
+    problems = list(architecture_problems(base.config.model, config.data, train, base.config.framing))
     if problems:
         raise ConfigError(
             "; ".join(f"{key}: {complaint}" for key, complaint in problems), f"base {where}", "change the config"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from txtgen.commands.run_folder import RunFolder
-from txtgen.commands.starting import Start
+from txtgen.commands.starting import Start, rows_so_far
 from txtgen.config.commands import CheckpointConfig, RunConfig, inherited, row_length
 from txtgen.config.data import SubwordSampling
 from txtgen.config.tokenizer import Framing
@@ -70,8 +70,10 @@ class Job:
 
     @property
     def row_length(self) -> int:
-        """Positions of a packed row, or of the longest target."""
-        return row_length(self.config.train.sequence_length, self.model.config, self.framing)
+        """Positions of a packed row, or of the longest target; in a resumed run they are as many as they were."""
+        train = self.config.train
+        said = train.sequence_length or rows_so_far(self.resumed, train.batch_tokens)
+        return min(row_length(said, self.model.config, self.framing), self.model.config.max_length)
 
     def objective(self, sampling: SubwordSampling | None = None) -> Objective:
         """What the run learns. sampling: how the tokens of a training text are drawn; None: for validation."""

@@ -65,6 +65,15 @@ class Journal:
             self._about["corpus"] = before["corpus"]
         self._write_about()
 
+    def go_back(self, step: int) -> None:
+        """Forget what was noted of later steps, which are done again."""
+        if not self.writes:
+            return
+        self.folder.forget_after(step)
+        if self._board is not None:
+            self._board.close()
+            self._board = Board(self.folder.path / "tensorboard", step)
+
     def _write_about(self) -> None:
         self.folder.write_note(self.folder.about, json.dumps(self._about, indent=1) + "\n")
 

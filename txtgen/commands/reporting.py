@@ -1,6 +1,7 @@
 """What is told of a run in progress: on the screen, in its log, and in its metrics."""
 
 import logging
+import shlex
 from pathlib import Path
 
 from txtgen.commands.console import ProgressDisplay, duration
@@ -12,6 +13,13 @@ from txtgen.generator import Generation
 from txtgen.train import Contention, Speed, SpikeWatch, StepReport, TrainState
 
 logger = logging.getLogger(__name__)
+
+
+def resume_command(job: Job, *options: str) -> str:
+    """What to type so that the run goes on from its last checkpoint."""
+    folder = job.folder.path
+    where = [] if folder.parent == Path("runs") else ["--runs-path", str(folder.parent)]
+    return shlex.join(["txtgen", job.command, "--resume", "--name", folder.name, *where, *options])
 
 
 class Reporter:
@@ -128,6 +136,5 @@ class Reporter:
         measured = f", best validation {best['val_loss']:.4f} at step {best['step']}" if best else ""
         self.display.note(f"{told} after {duration(seconds)}{measured}: {folder}")
         if resumable:
-            where = "" if folder.parent == Path("runs") else f" --runs-path {folder.parent}"
-            self.display.note(f"resume:   txtgen {self.job.command} --resume --name {folder.name}{where}")
+            self.display.note(f"resume:   {resume_command(self.job)}")
         self.display.note(f"generate: txtgen generate {folder} --prompt TEXT")

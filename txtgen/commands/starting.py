@@ -176,6 +176,16 @@ def differing(
     return ", ".join(f"{key} {lineage[key]} -> {value}" for key, value in now if lineage.get(key, value) != value)
 
 
+def rows_so_far(training: dict[str, Any] | None, batch_tokens: int) -> int | None:
+    """Positions of the packed rows that a run has read, by its place in the data; None: it has read none.
+
+    They stay, whatever is usual by now where a config says nothing.
+    """
+    place = training["bookmark"] if training else {}
+    rows = place.get("size") if place.get("kind") == "rows" else None
+    return batch_tokens // rows if isinstance(rows, int) and rows > 0 else None
+
+
 def config_of(checkpoint: Checkpoint, settings: list[str]) -> PretrainConfig | FinetuneConfig:
     """The config of the run that made a checkpoint, after --set options."""
     tree = dict(checkpoint.config.run)

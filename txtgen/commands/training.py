@@ -14,6 +14,7 @@ from txtgen.commands.job import Job
 from txtgen.commands.journal import Journal
 from txtgen.commands.pacing import Pace
 from txtgen.commands.reporting import Reporter
+from txtgen.commands.rolling_back import roll_back
 from txtgen.commands.sampling import Samples
 from txtgen.commands.saving import Saving, checkpoint_config
 from txtgen.commands.signals import EXIT_CODES, Interrupted
@@ -26,6 +27,7 @@ from txtgen.errors import OutOfMemoryError, TxtgenError
 from txtgen.generator import Generator
 from txtgen.memory import is_out_of_memory
 from txtgen.train import (
+    NonFiniteError,
     StepReport,
     TrainState,
     WeightAverage,
@@ -124,6 +126,8 @@ class Session:
         with self.stop.deferred():
             if self.saving.saved < self.state.step:
                 self.settle_in()
+            elif self.job.config.train.on_non_finite == "roll_back" and self.job.resumed is None:
+                self.save(resumable=True)  # or there is nowhere to go back to
             if self.validation_is_owed():
                 self.validate()
                 self.save(resumable=True)
@@ -160,11 +164,29 @@ class Session:
     # -- steps
 
     def learn(self) -> None:
-        """Train from where the run is."""
-        with closing(training_batches(self.saving, self.objective, self.reading)) as batches:
-            for line in self.reading.changed_files:
-                self.display.note(f"another corpus than before: {line}")
-            self.steps(batches)
+        """Train from where the run is, and after a roll-back from there."""
+        while True:
+            with closing(training_batches(self.saving, self.objective, self.reading)) as batches:
+                for line in self.reading.changed_files:
+                    self.display.note(f"another corpus than before: {line}")
+                try:
+                    return self.steps(batches)
+                except NonFiniteError as error:
+                    report = error.report  # not the error, which holds on to all that the step had in memory
+            self.recover(report)
+
+    def recover(self, report: StepReport) -> None:
+        """Go back from a step that is not finite.
+
+        Raises:
+            DivergedError: the config does not say so, or it came to this too often.
+        """
+        training = roll_back(self.saving, report)
+        self.unread.clear()
+        self.validation.restore(training)
+        self.journal.go_back(self.state.step)
+        self.status.set("running", step=self.state.step)
+        self.save(resumable=True)  # the same step with another place in the data, for whoever resumes
 
     def steps(self, batches: Iterator[Batch]) -> None:
         """Train until the steps are done or something asks to stop, and do what is due on the way."""
@@ -192,7 +214,7 @@ class Session:
         """Log the steps whose figures are at hand, which on a GPU are all but the last, or wait for all.
 
         Raises:
-            DivergedError: they are not finite; nobody may act on the weights before they are known.
+            NonFiniteError: they are not finite; nobody may act on the weights before they are known.
         """
         while self.unread and (wait or len(self.unread) > 1 or self.unread[0].figures.at_hand):
             refuse_non_finite(self.unread[0], self.job.config.train)

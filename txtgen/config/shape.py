@@ -96,17 +96,18 @@ def _expected(annotation: Any, value: Any) -> str:
         choices = ", ".join(str(choice) for choice in get_args(inner))
         return f"one of {choices}" if len(get_args(inner)) > 1 else choices
     if origin is tuple:
-        return f"a list{_at_least(notes, ' that is not empty')}, each item {expected(get_args(inner)[0], value)}"
+        return f"a list{_at_least(notes)}, each item {expected(get_args(inner)[0], value)}"
     if inner in (int, float):
         return ("a whole number" if inner is int else "a number") + _bounds(notes, value)
     if inner is str:
-        return f"text{_at_least(notes, ' that is not empty')}"
+        return f"text{_at_least(notes)}"
     return {bool: "true or false", NoneType: "null"}.get(inner, "a section")
 
 
-def _at_least(notes: list[Any], words: str) -> str:
-    """The words if the value must not be empty."""
-    return words if any(isinstance(note, MinLen) for note in notes) else ""
+def _at_least(notes: list[Any]) -> str:
+    """How long the value must be, in words."""
+    least = max((note.min_length for note in notes if isinstance(note, MinLen)), default=0)
+    return f" of at least {least}" if least > 1 else " that is not empty" if least else ""
 
 
 def _bounds(notes: list[Any], value: Any) -> str:

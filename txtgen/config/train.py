@@ -133,10 +133,11 @@ class TrainConfig(Config):
     """Average the weights over the steps: how much of the average stays in a step. Validation, samples, best.pth and
     the model of every checkpoint then have the average; the weights themselves go on being trained."""
     clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
-    on_non_finite: Literal["stop", "skip"] = "stop"
-    """Of a step whose loss or gradient is not finite, which never reaches the weights. skip: leave it out and go on."""
+    on_non_finite: Literal["stop", "skip", "roll_back"] = "stop"
+    """Of a step whose loss or gradient is not finite, which never reaches the weights. skip: leave it out and go on.
+    roll_back: go back to the last checkpoint, leave out what was read since then, and go on behind that step."""
     max_non_finite: Count = 3
-    """As many in a row are skipped; one more stops the run."""
+    """As many in a row are skipped, or lead back to one checkpoint; one more stops the run."""
     label_smoothing: Share = 0.0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matrix products. auto: bfloat16 on a GPU or CPU that computes in it natively, float32 elsewhere."""

@@ -60,7 +60,7 @@ def validated(annotation: Any, tree: Any, places: Mapping[KeyPath, Place], sourc
     try:
         config = _fields(annotation, plain)
     except ValidationError as error:
-        details = error.errors(include_url=False)
+        details = list(_causes(error.errors(include_url=False)))
         for detail in details:
             for path, told in _told(detail, annotation, plain, hints=len(details) <= MAX_EXPLAINED):
                 broken.add(path[:-1] if detail["type"].startswith("union_tag") else path)
@@ -138,6 +138,16 @@ def _completed(annotation: Any, node: Any, default: Any = None) -> Any:
     }
 
 
+def _causes(errors: list[ErrorDetails]) -> Iterator[ErrorDetails]:
+    """The errors less those of lists that are too short only because their items are at fault, which are told."""
+    for error in errors:
+        if error["type"] == "too_short":
+            loc = error["loc"]
+            if any(other["loc"][: len(loc)] == loc for other in errors if len(other["loc"]) > len(loc)):
+                continue
+        yield error
+
+
 def _told(error: ErrorDetails, annotation: Any, tree: Any, hints: bool) -> Iterator[tuple[KeyPath, tuple[str, str]]]:
     """An error of pydantic as (path, (complaint, hint)), worded from the type that is expected there."""
     path, here, section = _located(error["loc"], annotation)
@@ -155,8 +165,6 @@ def _told(error: ErrorDetails, annotation: Any, tree: Any, hints: bool) -> Itera
             complaint = f"expected one of {', '.join(kinds)}, got {got}"
             hint = did_you_mean(value.get(name), kinds) if hints else ""
             path = (*path, name)
-        case "too_short" if value:
-            return  # its items are at fault, and have errors of their own
         case _:
             complaint = f"expected {expected(here, value)}, got {shown(value)}"
             hint = _hint_for_value(here, value) if hints else ""
@@ -189,7 +197,7 @@ def _node_at(tree: Any, path: KeyPath) -> Any:
     """The value at a path; None if there is none."""
     for key in path:
         if isinstance(tree, list):
-            tree = tree[int(key)]
+            tree = tree[int(key)] if int(key) < len(tree) else None
         elif isinstance(tree, dict):
             tree = tree.get(key)
         else:

@@ -7,8 +7,8 @@ from txtgen.train.checkpointing import checkpoint_activations
 from txtgen.train.compilation import Compilation, compile_layers, may_compile, settle_compilation
 from txtgen.train.cost import FlopCounts, count_flops, matrix_peak, peak_memory_bytes
 from txtgen.train.estimate import MemoryEstimate, estimate_memory
-from txtgen.train.figures import Figures, StepReport
-from txtgen.train.loop import TrainState, refuse_non_finite, train
+from txtgen.train.figures import Figures, StepReport, named
+from txtgen.train.loop import NonFiniteError, TrainState, refuse_non_finite, train
 from txtgen.train.loss import LossSums, batch_loss, cross_entropy_sums
 from txtgen.train.memory import HeldBytes, held_bytes, require_memory, smaller_batch
 from txtgen.train.optimizer import build_optimizer
@@ -25,6 +25,7 @@ __all__ = [
     "Horizon",
     "LossSums",
     "MemoryEstimate",
+    "NonFiniteError",
     "Speed",
     "SpikeWatch",
     "StepReport",
@@ -42,6 +43,7 @@ __all__ = [
     "matrix_peak",
     "may_compile",
     "micro_batches",
+    "named",
     "peak_memory_bytes",
     "refuse_non_finite",
     "require_memory",

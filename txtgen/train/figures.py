@@ -9,6 +9,9 @@ from torch import Tensor
 
 from txtgen.data.types import Origin
 
+MAX_NAMED = 5
+"""How many documents of a step are named in one line."""
+
 
 class Figures:
     """A few numbers on their way from the device. Reading waits for them and for nothing that came after.
@@ -81,7 +84,19 @@ class StepReport:
 
     @property
     def fault(self) -> str:
-        """What is not finite, if anything is."""
+        """What is not finite, if anything is, and for how long."""
         if not self.non_finite:
             return ""
-        return "the gradient is not finite" if math.isfinite(self.loss) else "the loss is not finite"
+        what = "the gradient is not finite" if math.isfinite(self.loss) else "the loss is not finite"
+        return what + (f", {self.non_finite} steps in a row" if self.non_finite > 1 else "")
+
+    @property
+    def documents(self) -> list[str]:
+        """The names of the documents of this rank's rows."""
+        return sorted({str(origin) for row in self.origins for origin in row})
+
+
+def named(documents: list[str]) -> str:
+    """The first of these documents, and how many there are."""
+    more = f" and {len(documents) - MAX_NAMED:,} more" if len(documents) > MAX_NAMED else ""
+    return ", ".join(documents[:MAX_NAMED]) + more

@@ -18,9 +18,18 @@ from txtgen.train.accumulation import Accumulated, Accumulation, micro_batches
 from txtgen.train.average import WeightAverage
 from txtgen.train.compilation import Compilation, settle_compilation
 from txtgen.train.cost import count_flops
-from txtgen.train.figures import Figures, StepReport
+from txtgen.train.figures import Figures, StepReport, named
 from txtgen.train.optimizer import Optimizers
 from txtgen.train.schedule import Horizon, share_of_peak
+
+
+class NonFiniteError(DivergedError):
+    """A step whose loss or gradient is not finite, and which is not simply to be left out. report: of that step."""
+
+    def __init__(self, report: StepReport) -> None:
+        where = f"step {report.step}, documents {named(report.documents)}"
+        super().__init__(report.fault, where, "train with a lower learning rate or a longer warm-up")
+        self.report = report
 
 
 @dataclass
@@ -69,7 +78,7 @@ def train(
     later ones, on all ranks together.
 
     Raises:
-        DivergedError: a loss or gradient is not finite, more often in a row than the config allows.
+        NonFiniteError: a loss or gradient is not finite, more often in a row than the config lets it go on.
         OutOfMemoryError: memory runs out for a single row.
     """
     world = world or World()
@@ -146,17 +155,10 @@ def refuse_non_finite(report: StepReport, config: TrainConfig) -> None:
     """Wait for the figures of a step, and stop where they are not finite for longer than the config allows.
 
     Raises:
-        DivergedError: they are.
+        NonFiniteError: they are.
     """
-    if report.non_finite <= (config.max_non_finite if config.on_non_finite == "skip" else 0):
-        return
-    names = sorted({str(origin) for row in report.origins for origin in row})
-    in_a_row = f", {report.non_finite} steps in a row" if report.non_finite > 1 else ""
-    raise DivergedError(
-        f"{report.fault}",
-        f"step {report.step}{in_a_row}, documents {', '.join(names[:5])}" + (" ..." if len(names) > 5 else ""),
-        "start again with a lower learning rate or a longer warm-up, from scratch or by finetuning the last checkpoint",
-    )
+    if report.non_finite > (config.max_non_finite if config.on_non_finite == "skip" else 0):
+        raise NonFiniteError(report)
 
 
 def _scale_and_clip(
