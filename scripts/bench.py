@@ -1,12 +1,15 @@
 """Speed beside peers: interleaved rounds, medians, and a look at who else uses the machine.
 
     python scripts/bench.py train --shape small    # tokens per second of a training step, on one thread and on all
-    python scripts/bench.py decode                 # tokens per second of greedy decoding, batch 1
+    python scripts/bench.py decode --shape small   # tokens per second of greedy decoding; --batch 32 for many rows
+    python scripts/bench.py translate --beam 5     # sentences per second of an encoder-decoder
+    python scripts/bench.py first --shape gpt2     # seconds from the shell to the first token, beside `import torch`
     python scripts/bench.py loss CONFIG            # seconds to a validation loss, beside nanoGPT's recipe
     python scripts/bench.py start CONFIG           # seconds to the first step, beside `import torch`
 
-The peers (transformers, litgpt, a plain GPT-2 as nanoGPT trains it) are installed into an environment of their own,
-.venv-bench, which this script makes.
+The peers (transformers, litgpt, CTranslate2, llama.cpp, a plain GPT-2 as nanoGPT trains it) are installed into an
+environment of their own, .venv-bench, which this script makes; building llama.cpp takes some six minutes. All have
+random weights. Each is given the number of threads that serves it best in decoding.
 """
 
 import argparse
@@ -17,11 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = ROOT / ".venv-bench"
-PEERS = ["transformers", "litgpt==0.5.13"]
+PEERS = ["transformers", "litgpt==0.5.13", "ctranslate2==4.8.5", "llama-cpp-python", "gguf", "sentencepiece"]
 SHAPES = {
     "tiny": {"layers": 4, "width": 128, "heads": 4, "context": 64, "batch": 12, "vocabulary": 330},
     "small": {"layers": 6, "width": 384, "heads": 6, "context": 256, "batch": 16, "vocabulary": 8000},
@@ -31,11 +35,14 @@ SHAPES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "decode", "loss", "start"])
+    parser.add_argument("what", choices=["train", "decode", "translate", "first", "loss", "start"])
     parser.add_argument("config", nargs="?", help="of the run, for loss and start")
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement of train and decode")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement of train, decode and translate")
+    parser.add_argument("--batch", type=int, default=1, help="sequences at a time, of decode")
+    parser.add_argument("--new", type=int, default=128, help="tokens of each sequence, of decode")
+    parser.add_argument("--beam", type=int, default=1, help="beams of translate")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--peers", nargs="*", help="only these, such as plain")
     parser.add_argument("--target", type=float, default=1.88, help="validation loss to reach")
@@ -50,11 +57,22 @@ def main() -> None:
             show(time_to_loss(arguments), "seconds", arguments)
         case "start":
             show(time_to_first_step(arguments), "seconds", arguments)
-        case _:
-            from bench_candidates import decoding, training
+        case "first":
+            show(time_to_first_token(arguments), "seconds", arguments)
+        case "train":
+            from bench_candidates import training
 
-            candidates = (training if arguments.what == "train" else decoding)(SHAPES[arguments.shape], arguments)
+            candidates = training(SHAPES[arguments.shape], arguments)
             show(measure(candidates, arguments.rounds, arguments.seconds), "tokens/s", arguments)
+        case _:
+            from bench_decoding import decoding
+            from bench_translating import translating
+
+            unit = "tokens/s" if arguments.what == "decode" else "sentences/s"
+            with tempfile.TemporaryDirectory() as folder:
+                make = decoding if arguments.what == "decode" else translating
+                candidates = at_their_best(make(SHAPES[arguments.shape], arguments, Path(folder)))
+                show(measure(candidates, arguments.rounds, arguments.seconds), unit, arguments)
 
 
 def enter_environment() -> None:
@@ -75,8 +93,26 @@ Rounds = dict[str, list[tuple[float, float]]]
 """For each candidate and round, what was measured, and the share of the machine that others used meanwhile."""
 
 
+def at_their_best(works: dict) -> dict:
+    """Candidates for `measure`, each with the number of threads that it is fastest with."""
+    import torch
+
+    found = {}
+    for name, work in works.items():
+        taken = {}
+        for threads in sorted({1, os.cpu_count() or 1}):
+            torch.set_num_threads(threads)
+            work(threads)
+            started = time.perf_counter()
+            work(threads)
+            taken[threads] = time.perf_counter() - started
+        best = min(taken, key=taken.__getitem__)
+        found[f"{name}, {best} thread{'s' * (best > 1)}"] = partial(work, best), best
+    return found
+
+
 def measure(candidates: dict, rounds: int, seconds: float) -> Rounds:
-    """Tokens per second of candidates, each with its number of threads."""
+    """Tokens (or sentences) per second of candidates, each with its number of threads."""
     import torch
 
     for work, _ in candidates.values():
@@ -167,6 +203,23 @@ def time_to_first_step(arguments: argparse.Namespace) -> Rounds:
     return results
 
 
+def time_to_first_token(arguments: argparse.Namespace) -> Rounds:
+    """Seconds of `import torch`, of that and reading a checkpoint's bytes, and of `txtgen generate` and transformers to
+    their first token: each in a process of its own."""
+    from bench_decoding import first_token_commands
+
+    results: Rounds = {}
+    with tempfile.TemporaryDirectory() as folder:
+        commands = first_token_commands(SHAPES[arguments.shape], Path(folder))
+        for _ in range(arguments.rounds + 1):  # the first round warms up
+            for name, command in commands.items():
+                before, started = processor_times(), time.perf_counter()
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                taken = time.perf_counter() - started
+                results.setdefault(name, []).append((taken, foreign_share(before, processor_times())))
+    return {name: rounds[1:] for name, rounds in results.items()}
+
+
 def processor_times() -> tuple[float, float, float]:
     """Seconds of processor time so far: of the whole machine busy, of all in all, of this process and those it ran."""
     try:
@@ -192,7 +245,7 @@ def show(results: Rounds, unit: str, arguments: argparse.Namespace) -> None:
         median = statistics.median(quiet or [value for value, _ in rounds])
         rows[name] = {"median": median, "quiet_rounds": len(quiet), "rounds": [value for value, _ in rounds]}
     if arguments.json:
-        print(json.dumps({"what": arguments.what, "shape": arguments.shape, "dtype": arguments.dtype, **rows}))
+        print(json.dumps({**{key: str(value) for key, value in vars(arguments).items()}, **rows}))
         return
     first = next(iter(rows.values()))["median"]
     for name, row in rows.items():

@@ -1,4 +1,4 @@
-"""What `bench.py` times against one another: one step of training or one answer, by txtgen and by its peers."""
+"""What `bench.py train` times against one another: a step of training, by txtgen and by its peers; and their models."""
 
 import argparse
 from collections.abc import Callable
@@ -76,32 +76,6 @@ def own_training(shape: dict[str, int], inputs, labels, dtype) -> Candidate:
     config = TrainConfig(steps=10**9, batch_tokens=rows * width, schedule=ConstantSchedule())
     steps = train(state, iter(lambda: batch, None), config, dtype=dtype)
     return lambda: next(steps).tokens
-
-
-def decoding(shape: dict[str, int], arguments: argparse.Namespace) -> dict[str, tuple[Candidate, int]]:
-    """Greedy decoding of 64 tokens after a prompt of 16, batch 1."""
-    import torch
-
-    from txtgen.config.decoding import GreedyConfig
-    from txtgen.decode.search import search
-    from txtgen.decode.types import PromptBatch
-
-    dtype = getattr(torch, arguments.dtype)
-    longer = {**shape, "context": max(128, shape["context"])}
-    model, peer = own_model(longer).eval().to(dtype), huggingface_model(longer).eval().to(dtype)
-    prompt, new = torch.randint(10, shape["vocabulary"], (1, 16)), 64
-
-    def own() -> int:
-        search(model, PromptBatch(prompt, torch.tensor([16])), GreedyConfig(max_new_tokens=new), limits=[new])
-        return new
-
-    def other() -> int:
-        with torch.inference_mode():
-            peer.generate(prompt, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
-        return new
-
-    threads = torch.get_num_threads()
-    return {"txtgen": (own, threads), "transformers": (other, threads)}
 
 
 def own_model(shape: dict[str, int]):
