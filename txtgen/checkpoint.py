@@ -186,8 +186,8 @@ def load_checkpoint(path: Path, *, training: bool = False, mapped: bool = False,
     Args:
         path: the .pth file.
         training: keep the training state (optimizer and stream).
-        mapped: somebody has just read and checked this very file; do not read it again, but map its tensors into
-            memory, where processes share them.
+        mapped: somebody has just read and checked this very file (its fingerprint tells); do not read its tensors
+            again, but map them into memory, where processes share them.
         weights: False: leave the model out, which most of a file is.
 
     Raises:
@@ -199,7 +199,7 @@ def load_checkpoint(path: Path, *, training: bool = False, mapped: bool = False,
             what = "a folder" if path.is_dir() else "a pipe or device"
             raise CheckpointError(f"no such checkpoint file, but {what}", str(path), "give a .pth file or a run folder")
         with open(path, "rb") as handle:
-            fingerprint = "" if mapped else verify(handle, path, tensors=weights)
+            fingerprint = verify(handle, path, tensors=weights and not mapped)
             handle.seek(0)
             mmap = mapped or not weights  # what is mapped must have a name
             source = path if mmap else handle

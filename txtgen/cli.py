@@ -10,6 +10,17 @@ import typer
 
 from txtgen import __version__
 from txtgen.errors import TxtgenError, UsageError, safe_text
+from txtgen.options import (
+    DECODING,
+    PROMPTED,
+    Device,
+    DeviceName,
+    Dtype,
+    DtypeName,
+    QuantizationName,
+    RunsPath,
+    with_options,
+)
 
 app = typer.Typer(
     name="txtgen",
@@ -38,21 +49,12 @@ SetOptions = Annotated[
 Name = Annotated[str | None, typer.Option(help="Of the run's folder. [default: the config's name and a number]")]
 Steps = Annotated[int | None, typer.Option(help="Optimizer steps.")]
 Minutes = Annotated[float | None, typer.Option(help="Of the whole run; its schedule is fitted to them.")]
-DtypeName = Literal["auto", "float32", "bfloat16"]
 WeightsDtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights written; auto is as they are.")
 ]
-DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 TrainDtype = Annotated[DtypeName | None, typer.Option(help="Of the matrix products. [default: auto]")]
 TrainDevice = Annotated[DeviceName | None, typer.Option(help="Where to compute. [default: auto]")]
 TrainRuns = Annotated[str | None, typer.Option(help="Where the runs are. [default: runs]")]
-QuantizationName = Literal["int8", "int4"]
-Native = Annotated[
-    Literal["auto", "off", "require"], typer.Option(help="Machine code on a CPU: where it can be built, never, always.")
-]
-Dtype = Annotated[DtypeName, typer.Option(help="Of the weights; auto is the model's own.")]
-Device = Annotated[DeviceName, typer.Option(help="Where to compute.")]
-RunsPath = Annotated[str, typer.Option(help="Where the newest run is looked for.")]
 ListedRuns = Annotated[str, typer.Option(help="Where the runs are.")]
 Run = Annotated[str, typer.Argument(metavar="NAME", help="Of a run, or the path of its folder.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
@@ -67,15 +69,11 @@ MaxRestarts = Annotated[
     int, typer.Option(min=0, metavar="N", help="Go on from the last checkpoint if a process is killed, so often.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Try a few steps, say what all would cost, keep nothing.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Prompts at a time.")]
-Independent = Annotated[bool, typer.Option("--independent", help="Each prompt by itself, exactly.")]
-Raw = Annotated[bool, typer.Option("--raw", help="Do not wrap the prompt of a chat model as a user turn.")]
-Special = Annotated[
-    bool, typer.Option("--special", help="Spellings of special tokens in the prompt become those tokens.")
-]
-Quantize = Annotated[QuantizationName | None, typer.Option(help="Weights in so many bits.")]
 DryRunJson = Annotated[bool, typer.Option("--json", help="Print the dry run as JSON.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Given = dict[str, Any]
+"""What was given of a group of options."""
+NOTHING: Given = {}
 Model = Annotated[
     str | None,
     typer.Argument(metavar="[MODEL]", help="A .pth, run folder or Hugging Face folder. [default: the newest run]"),
@@ -211,154 +209,52 @@ def quantize(
 
 
 @app.command()
+@with_options(reading=PROMPTED, decoding=DECODING)
 def generate(
     model: Model = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Text to go on from; may repeat.")] = None,
     input: Annotated[
         str | None, typer.Option(metavar="FILE", help="A prompt a line, or .jsonl with prompt or messages; - is stdin.")
     ] = None,
-    strategy: Annotated[
-        Literal["greedy", "beam", "sample", "beam_sample", "contrastive"] | None,
-        typer.Option(help="How to choose tokens."),
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="For the results; the same command goes on if it was killed.")
     ] = None,
-    beam_size: Annotated[int | None, typer.Option(help="Hypotheses kept (beam).")] = None,
-    length_penalty: Annotated[
-        float | None, typer.Option(help="Score = log-probability / length ** this (beam).")
-    ] = None,
-    early_stopping: Annotated[
-        Literal["true", "false", "never"] | None, typer.Option(help="When enough hypotheses are finished (beam).")
-    ] = None,
-    num_groups: Annotated[int | None, typer.Option(help="Groups of beams that differ (beam).")] = None,
-    diversity_penalty: Annotated[float | None, typer.Option(help="How much they differ (beam).")] = None,
-    num_return: Annotated[int | None, typer.Option(help="Results per prompt (beam, sample).")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Generated tokens at most.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Prompt and generated tokens at most.")] = None,
-    min_new_tokens: Annotated[int | None, typer.Option(help="Generated tokens at least.")] = None,
-    min_length: Annotated[int | None, typer.Option(help="Prompt and generated tokens at least.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Below 1 safer, above 1 wilder (sample).")] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Only the k likeliest tokens; 0 is all (sample, contrastive).")
-    ] = None,
-    top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens of this mass (sample).")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Only tokens this likely, relative to the best (sample).")] = None,
-    typical_p: Annotated[
-        float | None, typer.Option(help="Only tokens of usual surprise, of this mass (sample).")
-    ] = None,
-    top_h: Annotated[float | None, typer.Option(help="Only tokens with this share of the entropy (sample).")] = None,
-    epsilon_cutoff: Annotated[float | None, typer.Option(help="Only tokens of this probability (sample).")] = None,
-    eta_cutoff: Annotated[float | None, typer.Option(help="The same, lower where many are likely (sample).")] = None,
-    top_n_sigma: Annotated[
-        float | None, typer.Option(help="Only tokens so many standard deviations below the best (sample).")
-    ] = None,
-    sampler: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="These, in this order; may repeat (sample).")
-    ] = None,
-    penalty_alpha: Annotated[float | None, typer.Option(help="How much to avoid likeness (contrastive).")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1, seen tokens become unlikely.")] = None,
-    presence_penalty: Annotated[float | None, typer.Option(help="Off the score of generated tokens.")] = None,
-    frequency_penalty: Annotated[float | None, typer.Option(help="The same, for each time.")] = None,
-    penalty_window: Annotated[int | None, typer.Option(help="Tokens that these two look back; 0 is all.")] = None,
-    no_repeat_ngram: Annotated[int | None, typer.Option(help="No n-gram of this size twice.")] = None,
-    bad_word: Annotated[list[str] | None, typer.Option(help="Never this text; may repeat.")] = None,
-    prefix: Annotated[str | None, typer.Option(help="Begin with this text.")] = None,
-    include: Annotated[list[str] | None, typer.Option(help="Have this text in it; may repeat (beam).")] = None,
-    regex: Annotated[str | None, typer.Option(help="The whole text matches this.")] = None,
-    json_schema: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The text is JSON of the schema in this file.")
-    ] = None,
-    forced_bos_token_id: Annotated[int | None, typer.Option(help="First token after the start token.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may repeat.")] = None,
-    mbr: Annotated[
-        int | None, typer.Option(metavar="N", help="Draw N samples, give what is most like all of them (sample).")
-    ] = None,
-    stop_on_loop: Annotated[
-        bool, typer.Option("--stop-on-loop", help="End a text that says the same again and again.")
-    ] = False,
-    seed: Annotated[int | None, typer.Option(help="Of sampling.")] = None,
-    batch_size: BatchSize = 16,
-    independent: Independent = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the way of --output.")] = False,
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes of one thread that share the work.")] = 0,
+    decoding: Given = NOTHING,
     gap: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Stands in a prompt for what is to be filled in, such as ___.")
     ] = None,
-    raw: Raw = False,
-    special: Special = False,
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
-    native: Native = "auto",
-    device: Device = "auto",
-    runs_path: RunsPath = "runs",
+    json_schema: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The text is JSON of the schema in this file.")
+    ] = None,
+    reading: Given = NOTHING,
     json_output: Json = False,
     settings: SetOptions = None,
 ) -> None:
-    """Generate text from prompts."""
-    decoding: dict[str, Any] = {
-        "strategy": strategy,
-        "beam_size": beam_size,
-        "length_penalty": length_penalty,
-        "early_stopping": early_stopping,
-        "num_groups": num_groups,
-        "diversity_penalty": diversity_penalty,
-        "num_return": num_return,
-        "max_new_tokens": max_new_tokens,
-        "max_length": max_length,
-        "min_new_tokens": min_new_tokens,
-        "min_length": min_length,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "typical_p": typical_p,
-        "top_h": top_h,
-        "epsilon_cutoff": epsilon_cutoff,
-        "eta_cutoff": eta_cutoff,
-        "top_n_sigma": top_n_sigma,
-        "samplers": sampler,
-        "penalty_alpha": penalty_alpha,
-        "repetition_penalty": repetition_penalty,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-        "penalty_window": penalty_window,
-        "no_repeat_ngram_size": no_repeat_ngram,
-        "bad_words": bad_word,
-        "prefix": prefix,
-        "include": include,
-        "regex": regex,
-        "forced_bos_token_id": forced_bos_token_id,
-        "stop": stop,
-        "mbr": None if mbr is None else {"candidates": mbr},
-        "stop_on_loop": {} if stop_on_loop else None,
-        "seed": seed,
-    }
-    if input is None and not prompt:
-        if sys.stdin.isatty():
-            raise UsageError("there is no prompt", "", "give --prompt TEXT, --input FILE, or pipe prompts in")
-        input = "-"
+    """Generate text from prompts; without any, on a terminal, in a session."""
     from txtgen.commands import generate as command
     from txtgen.config.commands import GenerateConfig
     from txtgen.config.flags import from_flags
 
     tree = {
+        **reading,
         "model": model,
-        "runs_path": runs_path,
         "prompts": prompt or [],
-        "input": input,
-        "decoding": {name: value for name, value in decoding.items() if value is not None},
-        "batch_size": batch_size,
-        "independent": independent,
+        "input": said_or_piped(input, prompt, "prompt", session=True),
+        "output": output,
+        "overwrite": overwrite,
+        "workers": workers,
+        "decoding": decoding,
         "gap": gap,
         "json_schema": json_schema,
-        "raw": raw,
-        "special": special,
         "json_output": json_output,
-        "device": device,
-        "dtype": dtype,
-        "quantize": quantize,
-        "native": native,
     }
     command.run(from_flags(GenerateConfig, tree, settings))
 
 
 @app.command()
+@with_options(reading=PROMPTED)
 def score(
     model: Model = None,
     target: Annotated[list[str] | None, typer.Option(help="Text to score; may repeat.")] = None,
@@ -369,44 +265,24 @@ def score(
         str | None, typer.Option(metavar="FILE", help="A text a line, or .jsonl with target and prompt; - is stdin.")
     ] = None,
     end: Annotated[bool, typer.Option("--end/--no-end", help="Score the end of a text too.")] = True,
-    batch_size: BatchSize = 16,
-    independent: Independent = False,
-    raw: Raw = False,
-    special: Special = False,
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
-    native: Native = "auto",
-    device: Device = "auto",
-    runs_path: RunsPath = "runs",
+    reading: Given = NOTHING,
     json_output: Json = False,
     settings: SetOptions = None,
 ) -> None:
     """Tell how likely a model finds texts: log-probability of each token and of all, perplexity."""
-    if input is None and not target:
-        if sys.stdin.isatty():
-            raise UsageError("there is no text", "", "give --target TEXT, --input FILE, or pipe texts in")
-        input = "-"
     from txtgen.commands import score as command
     from txtgen.commands.result_tables import report_scores
     from txtgen.config.commands import ScoreConfig
     from txtgen.config.flags import from_flags
 
     tree = {
+        **reading,
         "model": model,
-        "runs_path": runs_path,
         "targets": target or [],
         "prompts": prompt or [],
-        "input": input,
+        "input": said_or_piped(input, target, "text", "--target"),
         "end": end,
-        "batch_size": batch_size,
-        "independent": independent,
-        "raw": raw,
-        "special": special,
         "json_output": json_output,
-        "device": device,
-        "dtype": dtype,
-        "quantize": quantize,
-        "native": native,
     }
     config = from_flags(ScoreConfig, tree, settings)
     report_scores(command.run(config), config.json_output)
@@ -632,6 +508,23 @@ def config_schema(
     from txtgen.commands.output import write_result
 
     write_result(command.schema(command_name), end="")
+
+
+def said_or_piped(
+    input: str | None, given: list[str] | None, what: str, flag: str = "--prompt", session: bool = False
+) -> str | None:
+    """The file to read: the one that was said; standard input if nothing was, and something is piped in.
+
+    Raises:
+        UsageError: there is nothing to read, and no terminal for a session, or none is wanted.
+    """
+    if input is not None or given:
+        return input
+    if not sys.stdin.isatty():
+        return "-"
+    if session and sys.stdout.isatty():
+        return None
+    raise UsageError(f"there is no {what}", "", f"give {flag} TEXT, --input FILE, or pipe {what}s in")
 
 
 def sugar(flags: dict[str, Any], settings: list[str] | None) -> list[str]:

@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import ForkServer
 
 from txtgen.checkpoint import load_checkpoint
 from txtgen.commands.run_folder import RunFolder
@@ -44,46 +43,25 @@ STAGES = [
 ]  # fmt: skip
 
 
-class Runs:
-    """Runs in one folder, started by the fork server."""
+class Runs(ForkServer):
+    """Runs in one folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.seconds = 0.0
-        """What a straight run takes, for choosing moments in it."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-        server = Path(__file__).with_name("fork_server.py")
-        self.server = subprocess.Popen(
-            [sys.executable, server], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+    seconds = 0.0
+    """What a straight run takes, for choosing moments in it."""
 
-    def ask(self, request: dict) -> dict:
-        assert self.server.stdin is not None
-        assert self.server.stdout is not None
-        self.server.stdin.write(json.dumps(request) + "\n")
-        self.server.stdin.flush()
-        return json.loads(self.server.stdout.readline())
-
-    def start(self, name: str, kill_at: list | None = None, background: bool = True, **more: str) -> int:
+    def begin(self, name: str, kill_at: list | None = None, background: bool = True) -> int:
         """Start a run, or go on with it. Returns its process id."""
-        config = "background.yaml" if background else "foreground.yaml"
-        begun = (self.folder / "runs" / name / "config.yaml").exists()
-        arguments = ["pretrain", config, "--name", name, *(["--resume"] if begun else [])]
-        stages = str(self.folder / "stages")
-        run = {"folder": str(self.folder), "arguments": arguments, "stages": stages, "kill_at": kill_at, **more}
-        return self.ask({"run": run})["pid"]
+        return self.start(self.command(name, background), kill_at=kill_at)
 
-    def wait(self, pid: int) -> int:
-        """The exit code of a run, -9 if it was killed."""
-        return os.waitstatus_to_exitcode(self.ask({"wait": pid})["status"])
+    def command(self, name: str, background: bool = True) -> list[str]:
+        begun = (self.folder / "runs" / name / "config.yaml").exists()
+        config = "background.yaml" if background else "foreground.yaml"
+        return ["pretrain", config, "--name", name, *(["--resume"] if begun else [])]
 
     def stages(self) -> tuple[str, str]:
         """What the main and the saving thread of the last run did at last."""
         content = (self.folder / "stages").read_bytes()
         return content[:64].decode().strip(), content[64:].decode().strip()
-
-    def output(self) -> str:
-        return (self.folder / "output.txt").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +73,10 @@ def runs(trained, tmp_path_factory) -> Iterator[Runs]:
     for name in ("background", "foreground"):
         text = CONFIG.format(folder=folder, steps=STEPS, background=str(name == "background").lower())
         (folder / f"{name}.yaml").write_text(text)
-    runs = Runs(folder)
-    with runs.server:
-        modules = folder / "modules"
-        assert runs.wait(runs.start("straight", modules=str(modules))) == 0, runs.output()
-        runs.ask({"import": json.loads(modules.read_text())})
+    with Runs(folder) as runs:
+        assert runs.learn_imports(runs.command("straight")) == 0, runs.output()
         began = time.monotonic()
-        assert runs.wait(runs.start("again")) == 0, runs.output()
+        assert runs.wait(runs.begin("again")) == 0, runs.output()
         runs.seconds = time.monotonic() - began
         assert_equals_straight_run(runs, "again")
         yield runs
@@ -168,11 +143,11 @@ def assert_same(one, two) -> None:
 def test_a_kill_at_a_stage_of_a_save_loses_nothing(runs, stage, background) -> None:
     """At the second passing, so that there is a checkpoint before it; retention first happens at step 6."""
     name = f"{stage.replace(' ', '-')}-{background}"
-    assert runs.wait(runs.start(name, kill_at=[stage, 1], background=background)) == -9
+    assert runs.wait(runs.begin(name, kill_at=[stage, 1], background=background)) == -9
     assert stage in runs.stages()
     folder = RunFolder(runs.folder / "runs" / name)
     assert_some_state_loads(folder)
-    assert runs.wait(runs.start(name, background=background)) == 0, runs.output()
+    assert runs.wait(runs.begin(name, background=background)) == 0, runs.output()
     assert_equals_straight_run(runs, name)
 
 
@@ -186,7 +161,7 @@ def test_kills_at_random_moments_lose_nothing(runs) -> None:
         number += 1
         name, background = f"random-{number}", draw.random() < 0.7
         for _ in range(draw.randint(3, 8)):
-            pid = runs.start(name, background=background)
+            pid = runs.begin(name, background=background)
             time.sleep(draw.uniform(0.0, runs.seconds))
             os.kill(pid, signal.SIGKILL)
             code = runs.wait(pid)
@@ -199,6 +174,6 @@ def test_kills_at_random_moments_lose_nothing(runs) -> None:
             if saver not in ("", "after last", "after retention"):
                 hits[f"saving thread: {saver}"] += 1
             assert_some_state_loads(RunFolder(runs.folder / "runs" / name))
-        assert runs.wait(runs.start(name, background=background)) == 0, runs.output()
+        assert runs.wait(runs.begin(name, background=background)) == 0, runs.output()
         assert_equals_straight_run(runs, name)
     print(f"{kills} kills of {number} runs in {time.monotonic() - began:.0f} s: {dict(hits.most_common())}")

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self, TextIO, cast
@@ -69,16 +69,20 @@ class Terminal(io.TextIOBase):
             os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
-class ProgressDisplay:
-    """What a training run shows on stderr: a live line with a bar on a terminal, plain lines otherwise."""
+class Display:
+    """What a command shows on stderr while it works: a live line with a bar on a terminal, plain lines otherwise.
 
-    def __init__(self, steps: int, quiet: bool = False) -> None:
-        self.steps = steps if steps < UNLIMITED else None
-        """How many there will be, once that is decided."""
+    Args:
+        name: of what is counted.
+        total: how many there will be; None: that is not decided.
+        quiet: show nothing.
+    """
+
+    def __init__(self, name: str, total: int | None, quiet: bool = False) -> None:
         self.console = Console(file=cast(IO[str], Terminal()), highlight=False, emoji=False, markup=False, quiet=quiet)
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
         self._progress = Progress(
-            TextColumn("step"),
+            TextColumn(name),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[figures]}"),
@@ -87,12 +91,10 @@ class ProgressDisplay:
             transient=True,
             expand=True,
         )
-        self._task = self._progress.add_task("train", total=self.steps, figures="")
-        self._display = Live(self._progress, console=self.console, transient=True, refresh_per_second=4)
-        self._validation = ""
-        self._speed = ""
-        self._rate = 0.0
-        self._last_line = 0.0
+        self._task = self._progress.add_task(name, total=total, figures="")
+        self._display = Live(
+            self._progress, console=self.console, transient=True, refresh_per_second=4, redirect_stdout=False
+        )
         self._warnings = _Warnings(self)
 
     def __enter__(self) -> Self:
@@ -109,6 +111,23 @@ class ProgressDisplay:
         logging.getLogger("txtgen").removeHandler(self._warnings)
         if self.live:
             self._display.__exit__(kind, error, trace)
+
+    def note(self, message: str) -> None:
+        """Show a line of plain text."""
+        self.console.print(Text(safe_text(message)), soft_wrap=True)
+
+
+class ProgressDisplay(Display):
+    """What a training run shows."""
+
+    def __init__(self, steps: int, quiet: bool = False) -> None:
+        self.steps = steps if steps < UNLIMITED else None
+        """How many there will be, once that is decided."""
+        super().__init__("step", self.steps, quiet)
+        self._validation = ""
+        self._speed = ""
+        self._rate = 0.0
+        self._last_line = 0.0
 
     def step(self, report: "StepReport") -> None:
         """Show a step: loss, learning rate, tokens per second, time left."""
@@ -152,13 +171,46 @@ class ProgressDisplay:
         line.append(safe_text(text))
         self.console.print(line)
 
-    def note(self, message: str) -> None:
-        """Show a line of plain text."""
-        self.console.print(Text(safe_text(message)), soft_wrap=True)
+
+class PromptsDisplay(Display):
+    """What generation for many prompts shows: how many are done, tokens per second, time left.
+
+    Args:
+        total: prompts in all.
+        done: those that were done before.
+        quiet: show nothing.
+        clock: tells seconds.
+    """
+
+    def __init__(
+        self, total: int, done: int = 0, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__("prompts", total, quiet)
+        self.total, self.done, self.tokens = total, done, 0
+        self._clock, self._first = clock, done
+        self._began = self._last_line = clock()
+
+    def add(self, prompts: int, tokens: int) -> None:
+        """Show that so many more prompts are done, by so many tokens."""
+        self.done, self.tokens, now = self.done + prompts, self.tokens + tokens, self._clock()
+        if self.live:
+            self._progress.update(self._task, completed=self.done, figures=self._rate(now))
+        elif now - self._last_line >= PLAIN_LINE_SECONDS:
+            self._last_line = now
+            left = (now - self._began) * (self.total - self.done) / max(self.done - self._first, 1)
+            self.note(f"prompts {self.done}/{self.total}  {self._rate(now)}  left {duration(left)}")
+
+    def summary(self) -> str:
+        """What was done here, in a few words."""
+        now = self._clock()
+        return f"{self.done - self._first} prompts, {self._rate(now)}, {duration(now - self._began)}"
+
+    def _rate(self, now: float) -> str:
+        return f"{self.tokens / max(now - self._began, 1e-9):,.0f} tok/s"
 
 
 class _Warnings(logging.Handler):
-    def __init__(self, display: ProgressDisplay) -> None:
+    def __init__(self, display: Display) -> None:
         super().__init__(logging.WARNING)
         self.display = display
 

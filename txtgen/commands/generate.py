@@ -1,17 +1,19 @@
 """`txtgen generate`: prompts in, text out; nothing but text goes to stdout."""
 
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+import sys
+from itertools import chain
+from pathlib import Path
 
+from txtgen.commands.console import PromptsDisplay
 from txtgen.commands.inputs import read_prompts, read_text
-from txtgen.commands.models import load
+from txtgen.commands.models import load_for
 from txtgen.commands.output import write_result
+from txtgen.commands.prompted import PromptJob
+from txtgen.commands.result_file import ResultFile
 from txtgen.config.commands import GenerateConfig
 from txtgen.config.decoding_options import resolve_decoding
-from txtgen.config.model import EncoderDecoderConfig
 from txtgen.errors import UsageError
-from txtgen.generator import Generation, Generator, Prompt
+from txtgen.generator import Generator, Prompt, in_order
 
 
 def run(config: GenerateConfig) -> None:
@@ -23,6 +25,7 @@ def run(config: GenerateConfig) -> None:
     Raises:
         UsageError: there is no prompt, or an option does not fit.
         CheckpointError: the model cannot be read.
+        BusyError: the output is there already, or that of another job.
     """
     prompts: list[Prompt] = list(config.prompts)
     lines = False
@@ -34,42 +37,43 @@ def run(config: GenerateConfig) -> None:
     if config.json_schema is not None:
         schema = {"json_schema": read_text(config.json_schema, "the JSON schema")}
         config = config.model_copy(update={"decoding": config.decoding | schema})
-    generator = load(
-        config.model,
-        runs_path=config.runs_path,
-        device=config.device,
-        dtype=config.dtype,
-        batch_size=config.batch_size,
-        independent=config.independent,
-        quantize=config.quantize,
-        native=config.native,
-    )
-    decoding = resolve_decoding(generator.loaded.config.generation, config.decoding)
-    whole = lines or config.json_output or config.gap is not None
-    if len(prompts) == 1 and not whole and decoding.num_return == 1:
-        _stream(generator, prompts[0], config)
+    if config.output is not None:
+        with ResultFile(Path(config.output), config.overwrite) as file:
+            _write_file(file, PromptJob(config, prompts, lines))
         return
-    for generation in answers(generator, prompts, config, lines):
-        if config.json_output:
-            write_result(json_line(generation))
-        else:
-            write_result(generation.text.replace("\n", " ") if lines else generation.text)
+    if len(prompts) == 1 and not (lines or config.json_output or config.gap is not None or config.workers):
+        generator = load_for(config)
+        if resolve_decoding(generator.loaded.config.generation, config.decoding).num_return == 1:
+            _stream(generator, prompts[0], config)
+            return
+    _write_all(PromptJob(config, prompts, lines))
 
 
-def answers(generator: Generator, prompts: list[Prompt], config: GenerateConfig, lines: bool) -> Iterator[Generation]:
-    """The results in the order of the prompts; a blank line has nothing to translate and gives an empty result."""
-    blank = lines and isinstance(generator.loaded.config.model, EncoderDecoderConfig)
-    asked = [number for number, prompt in enumerate(prompts) if not (blank and not str(prompt).strip())]
-    texts = [prompts[number] for number in asked]
-    found = generator.iterate(texts, raw=config.raw, special=config.special, gap=config.gap, **config.decoding)
-    results = (replace(generation, prompt_index=asked[generation.prompt_index]) for generation in found)
-    pending = next(results, None)
-    for number, prompt in enumerate(prompts):
-        if pending is None or pending.prompt_index != number:
-            yield Generation(number, 0, str(prompt), "", (), (), 0.0, 0.0, "length")
-        while pending is not None and pending.prompt_index == number:
-            yield pending
-            pending = next(results, None)
+def _write_all(job: PromptJob) -> None:
+    """Write the results to standard output, each as soon as it and all before it are there."""
+    with PromptsDisplay(len(job.prompts), quiet=sys.stdout.isatty()) as display:
+        for generations in in_order(job.results()):
+            write_result(job.written(generations), end="")
+            display.add(1, sum(len(generation.token_ids) for generation in generations))
+
+
+def _write_file(file: ResultFile, job: PromptJob) -> None:
+    """Write the results into a file, going on from those that it has."""
+    total = len(job.prompts)
+    file.begin(job.facts(), total)
+    with PromptsDisplay(total, len(file.texts)) as display:
+        if file.texts:
+            display.note(f"{len(file.texts)} of {total} prompts are done already")
+        try:
+            for results in job.results(file.texts):
+                file.add({number: job.written(generations) for number, generations in results.items()})
+                tokens = sum(len(generation.token_ids) for generation in chain.from_iterable(results.values()))
+                display.add(len(results), tokens)
+        except KeyboardInterrupt:
+            display.note(f"stopped: {len(file.texts)} of {total} prompts are kept; the same command goes on")
+            raise
+    file.finish(total)
+    display.note(f"{display.summary()}: {file.path}")
 
 
 def _stream(generator: Generator, prompt: Prompt, config: GenerateConfig) -> None:
@@ -83,11 +87,3 @@ def _stream(generator: Generator, prompt: Prompt, config: GenerateConfig) -> Non
             write_result(piece, end="")
     finally:
         write_result("")
-
-
-def json_line(generation: Generation) -> str:
-    """One JSON object on one line, its text escaped to ASCII so that no terminal acts on it."""
-    line = asdict(generation)
-    if not generation.fills:
-        del line["fills"]
-    return json.dumps(line)

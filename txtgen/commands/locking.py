@@ -24,11 +24,18 @@ SOFT_SECONDS = 5.0
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def hold(
+    folder: Path, what: str = "the run folder", fix: str = "wait for that run, or choose another --name"
+) -> Iterator[None]:
     """Hold a folder while the block runs. The system lets go of it when the process ends in whatever way.
 
     A file system without locks gets a file that only one process can make. It names process, start and boot, by which
     the next process on this machine knows whether that one is gone.
+
+    Args:
+        folder: to hold.
+        what: it is called in messages.
+        fix: what to do if it is held.
 
     Raises:
         BusyError: another process holds it.
@@ -38,11 +45,9 @@ def hold(folder: Path) -> Iterator[None]:
     try:
         lock = _acquired(folder, SOFT_SECONDS)
     except Timeout as error:
-        raise BusyError(
-            "the run folder is in use" + _told(owner), str(folder), "wait for that run, or choose another --name"
-        ) from error
+        raise BusyError(f"{what} is in use" + _told(owner), str(folder), fix) from error
     if isinstance(lock, SoftFileLock):
-        logger.warning("this file system knows no locks; the file %s holds the run folder instead", lock.lock_file)
+        logger.warning("this file system knows no locks; the file %s holds %s instead", lock.lock_file, what)
     try:
         owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}))
         yield

@@ -10,6 +10,7 @@ import torch
 import txtgen
 from txtgen.checkpoint import FORMAT, Checkpoint, load_checkpoint, load_model, save_checkpoint
 from txtgen.commands.run_folder import RunFolder
+from txtgen.config.commands import PromptedConfig
 from txtgen.config.model import Native, Quantization
 from txtgen.convert import import_folder
 from txtgen.errors import CheckpointError, ConfigError
@@ -193,3 +194,29 @@ def load(
     """
     loaded = load_model(resolve_model(model, runs_path), select_device(device), inference_dtype(dtype), quantize)
     return Generator(loaded, batch_size=batch_size, independent=independent, native=native)
+
+
+def load_for(config: PromptedConfig) -> Generator:
+    """The generator that a command which reads prompts was told to use; errors as for `load`."""
+    return load(
+        config.model,
+        runs_path=config.runs_path,
+        device=config.device,
+        dtype=config.dtype,
+        batch_size=config.batch_size,
+        independent=config.independent,
+        quantize=config.quantize,
+        native=config.native,
+    )
+
+
+def load_shared(path: Path, fingerprint: str, config: PromptedConfig) -> Generator:
+    """The generator of one of several processes on this machine, which has read no weights that another one has.
+
+    Raises:
+        CheckpointError: the file is no longer the one with this fingerprint.
+    """
+    loaded = load_model(path, None, inference_dtype(config.dtype), config.quantize, mapped=True)
+    if loaded.fingerprint != fingerprint:
+        raise CheckpointError("the model has changed meanwhile", str(path), "give the same command again")
+    return Generator(loaded, batch_size=config.batch_size, independent=config.independent, native=config.native)

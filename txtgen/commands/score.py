@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from txtgen.commands.inputs import json_objects, read_lines, required_prompt
-from txtgen.commands.models import load
+from txtgen.commands.models import load_for
 from txtgen.config.commands import ScoreConfig
 from txtgen.errors import UsageError
 from txtgen.generator import Prompt, Score
@@ -27,16 +27,7 @@ def run(config: ScoreConfig) -> Iterator[Score]:
         prompts = found or prompts
     if not targets:
         raise UsageError("there is no text", "", "give --target TEXT, --input FILE, or pipe texts in")
-    generator = load(
-        config.model,
-        runs_path=config.runs_path,
-        device=config.device,
-        dtype=config.dtype,
-        batch_size=config.batch_size,
-        independent=config.independent,
-        quantize=config.quantize,
-        native=config.native,
-    )
+    generator = load_for(config)
     return generator.iterate_scores(targets, prompts, raw=config.raw, special=config.special, end=config.end)
 
 

@@ -174,12 +174,25 @@ class GenerateConfig(PromptedConfig):
 
     input: str | None = None
     """A file: a prompt a line, or .jsonl with `prompt` or `messages`; `-`: standard input."""
+    output: str | None = None
+    """A file for the results, which appears when all are there; None: standard output."""
+    overwrite: bool = False
+    """Replace what is in the way of the output."""
+    workers: NonNegative = 0
+    """Processes of one thread that share out the batches; 0: this process generates, by all of its threads."""
     decoding: dict[str, Any] = Field(default_factory=dict)
     """Options of the strategy that the user gave; the checkpoint's defaults fill the rest."""
     gap: Annotated[str, Field(min_length=1)] | None = None
     """What stands in a prompt for text to be filled in; None: prompts are gone on from."""
     json_schema: str | None = None
     """A file with the JSON schema of what is generated."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What belongs to an output needs one; workers have no device of their own."""
+        if self.overwrite and self.output is None:
+            yield "overwrite", "says what becomes of an output, and there is none; give --output FILE"
+        if self.workers and self.device not in ("auto", "cpu"):
+            yield "workers", f"compute on the CPU, and device is {self.device}; leave one of them out"
 
 
 class ScoreConfig(PromptedConfig):

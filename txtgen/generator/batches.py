@@ -1,6 +1,6 @@
 """Which prompts are generated together, and how their results come back in order."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -25,9 +25,9 @@ class Plan:
     batches: tuple[Batch, ...]
     decoding: DecodingConfig
 
-    def following(self, first: int) -> "Plan":
-        """The batches that have a prompt whose number is `first` or more."""
-        left = tuple(batch for batch in self.batches if any(prompt.number >= first for prompt in batch))
+    def without(self, done: Collection[int]) -> "Plan":
+        """The batches that have a prompt whose number is not among those."""
+        left = tuple(batch for batch in self.batches if any(prompt.number not in done for prompt in batch))
         return replace(self, batches=left)
 
 
@@ -63,12 +63,13 @@ def _cut(prompts: Sequence[EncodedPrompt], size: int, most: int | None) -> Itera
         yield tuple(batch)
 
 
-def in_order(found: Iterable[Mapping[int, Result]], first: int = 0) -> Iterator[Result]:
-    """The results of prompt `first`, of the one after it, and so on, each as soon as all before it are found.
+def in_order(found: Iterable[Mapping[int, Result]]) -> Iterator[Result]:
+    """The results of prompt 0, of the one after it, and so on, each as soon as all before it are found.
 
     found: the results of some prompts at a time, by the prompts' numbers.
     """
     waiting: dict[int, Result] = {}
+    first = 0
     for results in found:
         waiting.update(results)
         while first in waiting:
