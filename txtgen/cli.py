@@ -307,6 +307,9 @@ def evaluate(
     beam_size: Annotated[int | None, typer.Option(min=1, help="Translate by beam search of this width.")] = None,
     translate: Annotated[bool, typer.Option(help="Translate pairs and score them.")] = True,
     output: Annotated[str | None, typer.Option(metavar="FILE", help="Where to write the translations.")] = None,
+    generate: Annotated[
+        int, typer.Option(min=0, help="Go on from so many held-out beginnings, or reply, and tell what that is like.")
+    ] = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",
     runs_path: RunsPath = "runs",
@@ -329,6 +332,7 @@ def evaluate(
         "decoding": {} if beam_size is None else {"strategy": "beam", "beam_size": beam_size},
         "translate": translate,
         "output": output,
+        "generate": generate,
         "device": device,
         "dtype": dtype,
     }

@@ -438,6 +438,23 @@ def test_evaluate_translates_pairs(translator, trained, workshop, capfd) -> None
     assert Path("out.txt").read_text().count("\n") == 72
 
 
+def test_evaluate_describes_what_a_model_writes(decoder, translator, trained, workshop, capfd) -> None:
+    long = "the cat sat on the mat " * 10  # the second has no room in 32 positions
+    Path("long.txt").write_text(f"a b{' ' * 97}c\n{long}\n", encoding="utf-8")
+    command = ["evaluate", decoder, "--data", "long.txt", "--generate", "3", "--set", "decoding.max_new_tokens=4"]
+    assert run([*command, "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)["texts"]
+    assert found["texts"] == 1
+    assert 0 <= found["distinct_1"] <= 1
+    assert run(command) == 0
+    assert "ended by themselves" in capfd.readouterr().out
+    assert run(["evaluate", decoder, "--data", str(trained / "text" / "a.txt"), "--generate", "3"]) == 4
+    assert "nothing to go on from" in capfd.readouterr().err
+    pairs = ["--data", str(trained / "pairs.tsv"), "--no-translate", "--generate", "5", "--json"]
+    assert run(["evaluate", translator, *pairs]) == 0
+    assert json.loads(capfd.readouterr().out)["texts"]["texts"] == 5
+
+
 def test_evaluate_cuts_a_source_that_is_too_long(translator, workshop, capfd) -> None:
     pytest.importorskip("sacrebleu")
     for number in (10, 11, 300):  # three byte pieces each, and the model reads 31 and an end

@@ -1,10 +1,11 @@
 """`txtgen evaluate`: loss on text, and BLEU and chrF on pairs."""
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from txtgen.checkpoint import load_model
+from txtgen.checkpoint import LoadedModel, load_model
 from txtgen.commands.models import inference_dtype, resolve_model, select_device
 from txtgen.commands.sources import guess_source
 from txtgen.config.commands import CheckpointConfig, EvaluateConfig, row_length
@@ -12,22 +13,32 @@ from txtgen.config.data import DataConfig, ObjectiveConfig, Seq2SeqObjective
 from txtgen.config.loader import config_from_tree
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.config.objectives import TEXTS
-from txtgen.data import build_objective, validation_pairs, validation_parts
-from txtgen.errors import ConfigError, DataError, UsageError
-from txtgen.evaluate import LossMetrics, TranslationMetrics, evaluate_loss, translate_pairs, weighted_loss
+from txtgen.data import build_objective, validation_pairs, validation_parts, validation_records
+from txtgen.errors import ConfigError, DataError, NoRoomError, UsageError
+from txtgen.evaluate import (
+    LossMetrics,
+    TextMetrics,
+    TranslationMetrics,
+    describe,
+    evaluate_loss,
+    openings,
+    translate_pairs,
+    weighted_loss,
+)
 from txtgen.files import replace_file
-from txtgen.generator import Generator
+from txtgen.generator import Generator, Prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """What was measured: loss always, of a mixture also that of each part by name; translation scores for pairs unless
-    they were not wanted."""
+    they were not wanted; what generated texts are like if that was."""
 
     model: str
     loss: LossMetrics
     parts: dict[str, LossMetrics]
     translation: TranslationMetrics | None
+    texts: TextMetrics | None
 
 
 def run(config: EvaluateConfig) -> Evaluation:
@@ -55,10 +66,12 @@ def run(config: EvaluateConfig) -> Evaluation:
     batches = validation_parts(data, objective, batch_tokens=max(config.batch_tokens, length), length=length, seed=seed)
     found = {name: evaluate_loss(loaded.model, part) for name, part in batches.items()}
     loss = weighted_loss(found, objective.weights) if objective.weights else found.pop("")
-    translation = None
+    translation = texts = None
     if config.translate and any(isinstance(part, Seq2SeqObjective) for part in data.objective.members):
-        translation = _translate(Generator(loaded, batch_size=64, native=config.native), data, seed, config)
-    return Evaluation(str(path), loss, found, translation)
+        translation = _translate(_generator(loaded, config), data, seed, config)
+    if config.generate:
+        texts = _describe(_generator(loaded, config), data, seed, config)
+    return Evaluation(str(path), loss, found, translation, texts)
 
 
 def _row_length(config: EvaluateConfig, model: CheckpointConfig) -> int:
@@ -76,6 +89,10 @@ def _row_length(config: EvaluateConfig, model: CheckpointConfig) -> int:
     return length
 
 
+def _generator(loaded: LoadedModel, config: EvaluateConfig) -> Generator:
+    return Generator(loaded, batch_size=64, native=config.native)
+
+
 def _translate(generator: Generator, data: DataConfig, seed: int, config: EvaluateConfig) -> TranslationMetrics | None:
     pairs = list(validation_pairs(data, seed=seed))
     if not pairs:
@@ -85,6 +102,23 @@ def _translate(generator: Generator, data: DataConfig, seed: int, config: Evalua
         with replace_file(Path(config.output)) as handle:
             handle.write("".join(text + "\n" for text in texts).encode())
     return scores
+
+
+def _describe(generator: Generator, data: DataConfig, seed: int, config: EvaluateConfig) -> TextMetrics:
+    """What the model's texts are like that go on from what is held out, where it leaves them room."""
+    candidates = openings(validation_records(data, seed=seed))
+    prompts = list(islice((each for each in candidates if _has_room(generator, each, config)), config.generate))
+    if not prompts:
+        raise DataError("what is held out has nothing to go on from", "--generate", "give longer texts, or replies")
+    return describe(generator.generate(prompts, **{**config.decoding, "num_return": 1}))
+
+
+def _has_room(generator: Generator, prompt: Prompt, config: EvaluateConfig) -> bool:
+    try:
+        generator.plan({0: prompt}, **config.decoding)
+    except NoRoomError:
+        return False
+    return True
 
 
 def _data(config: EvaluateConfig, trained_on: dict[str, Any], seq2seq: bool, where: str) -> DataConfig:

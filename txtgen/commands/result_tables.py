@@ -42,6 +42,11 @@ def report_evaluation(evaluation: Evaluation, as_json: bool) -> None:
         rows["BLEU"] = f"{translation.bleu:.2f}   {translation.bleu_signature}"
         rows["chrF"] = f"{translation.chrf:.2f}   {translation.chrf_signature}"
         rows["sentences"] = f"{translation.sentences:,}"
+    if (texts := evaluation.texts) is not None:
+        rows["generated"] = f"{texts.texts:,} texts of {texts.words:.1f} words"
+        rows["ended by themselves"] = f"{texts.ended:.1%}"
+        rows["distinct words, pairs"] = f"{texts.distinct_1:.1%}, {texts.distinct_2:.1%}"
+        rows["repeated runs of 4"] = f"{texts.repeated_4:.1%}"
     table("", rows)
 
 

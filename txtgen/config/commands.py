@@ -220,6 +220,9 @@ class EvaluateConfig(Config):
     decoding: dict[str, Any] = Field(default_factory=dict)
     translate: bool = True
     """Generate a target for every source and score it by BLEU and chrF; only for pairs."""
+    generate: NonNegative = 0
+    """Go on from so many held-out beginnings of texts, or reply in so many conversations, and tell what the results
+    are like."""
     sequence_length: Count | None = None
     """Positions of a row of text, which its tokens may look back to; None: as in the model's own run."""
     batch_tokens: Count = 8192

@@ -7,7 +7,13 @@ from txtgen.data.sampling import Side, SourceSummary, describe, sample_texts
 from txtgen.data.statistics import SourceStatistics, corpus_statistics
 from txtgen.data.stream import train_stream
 from txtgen.data.types import IGNORE, Batch, Example, Origin, StreamOptions
-from txtgen.data.validation import ValidationBatches, validation_batches, validation_pairs, validation_parts
+from txtgen.data.validation import (
+    ValidationBatches,
+    validation_batches,
+    validation_pairs,
+    validation_parts,
+    validation_records,
+)
 
 __all__ = [
     "IGNORE",
@@ -31,4 +37,5 @@ __all__ = [
     "validation_batches",
     "validation_pairs",
     "validation_parts",
+    "validation_records",
 ]

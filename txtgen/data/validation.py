@@ -12,7 +12,7 @@ from txtgen.data.objectives import Objective
 from txtgen.data.packing import Packer, Rows
 from txtgen.data.report import BadRecordPolicy, StreamReport
 from txtgen.data.supply import Feed
-from txtgen.data.types import Batch, PairRecord, StreamOptions
+from txtgen.data.types import Batch, PairRecord, Record, StreamOptions
 from txtgen.errors import ConfigError, DataError
 
 
@@ -128,8 +128,17 @@ def validation_parts(
     return parts
 
 
-def validation_pairs(data: DataConfig, *, seed: int, report: StreamReport | None = None) -> Iterator[PairRecord]:
+def validation_pairs(data: DataConfig, *, seed: int) -> Iterator[PairRecord]:
     """The held-out pairs, in the order of the files. Conversations and plain text are left out.
+
+    Raises:
+        ConfigError, DataError: as for `validation_records`.
+    """
+    return (record for record in validation_records(data, seed=seed) if isinstance(record, PairRecord))
+
+
+def validation_records(data: DataConfig, *, seed: int, report: StreamReport | None = None) -> Iterator[Record]:
+    """What is held out, in the order of the files.
 
     Raises:
         ConfigError: nothing is configured to be held out.
@@ -144,7 +153,6 @@ def validation_pairs(data: DataConfig, *, seed: int, report: StreamReport | None
         for units in [corpus.units(block)]
         for unit in range(len(units))
         for record in usable_records(units, unit, split, policy)
-        if isinstance(record, PairRecord)
     )
 
 

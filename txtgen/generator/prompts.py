@@ -11,7 +11,7 @@ from txtgen.checkpoint import LoadedModel
 from txtgen.config.decoding import DecodingConfig
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.decode import PromptBatch
-from txtgen.errors import DataError, UsageError
+from txtgen.errors import DataError, NoRoomError, UsageError
 from txtgen.generator.types import EncodedPrompt, Message, Prompt
 from txtgen.infilling import Gaps, with_gaps
 from txtgen.model import is_bounded
@@ -80,7 +80,7 @@ class PromptReader:
             raise UsageError("an empty prompt", where, "an encoder-decoder needs a source")
         ids = [*prefix, *ids, *self.framing.suffix]
         if self._bounded and len(ids) > self._max_source_length:
-            raise UsageError(
+            raise NoRoomError(
                 f"the prompt has {len(ids)} tokens, and max_source_length is {self._max_source_length}",
                 where,
                 "shorten it, or cut it into several prompts",
@@ -129,7 +129,7 @@ class PromptReader:
         longest, key = min(limits, key=lambda limit: limit[0])
         room = longest - length
         if room < 1:
-            raise UsageError(
+            raise NoRoomError(
                 f"there is no room to generate: {key} is {longest}, and {length} tokens are taken before",
                 where,
                 f"shorten the prompt by {1 - room} tokens" if key != "max_length" else "raise max_length",
