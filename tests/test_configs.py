@@ -52,12 +52,12 @@ def test_two_shrunk_steps_run(path, tmp_path, monkeypatch) -> None:
         if tree["generation"].get(key):
             tree["generation"][key] = 8
     if isinstance(config, PretrainConfig):
-        tree["tokenizer"] |= {"vocab_size": 300 + len(config.data.objective.control_symbols)}
+        tree["tokenizer"] |= {"path": None, "vocab_size": 300 + len(config.data.objective.control_symbols)}
         small = {key: value for key, value in SMALL_MODEL.items() if tree["model"].get(key) is not None}
         tree["model"] |= small
         command = ["pretrain"]
     else:
-        assert run(["pretrain", base_config(tmp_path), "--name", "base"]) == 0
+        assert run(["pretrain", base_config(tmp_path, config.data.objective.architectures[0]), "--name", "base"]) == 0
         command = ["finetune", "--base", "runs/base"]
     (tmp_path / "small.yaml").write_text(json.dumps(tree), encoding="utf-8")
     assert run([*command, "small.yaml", "--name", "small"]) == 0
@@ -78,6 +78,9 @@ def small_source(source: dict[str, Any], folder: Path) -> dict[str, Any]:
             }
         case "tsv":
             return source | {"path": write(folder, "pairs.tsv", [f"{line}\t{line[::-1]}" for line in lines])}
+        case "jsonl_pairs":
+            rows = [json.dumps({source["source_field"]: line, source["target_field"]: line[::-1]}) for line in lines]
+            return source | {"path": write(folder, "pairs.jsonl", rows)}
         case "parallel":
             paths = {"source_path": write(folder, "a.txt", lines), "target_path": write(folder, "b.txt", lines)}
             return source | paths
@@ -93,9 +96,19 @@ def write(folder: Path, name: str, lines: list[str]) -> str:
     return str(path)
 
 
-def base_config(folder: Path) -> str:
+def base_config(folder: Path, architecture: str) -> str:
+    """A pretraining config of a small model that the finetuning config can go on from."""
     source = small_source({"kind": "text", "documents": "line"}, folder)
     model = {"kind": "decoder", "d_model": 16, "num_heads": 2, "num_layers": 1, "max_length": 32}
+    if architecture == "encoder_decoder":
+        source = small_source({"kind": "tsv"}, folder)
+        model = {"kind": architecture, "d_model": 16, "num_heads": 2, "num_encoder_layers": 1, "num_decoder_layers": 1}
     train = {"steps": 1, "batch_tokens": 64}
-    tree = {"data": {"sources": [source]}, "tokenizer": {"vocab_size": 300}, "model": model, "train": train}
+    objective = {"kind": "seq2seq" if architecture == "encoder_decoder" else "causal_lm"}
+    tree = {
+        "data": {"sources": [source], "objective": objective},
+        "tokenizer": {"vocab_size": 300},
+        "model": model,
+        "train": train,
+    }
     return write(folder, "base.yaml", [json.dumps(tree)])
