@@ -27,6 +27,7 @@ STRATEGIES = [
     {},
     {"strategy": "beam", "beam_size": 3, "num_return": 2},
     {"strategy": "sample", "seed": 4, "num_return": 2, "top_p": 0.9},
+    {"strategy": "sample", "seed": 5, "num_return": 2, "speculation": {"kind": "prompt_lookup", "max_ngram": 1}},
     {"strategy": "beam_sample", "seed": 3, "beam_size": 3, "num_return": 2, "temperature": 1.5},
     {"strategy": "contrastive"},
 ]

@@ -222,6 +222,9 @@ def generate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the way of --output.")] = False,
     workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes of one thread that share the work.")] = 0,
     decoding: Given = NOTHING,
+    draft: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Let this smaller model guess: faster (greedy, sample).")
+    ] = None,
     gap: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Stands in a prompt for what is to be filled in, such as ___.")
     ] = None,
@@ -245,7 +248,8 @@ def generate(
         "output": output,
         "overwrite": overwrite,
         "workers": workers,
-        "decoding": decoding,
+        "decoding": decoding if draft is None else {"speculation": {"kind": "draft"}, **decoding},
+        "draft": draft,
         "gap": gap,
         "json_schema": json_schema,
         "json_output": json_output,

@@ -120,6 +120,13 @@ DECODING: dict[str, Option] = {
     "stop_on_loop": option(
         bool, "End a text that says the same again and again.", "--stop-on-loop", default=False, stands_for=lambda _: {}
     ),
+    "speculation": option(
+        bool,
+        "Guess what stood there before: the same text, faster (greedy, sample).",
+        "--prompt-lookup",
+        default=False,
+        stands_for=lambda _: {"kind": "prompt_lookup"},
+    ),
     "seed": option(int, "Of sampling."),
 }
 """Settings of generation: keys of `DecodingConfig`."""

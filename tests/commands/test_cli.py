@@ -171,6 +171,11 @@ def test_the_newest_run_is_the_default(workshop, stdin, capfd) -> None:
         (["--mbr", "4"], 2, "use strategy sample"),
         (["--strategy", "sample", "--mbr", "1"], 2, "mbr.candidates"),
         (["--strategy", "sample", "--mbr", "4", "--num-return", "5"], 2, "more than mbr.candidates 4"),
+        (["--strategy", "beam", "--prompt-lookup"], 2, "speculation has no meaning for strategy beam"),
+        (["--set", "decoding.speculation={kind: draft}"], 2, "there is no draft model"),
+        (["--prompt-lookup", "--set", "decoding.speculation.num_tokens=0"], 2, "speculation.num_tokens"),
+        (["--prompt-lookup", "--draft", "missing"], 2, "decoding.speculation is prompt_lookup"),
+        (["--draft", "missing"], 5, "no such model; missing"),
         (["--set", "decoding.stop_on_loop.times=1"], 2, "stop_on_loop.times"),
         (["--set", "decoding.stop_on_loop.max_block=0"], 2, "stop_on_loop.max_block"),
         (["--seed", "-1"], 2, "seed"),
@@ -218,6 +223,21 @@ def test_generate_writes_what_a_schema_allows(decoder, tmp_path, capfd) -> None:
     assert text.startswith("the")
     assert "hill" in text
     assert "lake" in text
+
+
+def test_what_is_guessed_changes_no_text(decoder, translator, capfd) -> None:
+    def written(*flags) -> list[dict]:
+        assert run(["generate", decoder, "--prompt", "the cat", "--max-new-tokens", "20", "--json", *flags]) == 0
+        return [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+
+    (plain,) = written()
+    assert "proposed" not in plain
+    for flags in (["--prompt-lookup"], ["--draft", decoder, "--set", "decoding.speculation.num_tokens=3"]):
+        (found,) = written(*flags)
+        assert found.pop("proposed") >= found.pop("accepted") > 0
+        assert found["token_ids"] == plain["token_ids"]
+    assert run(["generate", decoder, "--prompt", "the cat", "--draft", translator]) == 5
+    assert "the draft model has another architecture" in capfd.readouterr().err
 
 
 def test_every_setting_can_be_reached(decoder, capfd) -> None:

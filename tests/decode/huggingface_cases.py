@@ -14,7 +14,7 @@ from decode_fakes import TableState, batch
 
 from txtgen.config.decoding import BeamConfig, GreedyConfig, LengthDecay, SampleConfig, SequenceBias
 from txtgen.decode import PromptBatch, search
-from txtgen.decode.chain import make_filters
+from txtgen.decode.chain import Place, make_filters
 from txtgen.decode.distribution import shape_distribution
 from txtgen.decode.filters import align_right
 from txtgen.decode.stopping import Stopping
@@ -299,7 +299,8 @@ def distributions(hf_model, number: int) -> tuple[torch.Tensor, torch.Tensor]:
     filters = make_filters(config, prompts, stopping, (), (), vocabulary)
     before = align_right(prompts.input_ids, prompts.lengths).repeat_interleave(copies, 0)
     owners = [prompt for prompt in range(len(prompts)) for _ in range(copies)]
-    found = shape_distribution(filters(scores, torch.cat([before, new], 1), num_new, owners), config)
+    place = Place(torch.cat([before, new], 1), [num_new] * len(owners), owners)
+    found = shape_distribution(filters(scores, place), config)
     return expected.softmax(-1), found.softmax(-1)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from txtgen.config.decoding import SAMPLER_ORDER, SampleConfig, StrategyConfig, Xtc
 from txtgen.decode import distribution, filters
-from txtgen.decode.chain import FILTERS, make_filters
+from txtgen.decode.chain import FILTERS, Place, make_filters
 from txtgen.decode.distribution import SAMPLERS, shape_distribution
 from txtgen.decode.filters import NO_TOKEN, align_right
 from txtgen.decode.stopping import Stopping
@@ -65,7 +65,7 @@ def test_common_filters_equal_plain_code():
         before = batch([row[:-1] or row for row in rows], pad=3)
         stopping = Stopping(frozenset(rules.eos_ids), (9,) * 4)
         chosen = make_filters(config, before, stopping, rules.suppress, (), vocabulary=8)
-        result = chosen(scores, sequences, 1, range(4))
+        result = chosen(scores, Place(sequences, [1] * 4, range(4)))
         expected = [
             rules.filtered(row, tokens[:-1], tokens[-1:]) for row, tokens in zip(scores.tolist(), rows, strict=True)
         ]
@@ -76,7 +76,7 @@ def test_common_filters_equal_plain_code():
 def test_without_settings_nothing_changes(scores):
     sequences = torch.zeros(40, 3, dtype=torch.int64)
     chosen = make_filters(SampleConfig(), batch([[1]]), Stopping(frozenset((2,)), (9,)), (), (), vocabulary=30)
-    assert chosen(scores, sequences, 0, [0] * 40) is scores
+    assert chosen(scores, Place(sequences, [0] * 40, [0] * 40)) is scores
     assert shape_distribution(scores, SampleConfig()) is scores
 
 

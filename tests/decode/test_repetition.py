@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from txtgen.config.decoding import BeamConfig, DryPenalty, GreedyConfig, SampleConfig
 from txtgen.decode import search
-from txtgen.decode.chain import make_filters
+from txtgen.decode.chain import Place, make_filters
 from txtgen.decode.filters import align_right
 from txtgen.decode.stopping import Stopping
 
@@ -26,7 +26,8 @@ def filtered(config, rows, num_new, seed, eos_ids=()):
     stopping = Stopping(frozenset(eos_ids), (99,) * len(rows))
     chosen = make_filters(config, whole, stopping, (), (), VOCABULARY)
     before = scores.clone()
-    found = chosen(scores, align_right(whole.input_ids, whole.lengths), num_new, range(len(rows)))
+    place = Place(align_right(whole.input_ids, whole.lengths), [num_new] * len(rows), range(len(rows)))
+    found = chosen(scores, place)
     assert torch.equal(scores, before)
     return scores.tolist(), found
 

@@ -14,7 +14,7 @@ from tiny_models import ARCHITECTURES, POSITIONS, VOCAB, random_ids, source_for,
 
 import txtgen.model.native as native
 import txtgen.model.stepping as stepping
-from txtgen.config.decoding import BeamConfig, ContrastiveConfig, GreedyConfig, SampleConfig
+from txtgen.config.decoding import BeamConfig, ContrastiveConfig, DraftModel, GreedyConfig, PromptLookup, SampleConfig
 from txtgen.config.model import NgramConfig
 from txtgen.decode import PromptBatch, search
 from txtgen.errors import ResourceError, UsageError
@@ -274,9 +274,10 @@ def test_rotations_reach_as_far_as_they_are_needed(library, monkeypatch):
         GreedyConfig(no_repeat_ngram_size=2),
         BeamConfig(beam_size=4, num_return=3),
         SampleConfig(num_return=3, top_p=0.9),
+        SampleConfig(num_return=3, speculation=PromptLookup(max_ngram=1)),
         ContrastiveConfig(penalty_alpha=0.6, top_k=3),
     ],
-    ids=["greedy", "filtered", "beam", "sample", "contrastive"],
+    ids=["greedy", "filtered", "beam", "sample", "speculative", "contrastive"],
 )
 def test_search_finds_the_same(library, architecture, config):
     for seed in range(3):
@@ -288,6 +289,19 @@ def test_search_finds_the_same(library, architecture, config):
         for quick, slow in zip(found, expected, strict=True):
             assert [h.token_ids for h in quick] == [h.token_ids for h in slow]
             assert [h.score for h in quick] == pytest.approx([h.score for h in slow], abs=1e-4)
+
+
+@both
+@every_kind
+def test_speculation_changes_no_bit(library, architecture, kind):
+    model, _ = in_kind(tiny_model(architecture, "rotary"), kind)
+    quick, draft = NativeTransformer(model, library), NativeTransformer(tiny_model(architecture).float(), library)
+    for speculation in (PromptLookup(max_ngram=2), DraftModel(num_tokens=3)):
+        plain, config = GreedyConfig(), GreedyConfig(speculation=speculation)
+        arguments = {"limits": [12, 5, 16], "eos_ids": (2,), "draft": draft}
+        found, expected = (search(quick, prompts(model), each, **arguments) for each in (config, plain))
+        for (mine,), (its,) in zip(found, expected, strict=True):
+            assert (mine.token_ids, mine.logprob) == (its.token_ids, its.logprob)
 
 
 def test_later_changes_of_the_weights_do_not_count(library):

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 import txtgen
-from txtgen.checkpoint import FORMAT, Checkpoint, load_checkpoint, load_model, save_checkpoint
+from txtgen.checkpoint import FORMAT, Checkpoint, LoadedModel, load_checkpoint, load_model, save_checkpoint
 from txtgen.commands.run_folder import RunFolder
-from txtgen.config.commands import PromptedConfig
+from txtgen.config.commands import GenerateConfig, PromptedConfig
 from txtgen.config.model import Native, Quantization
 from txtgen.convert import import_folder
 from txtgen.errors import CheckpointError, ConfigError
@@ -184,16 +184,26 @@ def load(
     independent: bool = False,
     quantize: Quantization | None = None,
     native: Native = "auto",
+    draft: str | Path | None = None,
 ) -> Generator:
-    """Load a model for generation: a .pth file, a run folder, or the newest run.
+    """Load a model for generation: a .pth file, a run folder, or the newest run; and one that drafts for it.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is none, it is damaged, or the draft model does not fit it.
         ConfigError: the device is not available.
         ResourceError: machine code is required, and there is none.
     """
-    loaded = load_model(resolve_model(model, runs_path), select_device(device), inference_dtype(dtype), quantize)
-    return Generator(loaded, batch_size=batch_size, independent=independent, native=native)
+
+    def read(name: str | Path | None) -> LoadedModel:
+        return load_model(resolve_model(name, runs_path), select_device(device), inference_dtype(dtype), quantize)
+
+    return Generator(
+        read(model),
+        batch_size=batch_size,
+        independent=independent,
+        native=native,
+        draft=None if draft is None else read(draft),
+    )
 
 
 def load_for(config: PromptedConfig) -> Generator:
@@ -207,6 +217,7 @@ def load_for(config: PromptedConfig) -> Generator:
         independent=config.independent,
         quantize=config.quantize,
         native=config.native,
+        draft=config.draft if isinstance(config, GenerateConfig) else None,
     )
 
 

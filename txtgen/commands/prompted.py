@@ -13,8 +13,10 @@ from txtgen.config.commands import GenerateConfig
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.generator import Generation, Prompt, Results, complete_by_workers
 
-NOT_OF_THE_RESULT = {"model", "runs_path", "prompts", "input", "output", "overwrite", "workers", "json_schema"}
-"""What a command may be told otherwise and yet go on; of model, prompts and schema the content counts."""
+NOT_OF_THE_RESULT = {
+    "model", "draft", "runs_path", "prompts", "input", "output", "overwrite", "workers", "json_schema",
+}  # fmt: skip
+"""What a command may be told otherwise and yet go on; of models, prompts and schema the content counts."""
 
 
 class PromptJob:
@@ -39,7 +41,7 @@ class PromptJob:
         else:
             generator = load_for(config)
             self._generator = generator
-        self._fingerprint = generator.loaded.fingerprint
+        self._fingerprint, self._others = generator.loaded.fingerprint, generator.other_fingerprints
         # A blank line has nothing to translate, and gives an empty result.
         translates = lines and isinstance(generator.loaded.config.model, EncoderDecoderConfig)
         asked = {n: prompt for n, prompt in enumerate(prompts) if not (translates and not str(prompt).strip())}
@@ -51,6 +53,7 @@ class PromptJob:
         facts = {
             "txtgen": txtgen.__version__,
             "sha256 of the model": self._fingerprint,
+            "sha256 of other models": self._others,
             "sha256 of the prompts": sha256(json.dumps(self.prompts).encode()).hexdigest(),
             "lines": self.lines,
             **self.config.model_dump(mode="json", exclude=NOT_OF_THE_RESULT),
@@ -79,7 +82,8 @@ class PromptJob:
     def written(self, generations: Sequence[Generation]) -> str:
         """The results of a prompt as they are written, a line each."""
         if self.config.json_output:
-            return "".join(f"{json_line(generation)}\n" for generation in generations)
+            speculated = self._plan.decoding.is_set("speculation")
+            return "".join(f"{json_line(generation, speculated)}\n" for generation in generations)
         texts = [each.text.replace("\n", " ") if self.lines else each.text for each in generations]
         return "".join(f"{text}\n" for text in texts)
 
@@ -87,9 +91,14 @@ class PromptJob:
         return Generation(number, 0, str(self.prompts[number]), "", (), (), 0.0, 0.0, "length")
 
 
-def json_line(generation: Generation) -> str:
-    """One JSON object on one line, its text escaped to ASCII so that no terminal acts on it."""
+def json_line(generation: Generation, speculated: bool) -> str:
+    """One JSON object on one line, its text escaped to ASCII so that no terminal acts on it.
+
+    speculated: whether tokens were proposed.
+    """
     line = asdict(generation)
     if not generation.fills:
         del line["fills"]
+    if not speculated:
+        del line["proposed"], line["accepted"]
     return json.dumps(line)

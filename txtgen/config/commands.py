@@ -42,8 +42,6 @@ class SamplesConfig(Config):
     decoding: DecodingConfig = SampleConfig(max_new_tokens=64, temperature=0.8)
     gap: Annotated[str, Field(min_length=1)] | None = None
     """What stands in a prompt for text to be filled in; None: prompts are gone on from."""
-    json_schema: str | None = None
-    """A file with the JSON schema of what is generated."""
 
 
 class RunConfig(Config):
@@ -186,13 +184,21 @@ class GenerateConfig(PromptedConfig):
     """What stands in a prompt for text to be filled in; None: prompts are gone on from."""
     json_schema: str | None = None
     """A file with the JSON schema of what is generated."""
+    draft: str | None = None
+    """A smaller model with the same tokens, for decoding.speculation of kind draft."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What belongs to an output needs one; workers have no device of their own."""
+        """What belongs to an output needs one; workers have one model, on the CPU; a draft is for speculation."""
         if self.overwrite and self.output is None:
             yield "overwrite", "says what becomes of an output, and there is none; give --output FILE"
         if self.workers and self.device not in ("auto", "cpu"):
             yield "workers", f"compute on the CPU, and device is {self.device}; leave one of them out"
+        if self.workers and self.draft is not None:
+            yield "workers", "have one model each, and draft is given; leave one of them out"
+        speculation = self.decoding.get("speculation")
+        kind = speculation.get("kind") if isinstance(speculation, dict) else speculation
+        if self.draft is not None and kind != "draft":
+            yield "draft", f"is given, but decoding.speculation is {kind}; choose one of the two"
 
 
 class ScoreConfig(PromptedConfig):

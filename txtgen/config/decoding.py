@@ -215,7 +215,43 @@ class StrategyConfig(Config):
             )
 
 
-class GreedyConfig(StrategyConfig):
+NumProposed = Annotated[int, Field(ge=1, le=64)]
+"""Tokens that are proposed at a time."""
+
+
+class PromptLookup(Config):
+    """What followed the last tokens where they stood before, in prompt or text, is proposed.
+
+    Source: Saxena 2023, "Prompt Lookup Decoding", github.com/apoorvumang/prompt-lookup-decoding.
+    """
+
+    kind: Literal["prompt_lookup"] = "prompt_lookup"
+    max_ngram: Annotated[int, Field(ge=1, le=16)] = 3
+    """The last tokens that are looked for: so many, or else fewer."""
+    num_tokens: NumProposed = 8
+
+
+class DraftModel(Config):
+    """A smaller model with the same tokens, which whoever loads the model names beside it, proposes."""
+
+    kind: Literal["draft"] = "draft"
+    num_tokens: NumProposed = 4
+
+
+Speculation = Annotated[PromptLookup | DraftModel, Field(discriminator="kind")]
+
+
+class SequentialConfig(StrategyConfig):
+    """What strategies have in common that decide one token of a text after the other."""
+
+    speculation: Speculation | None = None
+    """Tokens are proposed, and the model reads several in one call. It decides on each as it would without.
+
+    Source: Leviathan et al. 2022, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318.
+    """
+
+
+class GreedyConfig(SequentialConfig):
     """Always the most likely token."""
 
     strategy: Literal["greedy"] = "greedy"
@@ -319,7 +355,7 @@ class MinimumBayesRisk(Config):
     candidates: Annotated[int, Field(ge=2, le=2**31 - 1)] = 16
 
 
-class SampleConfig(SampleSettings):
+class SampleConfig(SampleSettings, SequentialConfig):
     """Draw one token after another."""
 
     strategy: Literal["sample"] = "sample"

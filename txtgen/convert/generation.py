@@ -30,7 +30,7 @@ NOT_TAKEN = (
 
 NOT_WRITTEN = (
     "seed", "stop", "stop_on_loop", "bad_words", "prefix", "include", "regex", "json_schema", "mbr",
-    "presence_penalty", "frequency_penalty", "penalty_window", "dry", "top_n_sigma", "xtc", "samplers",
+    "speculation", "presence_penalty", "frequency_penalty", "penalty_window", "dry", "top_n_sigma", "xtc", "samplers",
 )  # fmt: skip
 """Settings that a generation_config.json has no place for."""
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from txtgen.config.decoding import BeamSettings
-from txtgen.decode.chain import FilterMaker
+from txtgen.decode.chain import FilterMaker, Place
 from txtgen.decode.filters import FORBIDDEN, align_right, refuse_dead_end, refuse_diverged
-from txtgen.decode.sampling import Decided, Steps
+from txtgen.decode.sampling import Decided, Steps, greatest_length
 from txtgen.decode.stopping import Stopping
 from txtgen.decode.types import Hypothesis, PromptBatch, State, StepModel
 from txtgen.errors import UsageError
@@ -142,8 +142,7 @@ def beam_search(
         UsageError: more beams than tokens, a filter names an unknown token, or the filters leave a prompt none.
     """
     device, copies = prompts.input_ids.device, config.num_return
-    limits = torch.tensor(stopping.limits, device=device)
-    logits, state = model.prefill(prompts, capacity=int((prompts.lengths + limits).max()) - 1)
+    logits, state = model.prefill(prompts, greatest_length(prompts, stopping))
     _refuse_too_many_beams(config.beam_size, vocabulary=logits.shape[-1])
     filters = make(logits.shape[-1])
     sequences = align_right(prompts.input_ids, prompts.lengths)
@@ -159,7 +158,8 @@ def beam_search(
         # A nan or +inf among the logits makes all of the row's log-probabilities nan.
         refuse_diverged(log_probs[:, 0].exp())
         rows = [search.prompt for search in live for _ in search.running]
-        scores = selection.shaped(filters(log_probs, sequences, num_new, rows), rows)
+        place = Place(sequences, [num_new] * len(rows), rows)
+        scores = selection.shaped(filters(log_probs, place), rows)
         width = len(live[0].running)
         _step(live, scores, log_probs, config, stopping, selection)
         yield [
@@ -179,7 +179,8 @@ def beam_search(
         sequences = torch.cat([sequences, tokens], dim=1)
         logits = model.extend(tokens, state)[:, -1]
     found = [outcome.results(copies) for outcome in outcomes]
-    refuse_dead_end(torch.tensor([results[0].score if results else FORBIDDEN for results in found]), num_new)
+    best = torch.tensor([results[0].score if results else FORBIDDEN for results in found])
+    refuse_dead_end(best, [num_new] * len(found))
     return found
 
 

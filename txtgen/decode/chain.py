@@ -11,6 +11,7 @@ from txtgen.config.decoding import DryPenalty, LengthDecay, SequenceBias, Strate
 from txtgen.decode.constraint import Constraint, constrain
 from txtgen.decode.filters import (
     FORBIDDEN,
+    NO_TOKEN,
     add_bias,
     align_right,
     biases,
@@ -30,16 +31,26 @@ from txtgen.errors import UsageError
 
 
 class Place(NamedTuple):
-    """How far search has come: sequences [R,T], as in `filters`; generated tokens so far; each row's prompt."""
+    """How far search has come: sequences [R,T], as in `filters`; how many tokens each row has generated; its prompt."""
 
     sequences: Tensor
-    num_new: int
+    counts: Sequence[int]
     prompts: Sequence[int]
 
     def generated(self, window: int = 0) -> Tensor:
-        """The generated tokens, only so many of the last unless the window is 0: [R,N]."""
-        count = min(self.num_new, window or self.num_new)
-        return self.sequences[:, self.sequences.shape[1] - count :]
+        """The generated tokens, only so many of the last unless the window is 0: [R,N], aligned as sequences are."""
+        counts = [min(count, window or count) for count in self.counts]
+        longest = max(counts)
+        recent = self.sequences[:, self.sequences.shape[1] - longest :]
+        if min(counts) == longest:
+            return recent
+        before = longest - torch.tensor(counts, device=recent.device)[:, None]
+        return recent.masked_fill(torch.arange(longest, device=recent.device) < before, NO_TOKEN)
+
+    def said(self) -> list[tuple[int, ...]]:
+        """The generated tokens of each row."""
+        rows = zip(self.generated().tolist(), self.counts, strict=True)
+        return [tuple(token_ids[len(token_ids) - count :]) for token_ids, count in rows]
 
 
 Filter = Callable[[Tensor, Place], Tensor]
@@ -51,9 +62,8 @@ class Filters:
 
     steps: tuple[Filter, ...]
 
-    def __call__(self, scores: Tensor, sequences: Tensor, num_new: int, prompts: Sequence[int]) -> Tensor:
-        """The filtered scores [R,V]. prompts: the number of each row's prompt."""
-        place = Place(sequences, num_new, prompts)
+    def __call__(self, scores: Tensor, place: Place) -> Tensor:
+        """The filtered scores [R,V] of what comes next."""
         for step in self.steps:
             scores = step(scores, place)
         return scores
@@ -116,21 +126,29 @@ def make_filters(
     chosen = [make(getattr(config, name), setup) for name, make in FILTERS.items() if config.is_set(name)]
     first = [_suppress(suppress, setup)] if suppress else []
     if constraints:
-        first.append(lambda scores, place: constrain(scores, place.generated(), place.prompts, constraints))
+        first.append(lambda scores, place: constrain(scores, place.said(), place.prompts, constraints))
     return Filters((*first, *chosen))
 
 
-def _at(applies: Callable[[Place, int], bool], change: Callable[[Tensor, Tensor], Tensor], token_ids: Tensor) -> Filter:
-    """A filter for those rows, by the number of their prompt, that it applies to."""
+def _at(applies: Callable[[int, int], bool], change: Callable[[Tensor], Tensor]) -> Filter:
+    """A filter for those rows, by how many tokens they have generated and by their prompt, that it applies to."""
 
     def step(scores: Tensor, place: Place) -> Tensor:
-        rows = [applies(place, prompt) for prompt in place.prompts]
+        rows = list(map(applies, place.counts, place.prompts))
         if not any(rows):
             return scores
-        changed = change(scores, token_ids)
+        changed = change(scores)
         return changed if all(rows) else torch.where(torch.tensor(rows, device=scores.device)[:, None], changed, scores)
 
     return step
+
+
+def _forbid(token_ids: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda scores: forbid(scores, token_ids)
+
+
+def _force(token_ids: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda scores: force(scores, token_ids)
 
 
 def _suppress(token_ids: Sequence[int], setup: Setup) -> Filter:
@@ -186,29 +204,29 @@ def _no_source_ngrams(size: int, setup: Setup) -> Filter:
 
 def _min_length(length: int, setup: Setup) -> Filter:
     before = setup.lengths
-    return _at(lambda place, prompt: before[prompt] + place.num_new < length, forbid, setup.eos_ids)
+    return _at(lambda count, prompt: before[prompt] + count < length, _forbid(setup.eos_ids))
 
 
 def _min_new_tokens(count: int, setup: Setup) -> Filter:
-    return _at(lambda place, _: place.num_new < count, forbid, setup.eos_ids)
+    return _at(lambda done, _: done < count, _forbid(setup.eos_ids))
 
 
 def _forced_bos(token_id: int, setup: Setup) -> Filter:
     before = setup.lengths
-    return _at(lambda place, prompt: before[prompt] + place.num_new == 1, force, setup.tensor([token_id]))
+    return _at(lambda count, prompt: before[prompt] + count == 1, _force(setup.tensor([token_id])))
 
 
 def _forced_eos(token_ids: Sequence[int], setup: Setup) -> Filter:
     limits = setup.stopping.limits
-    return _at(lambda place, prompt: place.num_new == limits[prompt] - 1, force, setup.tensor(token_ids))
+    return _at(lambda count, prompt: count == limits[prompt] - 1, _force(setup.tensor(token_ids)))
 
 
 def _length_decay(decay: LengthDecay, setup: Setup) -> Filter:
     eos_ids = setup.eos_ids
 
     def step(scores: Tensor, place: Place) -> Tensor:
-        since = place.num_new - decay.start
-        return favour_end(scores, eos_ids, decay.factor, since) if since > 0 else scores
+        since = [max(0, count - decay.start) for count in place.counts]
+        return favour_end(scores, eos_ids, decay.factor, since) if any(since) else scores
 
     return step
 
@@ -217,7 +235,7 @@ def _begin_suppress(token_ids: Sequence[int], setup: Setup) -> Filter:
     # A forced token does not count as the first one.
     forced = setup.config.forced_bos_token_id is not None
     begins = [int(forced and length == 1) for length in setup.lengths]
-    return _at(lambda place, prompt: place.num_new == begins[prompt], forbid, setup.tensor(token_ids))
+    return _at(lambda count, prompt: count == begins[prompt], _forbid(setup.tensor(token_ids)))
 
 
 FILTERS: Mapping[str, Callable[[Any, Setup], Filter]] = {

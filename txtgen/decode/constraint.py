@@ -16,11 +16,11 @@ class Constraint(Protocol):
         """[V] bool: what may follow these new tokens, generated for prompt `row`."""
 
 
-def constrain(scores: Tensor, generated: Tensor, rows: Sequence[int], constraints: Sequence[Constraint]) -> Tensor:
-    """Forbids what any of the constraints does. scores: [R,V]. generated: [R,N]. rows: the prompt of each row."""
-    sequences = [tuple(token_ids) for token_ids in generated.tolist()]
+def constrain(
+    scores: Tensor, said: Sequence[tuple[int, ...]], rows: Sequence[int], constraints: Sequence[Constraint]
+) -> Tensor:
+    """Forbids what any of the constraints does. scores: [R,V]. said: new tokens of each row. rows: their prompts."""
     for constraint in constraints:
-        pairs = zip(rows, sequences, strict=True)
-        allowed = torch.stack([constraint.allowed(row, token_ids) for row, token_ids in pairs])
+        allowed = torch.stack(list(map(constraint.allowed, rows, said)))
         scores = scores.masked_fill(~allowed.to(scores.device), FORBIDDEN)
     return scores

@@ -6,7 +6,7 @@ generated tokens, aligned to the right; NO_TOKEN fills the left. Formulas are th
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -67,18 +67,18 @@ def penalise_repetition(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 def penalise_presence(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Scores of tokens that occurred, less the penalty. seen: [R,N] int64, tokens alone."""
+    """Scores of tokens that occurred, less the penalty. seen: [R,N] int64, aligned as sequences are."""
     return scores - penalty * (_counts(scores, seen) > 0)
 
 
 def penalise_frequency(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Scores of tokens, less the penalty for each time that they occurred. seen: [R,N] int64, tokens alone."""
+    """Scores of tokens, less the penalty for each time that they occurred. seen: [R,N], aligned as sequences are."""
     return scores - penalty * _counts(scores, seen)
 
 
 def _counts(scores: Tensor, seen: Tensor) -> Tensor:
     """How often each token occurred: [R,V] float32."""
-    return torch.zeros_like(scores).scatter_add(1, seen, torch.ones_like(seen, dtype=scores.dtype))
+    return torch.zeros_like(scores).scatter_add(1, seen.clamp(min=0), (seen != NO_TOKEN).to(scores))
 
 
 def forbid_ngrams(scores: Tensor, sequences: Tensor, size: int, seen: Tensor) -> Tensor:
@@ -106,9 +106,10 @@ def force(scores: Tensor, token_ids: Tensor) -> Tensor:
     return torch.full_like(scores, FORBIDDEN).index_fill_(1, token_ids, 0.0)
 
 
-def favour_end(scores: Tensor, eos_ids: Tensor, factor: float, steps: int) -> Tensor:
-    """Raises the scores of end tokens, as if their size grew by `factor` at each of so many steps."""
-    growth = math.exp(min(steps * math.log(factor), LARGEST_EXPONENT)) - 1.0
+def favour_end(scores: Tensor, eos_ids: Tensor, factor: float, steps: Sequence[int]) -> Tensor:
+    """Raises the scores of end tokens, as if their size grew by `factor` at each of so many steps, for each row."""
+    exponents = [min(count * math.log(factor), LARGEST_EXPONENT) for count in steps]
+    growth = scores.new_tensor([[math.exp(exponent) - 1.0] for exponent in exponents])
     picked = scores[:, eos_ids]
     return scores.index_add(1, eos_ids, torch.where(picked.isfinite(), picked.abs() * growth, 0.0))
 
@@ -146,11 +147,12 @@ def refuse_diverged(values: Tensor) -> None:
         )
 
 
-def refuse_dead_end(best: Tensor, num_new: int) -> None:
-    """Raises UsageError if the best score of a row, [R], is that of a forbidden token."""
-    if bool((best == FORBIDDEN).any()):
+def refuse_dead_end(best: Tensor, counts: Sequence[int]) -> None:
+    """Raises UsageError if the best score of a row, [R], is that of a forbidden token. counts: its generated tokens."""
+    dead = best == FORBIDDEN
+    if bool(dead.any()):
         raise UsageError(
             "every token is forbidden, so that a text can neither go on nor end",
-            f"after {num_new} generated tokens",
+            f"after {counts[int(dead.nonzero()[0])]} generated tokens",
             "loosen what forbids tokens: min_new_tokens, no_repeat_ngram_size, bad_words, prefix and the like",
         )

@@ -2,18 +2,17 @@
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from random import Random
 
 import torch
 from torch import Tensor
 
 from txtgen.config.decoding import SampleConfig, StrategyConfig
-from txtgen.decode.chain import FilterMaker
+from txtgen.decode.chain import FilterMaker, Filters, Place
 from txtgen.decode.distribution import shape_distribution
 from txtgen.decode.filters import align_right, log_normaliser, refuse_dead_end
 from txtgen.decode.stopping import Stopping
-from txtgen.decode.types import Hypothesis, PromptBatch, State, StepModel
+from txtgen.decode.types import FinishReason, Hypothesis, PromptBatch, State, StepModel
 
 Decided = list[tuple[int, int]]
 """What a step of search has decided: pairs of result number (prompt * num_return + sample) and token id."""
@@ -37,33 +36,95 @@ class Draw:
     number of the sample: never on what else is in the batch, nor on the device.
     """
 
-    def __init__(self, config: SampleConfig, streams: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, config: SampleConfig, streams: Sequence[tuple[int, int]], purpose: str = "") -> None:
         self.config = config
-        self.random = [Random(f"{config.seed}/{prompt}/{sample}") for prompt, sample in streams]
+        self.random = [Random(f"{config.seed}/{prompt}/{sample}{purpose}") for prompt, sample in streams]
 
     def __call__(self, scores: Tensor, results: Sequence[int]) -> Tensor:
-        """Token ids [R] int64, by inverting the cumulative distribution in float64."""
-        chances = None if self.config.xtc is None else self._draws(results).to(scores.device)
-        shaped = shape_distribution(scores, self.config, chances)
-        cumulative = shaped.cpu().double().softmax(-1).cumsum(-1)
-        draws = self._draws(results)[:, None]
-        # A draw is below 1, so the point lies strictly below the total, and never on a forbidden token.
-        tokens = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)
-        return tokens[:, 0].to(scores.device)
+        """Token ids [R] int64, drawn from `probabilities`."""
+        return self.pick(self.probabilities(scores, results), results).to(scores.device)
 
-    def _draws(self, results: Sequence[int]) -> Tensor:
+    def probabilities(self, scores: Tensor, results: Sequence[int]) -> Tensor:
+        """What is left of the distribution: [R,V] float64, on the CPU."""
+        chances = None if self.config.xtc is None else self.numbers(results).to(scores.device)
+        return shape_distribution(scores, self.config, chances).cpu().double().softmax(-1)
+
+    def pick(self, weights: Tensor, results: Sequence[int]) -> Tensor:
+        """Token ids [R] int64, by inverting the cumulative distribution. weights: [R,V], not all of a row 0."""
+        cumulative = weights.cumsum(-1)
+        # A number is below 1, so the point lies strictly below the total, and never on a forbidden token.
+        points = self.numbers(results)[:, None] * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, points, right=True)[:, 0]
+
+    def numbers(self, results: Sequence[int]) -> Tensor:
         """The next random number of each result: [R] float64, in [0, 1)."""
         return torch.tensor([self.random[result].random() for result in results], dtype=torch.float64)
 
 
 @dataclass(slots=True)
-class _Path:
-    """A sequence that is still growing."""
+class Path:
+    """A sequence: its result number, its prompt, its new tokens, their log-probability, why it ended if it has.
+
+    proposed, accepted: the tokens that were proposed for it, and those of them that became its own.
+    """
 
     result: int
     prompt: int
     token_ids: list[int] = field(default_factory=list)
     logprob: float = 0.0
+    finish_reason: FinishReason | None = None
+    proposed: int = 0
+    accepted: int = 0
+
+    @property
+    def hypothesis(self) -> Hypothesis:
+        """What has ended, as a result."""
+        assert self.finish_reason is not None
+        return Hypothesis(
+            tuple(self.token_ids), self.logprob, self.logprob, self.finish_reason, self.proposed, self.accepted
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The sequences of a search, `copies` of each prompt, and how they grow."""
+
+    all: list[Path]
+    copies: int
+    filters: Filters
+    stopping: Stopping
+
+    @classmethod
+    def of(cls, count: int, copies: int, filters: Filters, stopping: Stopping) -> "Paths":
+        """Without a token, for so many prompts."""
+        return cls([Path(result, result // copies) for result in range(count * copies)], copies, filters, stopping)
+
+    def grow(self, paths: Sequence[Path], logits: Tensor, sequences: Tensor, choose: Choice) -> Tensor:
+        """Give each of these paths one token more. Returns the tokens, [R] int64.
+
+        logits: [R,V]. sequences: [R,T], prompt and new tokens, as in `filters`.
+
+        Raises:
+            DivergedError: the logits are not finite.
+            UsageError: the filters leave a row no token at all.
+        """
+        logits = logits.float()
+        total = log_normaliser(logits)
+        counts = [len(path.token_ids) for path in paths]
+        scores = self.filters(logits, Place(sequences, counts, [path.prompt for path in paths]))
+        refuse_dead_end(scores.amax(-1), counts)
+        tokens = choose(scores, [path.result for path in paths])
+        logprobs = logits.gather(1, tokens[:, None])[:, 0] - total
+        for path, token, logprob in zip(paths, tokens.tolist(), logprobs.tolist(), strict=True):
+            path.finish_reason = self.stopping.reason(path.prompt, path.token_ids, token)
+            path.token_ids.append(token)
+            path.logprob += logprob
+        return tokens
+
+    def results(self) -> list[list[Hypothesis]]:
+        """The hypotheses of each prompt, when all have ended."""
+        found = [path.hypothesis for path in self.all]
+        return [found[first : first + self.copies] for first in range(0, len(found), self.copies)]
 
 
 @torch.inference_mode()
@@ -85,42 +146,31 @@ def follow(
         UsageError: a filter names an unknown token, or the filters leave a row no token at all.
     """
     device, copies = prompts.input_ids.device, config.num_return
-    limits = torch.tensor(stopping.limits, device=device)
-    # The last token of a sequence is never read.
-    logits, state = model.prefill(prompts, capacity=int((prompts.lengths + limits).max()) - 1)
-    filters = make(logits.shape[-1])
+    logits, state = model.prefill(prompts, greatest_length(prompts, stopping))
+    paths = Paths.of(len(prompts), copies, make(logits.shape[-1]), stopping)
     sequences = align_right(prompts.input_ids, prompts.lengths)
-    paths = [_Path(result, result // copies) for result in range(len(prompts) * copies)]
     if copies > 1:
-        rows = torch.tensor([path.prompt for path in paths], device=device)
+        rows = torch.tensor([path.prompt for path in paths.all], device=device)
         state.select(rows)
         logits, sequences = logits[rows], sequences[rows]
-    finished: dict[int, Hypothesis] = {}
-    for num_new in count():
-        logits = logits.float()
-        total = log_normaliser(logits)
-        scores = filters(logits, sequences, num_new, [path.prompt for path in paths])
-        refuse_dead_end(scores.amax(-1), num_new)
-        tokens = choose(scores, [path.result for path in paths])
-        logprobs = (logits.gather(1, tokens[:, None])[:, 0] - total).tolist()
-        decided = [(path.result, token) for path, token in zip(paths, tokens.tolist(), strict=True)]
-        yield decided
-        live: list[int] = []
-        for row, (path, (_, token), logprob) in enumerate(zip(paths, decided, logprobs, strict=True)):
-            reason = stopping.reason(path.prompt, path.token_ids, token)
-            path.token_ids.append(token)
-            path.logprob += logprob
-            if reason is None:
-                live.append(row)
-            else:
-                finished[path.result] = Hypothesis(tuple(path.token_ids), path.logprob, path.logprob, reason)
+    growing = paths.all
+    while True:
+        tokens = paths.grow(growing, logits, sequences, choose)
+        yield [(path.result, path.token_ids[-1]) for path in growing]
+        live = [row for row, path in enumerate(growing) if path.finish_reason is None]
         if not live:
             break
         sequences = torch.cat([sequences, tokens[:, None]], dim=1)
-        if len(live) < len(paths):
+        if len(live) < len(growing):
             rows = torch.tensor(live, device=device)
             state.select(rows)
             sequences, tokens = sequences[rows], tokens[rows]
-            paths = [paths[row] for row in live]
+            growing = [growing[row] for row in live]
         logits = model.extend(tokens[:, None], state)[:, -1]
-    return [[finished[prompt * copies + copy] for copy in range(copies)] for prompt in range(len(prompts))]
+    return paths.results()
+
+
+def greatest_length(prompts: PromptBatch, stopping: Stopping) -> int:
+    """How many tokens are read of the longest sequence: the last of a sequence never is."""
+    limits = torch.tensor(stopping.limits, device=prompts.lengths.device)
+    return int((prompts.lengths + limits).max()) - 1

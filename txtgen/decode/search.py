@@ -3,15 +3,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import assert_never
+from typing import Any, assert_never
 
 from txtgen.config.decoding import (
     BeamConfig,
     BeamSampleConfig,
     ContrastiveConfig,
     DecodingConfig,
+    DraftModel,
     GreedyConfig,
+    PromptLookup,
     SampleConfig,
+    Speculation,
 )
 from txtgen.decode.beam import Best, Selection, beam_search
 from txtgen.decode.beam_sampling import DrawBeams
@@ -19,9 +22,12 @@ from txtgen.decode.chain import make_filters
 from txtgen.decode.constraint import Constraint
 from txtgen.decode.contrastive import Contrast, hidden_model
 from txtgen.decode.inclusion import Banks, Inclusion
+from txtgen.decode.proposals import Draft, Lookup
 from txtgen.decode.sampling import Draw, Steps, follow, most_likely
+from txtgen.decode.speculation import Proposer, drawn, likeliest, speculate
 from txtgen.decode.stopping import StopCheck, Stopping
 from txtgen.decode.types import Hypothesis, PromptBatch, State, StepModel
+from txtgen.errors import UsageError
 
 OnToken = Callable[[int, int], None]
 """Called with a result number (prompt * num_return + sample) and a token id."""
@@ -40,6 +46,7 @@ def search(
     prompt_indices: Sequence[int] | None = None,
     first_sample: int = 0,
     stop: StopCheck | None = None,
+    draft: StepModel[Any] | None = None,
     on_token: OnToken | None = None,
 ) -> list[list[Hypothesis]]:
     """The hypotheses of each prompt: `num_return` of them, best first; beam search may have finished fewer.
@@ -57,12 +64,13 @@ def search(
         prompt_indices: numbers of the prompts, which sampling's randomness depends on; 0, 1, ... by default.
         first_sample: number of the first sample of each prompt.
         stop: looks for stop strings.
+        draft: a smaller model with the same tokens, for speculation that asks for one.
         on_token: told of every token as soon as it is decided, those of a result in order.
 
     Raises:
         DivergedError: the model's scores are not finite.
         UsageError: more beams than tokens, an unknown token in the settings, settings that forbid every token, or
-            contrastive search with a model that tells no hidden states.
+            contrastive search with a model that tells no hidden states, or speculation without the draft model.
     """
     steps = search_steps(
         model,
@@ -76,6 +84,7 @@ def search(
         prompt_indices=prompt_indices,
         first_sample=first_sample,
         stop=stop,
+        draft=draft,
     )
     return run_steps(steps, on_token)
 
@@ -106,6 +115,7 @@ def search_steps(
     prompt_indices: Sequence[int] | None = None,
     first_sample: int = 0,
     stop: StopCheck | None = None,
+    draft: StepModel[Any] | None = None,
 ) -> Steps:
     """As `search`, a step at a time: yields what each step decides, and returns the hypotheses."""
     if not any(limits):
@@ -116,7 +126,11 @@ def search_steps(
     make = partial(make_filters, config, prompts, stopping, suppress, rules)
     match config:
         case GreedyConfig():
-            found = yield from follow(model, prompts, config, stopping, make, most_likely)
+            if config.speculation is None:
+                found = yield from follow(model, prompts, config, stopping, make, most_likely)
+            else:
+                proposer = _proposer(config.speculation, draft, None)
+                found = yield from speculate(model, prompts, config, stopping, make, likeliest, proposer)
         case ContrastiveConfig():
             contrast = Contrast(hidden_model(model), config)
             found = yield from follow(contrast, prompts, config, stopping, make, contrast)
@@ -131,11 +145,30 @@ def search_steps(
             found = yield from beam_search(model, prompts, config, stopping, make, selection)
         case SampleConfig():
             samples = range(first_sample, first_sample + config.num_return)
-            draw = Draw(config, [(index, sample) for index in indices for sample in samples])
-            found = yield from follow(model, prompts, config, stopping, make, draw)
+            streams = [(index, sample) for index in indices for sample in samples]
+            draw = Draw(config, streams)
+            if config.speculation is None:
+                found = yield from follow(model, prompts, config, stopping, make, draw)
+            else:
+                guess = Draw(config.model_copy(update={"xtc": None}), streams, "/draft")
+                proposer = _proposer(config.speculation, draft, guess)
+                found = yield from speculate(model, prompts, config, stopping, make, partial(drawn, draw), proposer)
         case _:
             assert_never(config)
     return found
+
+
+def _proposer(speculation: Speculation, draft: StepModel[Any] | None, draw: Draw | None) -> Proposer:
+    """Who guesses. draw: from the distributions of the draft model; None: its best tokens are proposed."""
+    match speculation:
+        case PromptLookup():
+            return Lookup(speculation)
+        case DraftModel():
+            if draft is None:
+                raise UsageError("there is no draft model", "speculation", "load one beside the model: --draft MODEL")
+            return Draft(draft, speculation.num_tokens, draw)
+        case _:
+            assert_never(speculation)
 
 
 def _empty_results(config: DecodingConfig) -> list[Hypothesis]:

@@ -77,10 +77,13 @@ class Hypothesis:
     """One generated sequence.
 
     token_ids: the generated part, end token included when it was produced. logprob: the sum of natural
-    log-probabilities of its tokens. score: what results are ranked by, higher is better.
+    log-probabilities of its tokens. score: what results are ranked by, higher is better. proposed, accepted: the
+    tokens that speculation proposed, and how many of these the model took.
     """
 
     token_ids: tuple[int, ...]
     logprob: float
     score: float
     finish_reason: FinishReason
+    proposed: int = 0
+    accepted: int = 0

@@ -13,6 +13,7 @@ from txtgen.errors import OutOfMemoryError, UsageError
 from txtgen.generator.batches import Batch, Plan, in_order, make_plan
 from txtgen.generator.consensus import most_alike
 from txtgen.generator.constraints import Constraints, Row
+from txtgen.generator.partners import Partner
 from txtgen.generator.prompts import PromptReader
 from txtgen.generator.scoring import UNLIMITED, Target, TargetReader, score_of
 from txtgen.generator.settings import resolve_settings
@@ -33,9 +34,11 @@ class Generator:
         batch_tokens: their tokens at most, prompt and new ones, padding counted; None: any number.
         independent: one at a time, so that no other prompt can change a result even by a rounding error.
         native: whether machine code computes in place of PyTorch. It is made of the weights as they are now.
+        draft: a smaller model with the same tokens, which proposes them where `speculation` asks for it.
 
     Raises:
         UsageError: the batch size is below 1.
+        CheckpointError: the draft model does not fit.
         ResourceError: machine code is required, and there is none.
     """
 
@@ -47,6 +50,7 @@ class Generator:
         batch_tokens: int | None = None,
         independent: bool = False,
         native: Native = "off",
+        draft: LoadedModel | None = None,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}", "batch_size", "give at least 1")
@@ -54,10 +58,16 @@ class Generator:
         self._model: StepModel[Any] = step_model(loaded.model, native)
         self.batch_size, self.batch_tokens = 1 if independent else batch_size, batch_tokens
         self._reader = PromptReader(loaded)
+        self._draft = None if draft is None else Partner(draft, self._reader, "draft", native)
         self._suppress = never_written(loaded.tokenizer, loaded.config.framing, loaded.model.config.vocab_size or 0)
         size = loaded.model.config.vocab_size or 0
         self._constraints = Constraints(loaded.tokenizer, size, self._reader.framing.end)
         self._suppress_beside_gaps = sorted({*self._suppress} - {*gap_marks(loaded.tokenizer.control_ids)})
+
+    @property
+    def other_fingerprints(self) -> list[str]:
+        """Those of the checkpoints of all models but the first one."""
+        return [partner.fingerprint for partner in (self._draft,) if partner is not None]
 
     def generate(
         self,
@@ -199,6 +209,8 @@ class Generator:
             told = f"{' and '.join(decoding.demands)} say what a text must be, and not what fills its gaps"
             raise UsageError(told, "gap", "give either of the two")
         encoded = self._reader.encode_all(prompts, raw, special, gap, decoding)
+        if self._draft is not None and decoding.is_set("speculation"):
+            self._draft.check(encoded)
         self._constraints.make(decoding, self._rows(encoded))
         return encoded
 
@@ -219,6 +231,7 @@ class Generator:
             prompt_indices=[prompt.number for prompt in prompts],
             first_sample=first_sample,
             stop=StopStrings(self.loaded.tokenizer, decoding.stop, contexts) if decoding.stop else None,
+            draft=None if self._draft is None else self._draft.model,
         )
 
     def _rows(self, prompts: Sequence[EncodedPrompt]) -> list[Row]:
@@ -282,6 +295,8 @@ class Generator:
             logprob=hypothesis.logprob,
             score=hypothesis.score,
             finish_reason=hypothesis.finish_reason,
+            proposed=hypothesis.proposed,
+            accepted=hypothesis.accepted,
             fills=fills,
         )
 

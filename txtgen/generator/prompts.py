@@ -136,6 +136,16 @@ class PromptReader:
             )
         return min(room, wanted)
 
+    def excess(self, prompt: EncodedPrompt) -> tuple[int, int] | None:
+        """How many tokens a prompt and what may follow it are, and how many the model reads; None if it reads all."""
+        if not self._bounded:
+            return None
+        before = len(self.framing.decoder_start if self._max_source_length else prompt.token_ids)
+        sizes = [(before + prompt.limit, self.loaded.model.config.max_length)]
+        if self._max_source_length:
+            sizes.append((len(prompt.token_ids), self._max_source_length))
+        return next((size for size in sizes if size[0] > size[1]), None)
+
     def batch(self, prompts: Sequence[EncodedPrompt]) -> PromptBatch:
         """The prompts as tensors on the model's device, padded on the right."""
         device = next(self.loaded.model.parameters()).device

@@ -25,6 +25,8 @@ class Generation:
 
     Where a prompt had gaps, `text` is the whole text with the gaps filled, and `fills` is what stands in each; it is
     empty otherwise, and where the model wrote the whole text anew.
+
+    proposed, accepted: with speculation, the tokens that were proposed, and how many of these the model took.
     """
 
     prompt_index: int
@@ -37,6 +39,8 @@ class Generation:
     score: float
     finish_reason: FinishReason
     fills: tuple[str, ...] = ()
+    proposed: int = 0
+    accepted: int = 0
 
     def __str__(self) -> str:
         """The generated text."""

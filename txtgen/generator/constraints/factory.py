@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
-from txtgen.config.decoding import BeamSettings, DecodingConfig
+from txtgen.config.decoding import BeamSettings, DecodingConfig, SequentialConfig
 from txtgen.decode import Constraint
 from txtgen.errors import UsageError
 from txtgen.generator.constraints.automata import Row, Tracked
@@ -53,15 +53,16 @@ class Constraints:
         """
         found: list[Constraint] = []
         begins = [row.begins for row in rows]
+        in_step = not (isinstance(decoding, SequentialConfig) and decoding.speculation is not None)
         if decoding.prefix is not None and rows:
             _refuse_lack_of_room("prefix", self._count(decoding.prefix, rows), rows)
-            found.append(Tracked(Beginning(self.texts, decoding.prefix, begins)))
+            found.append(Tracked(Beginning(self.texts, decoding.prefix, begins), in_step))
         if decoding.regex is not None:
-            found.append(Tracked(self.grammars.regex(decoding.regex, begins)))
+            found.append(Tracked(self.grammars.regex(decoding.regex, begins), in_step))
         if decoding.json_schema is not None:
-            found.append(Tracked(self.grammars.json_schema(decoding.json_schema, begins)))
+            found.append(Tracked(self.grammars.json_schema(decoding.json_schema, begins), in_step))
         if decoding.bad_words:
-            found.append(Tracked(Forbidden(self.texts, decoding.bad_words, begins)))
+            found.append(Tracked(Forbidden(self.texts, decoding.bad_words, begins), in_step))
         return Rules(tuple(found), self._inclusion(decoding, rows))
 
     def _inclusion(self, decoding: DecodingConfig, rows: Sequence[Row]) -> Included | None:
