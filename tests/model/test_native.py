@@ -135,6 +135,16 @@ def test_quantised_weights_meet_rounded_inputs(library, monkeypatch, request, ar
     close_but_for_rounding(found, expected, unrounded)
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_products_of_the_largest_codes_do_not_overflow(library, kind):
+    model = tiny_model("decoder", "rotary", tie_embeddings=False, d_model=64).float()
+    signs = torch.cat([torch.ones(1, 64), -torch.ones(1, 64), random_ids(VOCAB - 2, 64) % 2 * 2.0 - 1.0])
+    with torch.no_grad():
+        model.lm_head.weight.copy_(signs)
+    model, _ = in_kind(model, kind)
+    close(NativeTransformer(model, library).head(signs), model.head(signs))
+
+
 @every_kind
 @both
 def test_vectors_and_what_the_head_makes_of_them_are_the_logits(library, architecture, kind):

@@ -1,12 +1,15 @@
 // Vectors as the compiler knows them (GCC's and Clang's vector extensions): the same code for AVX-512, AVX2, NEON and
-// machines without any of them. The one instruction that they cannot express is `add_pair_products`.
+// machines without any of them. What they cannot express is products of bytes, `ByteProducts`.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512BW__)
@@ -22,6 +25,8 @@ constexpr int LANES = 4, REGISTERS = 16;
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef int16_t Shorts __attribute__((vector_size(4 * LANES)));  // twice as many
+typedef int8_t Bytes __attribute__((vector_size(4 * LANES)));    // four times as many
+typedef int8_t FewBytes __attribute__((vector_size(LANES)));     // as many as there are lanes
 
 template <class Vector>
 inline Vector load(const void* place) {
@@ -65,23 +70,69 @@ inline Floats half_of(Ints both, bool late) { return (Floats)(late ? both & int3
 constexpr float ROUNDER = 12582912.0f;
 inline Ints rounded(Floats x) { return (Ints)(x + ROUNDER) - (Ints)splat(ROUNDER); }
 
-// For each lane, two products of neighbouring shorts, added to what is there.
-inline Ints add_pair_products(Ints total, Shorts a, Shorts b) {
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-  return (Ints)_mm512_dpwssd_epi32((__m512i)total, (__m512i)a, (__m512i)b);
-#elif defined(__AVX512BW__)
-  return total + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-  total += (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-  asm("" : "+x"(total));  // GCC would first compute many products and run out of registers
+inline int32_t sum(Ints x) {
+  int32_t total = 0;
+  for (int lane = 0; lane < LANES; lane++) total += x[lane];
   return total;
-#elif defined(__SSE2__) && !defined(__AVX__)
-  return total + (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
-#else
-  Ints x = (Ints)a, y = (Ints)b;
-  return total + (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
-#endif
 }
+
+#if defined(__AVX512BW__) && !defined(__AVX512VNNI__)
+inline Shorts pair_products(Bytes a, Bytes b) { return (Shorts)_mm512_maddubs_epi16((__m512i)a, (__m512i)b); }
+inline Ints pair_sums(Shorts x) { return (Ints)_mm512_madd_epi16((__m512i)x, _mm512_set1_epi16(1)); }
+inline Bytes absolute(Bytes x) { return (Bytes)_mm512_abs_epi8((__m512i)x); }
+inline Bytes with_sign(Bytes a, Bytes x) {
+  return (Bytes)_mm512_mask_sub_epi8((__m512i)a, _mm512_movepi8_mask((__m512i)x), __m512i{}, (__m512i)a);
+}
+#elif defined(__AVX2__) && !defined(__AVX512BW__)
+inline Shorts pair_products(Bytes a, Bytes b) { return (Shorts)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
+inline Ints pair_sums(Shorts x) { return (Ints)_mm256_madd_epi16((__m256i)x, _mm256_set1_epi16(1)); }
+inline Bytes absolute(Bytes x) { return (Bytes)_mm256_abs_epi8((__m256i)x); }
+inline Bytes with_sign(Bytes a, Bytes x) { return (Bytes)_mm256_sign_epi8((__m256i)a, (__m256i)x); }
+#endif
+
+// Sums of products of four neighbouring bytes, in each lane: of weights, and of numbers of -127 ... 127. Weights are
+// -127 ... 127 with WEIGHT_OFFSET added, or if they are SMALL 0 ... 15, and then no more than eight times four are added.
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+constexpr int WEIGHT_OFFSET = 128;
+template <bool SMALL>
+struct ByteProducts {
+  Ints sums{};
+  void add(Bytes weights, Bytes x) { sums = (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)weights, (__m512i)x); }
+  Ints totals() const { return sums; }
+};
+#elif defined(__AVX2__)
+constexpr int WEIGHT_OFFSET = 0;
+template <bool SMALL>
+struct ByteProducts {
+  std::conditional_t<SMALL, Shorts, Ints> sums{};
+  void add(Bytes weights, Bytes x) {
+    if constexpr (SMALL)
+      sums += pair_products(weights, x);  // at most 8 * 2 * 15 * 127, which 16 bits can hold
+    else  // The first operand must not be negative; 2 * 127 * 127 fits 16 bits.
+      sums += pair_sums(pair_products(absolute(x), with_sign(weights, x)));
+    asm("" : "+v"(sums));  // GCC would first compute many products and run out of registers
+  }
+  Ints totals() const {
+    if constexpr (SMALL) return pair_sums(sums);
+    else return sums;
+  }
+};
+#else
+constexpr int WEIGHT_OFFSET = 0;
+template <bool SMALL>
+struct ByteProducts {
+  Ints sums{};
+  void add(Bytes weights, Bytes x) {
+#if defined(__ARM_FEATURE_DOTPROD)
+    sums = (Ints)vdotq_s32((int32x4_t)sums, (int8x16_t)weights, (int8x16_t)x);
+#else
+    const Ints a = (Ints)weights, b = (Ints)x;
+    for (int bits = 0; bits < 32; bits += 8) sums += (a << (24 - bits) >> 24) * (b << (24 - bits) >> 24);
+#endif
+  }
+  Ints totals() const { return sums; }
+};
+#endif
 
 // e^x to a few units in the last place: 2^n times a polynomial for what remains of x, |x - n ln 2| <= ln 2 / 2.
 inline Floats exponential(Floats x) {

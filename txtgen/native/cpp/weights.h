@@ -42,12 +42,11 @@ struct Matrix {
   int panels() const { return (rows + PANEL - 1) / PANEL; }
 };
 
-// What matrices are multiplied with: rows of numbers, and for quantised weights the same in 8 bits (held in 16) with a
-// scale a block. A row is rounded by itself, so that it does not depend on the others.
+// What matrices are multiplied with: rows of numbers, and for quantised weights the same in 8 bits with a scale a block. A row is rounded by itself, so that it does not depend on the others.
 struct Input {
   int width;  // filled up with zeros to whole blocks
   float* values;
-  int16_t* codes;
+  int8_t* codes;
   float* scales;
   int32_t* sums;  // of the codes of each block
 
@@ -56,7 +55,7 @@ struct Input {
   void quantise(int row) const {
     for (size_t block = size_t(row) * (width / BLOCK), end = block + width / BLOCK; block < end; block++) {
       const float* from = values + block * BLOCK;
-      int16_t* to = codes + block * BLOCK;
+      int8_t* to = codes + block * BLOCK;
       Floats most{}, nothing{};
       for (int i = 0; i < BLOCK; i += LANES) {
         Floats x = load<Floats>(from + i);
@@ -64,13 +63,14 @@ struct Input {
         nothing += x * 0.0f;  // not a number if x is none
       }
       float size = largest(most), scale = size > 0 ? 127 / size : 0;
-      int32_t total = 0;
+      Ints totals{};
       for (int i = 0; i < BLOCK; i += LANES) {
-        Ints whole = rounded(load<Floats>(from + i) * scale);
-        for (int lane = 0; lane < LANES; lane++) to[i + lane] = int16_t(whole[lane]), total += whole[lane];
+        const Ints whole = rounded(load<Floats>(from + i) * scale);
+        store(to + i, __builtin_convertvector(whole, FewBytes));
+        totals += whole;
       }
       scales[block] = size / 127 + sum(nothing);
-      sums[block] = total;
+      sums[block] = sum(totals);
     }
   }
 };
@@ -91,7 +91,7 @@ class InputRoom {
 
  private:
   Buffer<float> values_, scales_;
-  Buffer<int16_t> codes_;
+  Buffer<int8_t> codes_;
   Buffer<int32_t> sums_;
 };
 
@@ -144,20 +144,20 @@ inline void add_products(const uint8_t* panel, int first, const Input& input, in
     }
 }
 
-// Codes lie in lanes of 16 bits, two lanes an output (inputs 2p and 2p + 1), and PER pairs p in each lane. Before those of
-// a block come its scales.
+// Codes are bytes, four inputs of an output in a lane; those of 4 bits lie in the low halves of the bytes for four inputs,
+// and in the high halves for the next four. Before those of a block come its scales.
 struct Int8 {
   static constexpr int ROWS = 2, COUNT = 4;
-  static constexpr int PER = 2, LOADS = BLOCK / 2 / PER, OFFSET = 0;
-  static constexpr size_t BLOCK_BYTES = PANEL * 2 + LOADS * VECTORS * sizeof(Shorts);
-  static Shorts codes(Shorts packed, int which) { return which ? packed >> 8 : packed << 8 >> 8; }
+  static constexpr int PER = 1, OFFSET = WEIGHT_OFFSET;
+  static constexpr size_t BLOCK_BYTES = PANEL * 2 + BLOCK * PANEL;
+  static Bytes codes(Bytes packed, int) { return packed; }
 };
 
 struct Int4 {
-  static constexpr int ROWS = 2, COUNT = 4;
-  static constexpr int PER = 4, LOADS = BLOCK / 2 / PER, OFFSET = 8;
-  static constexpr size_t BLOCK_BYTES = PANEL * 2 + LOADS * VECTORS * sizeof(Shorts);
-  static Shorts codes(Shorts packed, int which) { return packed >> 4 * which & 15; }
+  static constexpr int ROWS = 4, COUNT = 2;
+  static constexpr int PER = 2, OFFSET = 8;
+  static constexpr size_t BLOCK_BYTES = PANEL * 2 + BLOCK * PANEL / 2;
+  static Bytes codes(Bytes packed, int which) { return (Bytes)((Shorts)packed >> 4 * which) & 15; }
 };
 
 template <class Format, int ROWS, int COUNT>
@@ -169,29 +169,29 @@ inline void add_products(const uint8_t* panel, int first, const Input& input, in
   for (; block < end; block++) {
     const uint8_t* scales = panel + block * Format::BLOCK_BYTES;
     const uint8_t* codes = scales + PANEL * 2;
-    const int16_t* x = input.codes + size_t(row) * input.width + block * BLOCK;
-    Ints totals[ROWS][COUNT];
-    for (int r = 0; r < ROWS; r++) {
-      int32_t before = Format::OFFSET ? -Format::OFFSET * input.sums[size_t(row + r) * blocks + block] : 0;
-      for (int v = 0; v < COUNT; v++) totals[r][v] = splat(before);
-    }
-    for (int number = 0; number < Format::LOADS; number++)
-      for (int which = 0; which < Format::PER; which++) {
-        Shorts weights[COUNT];
-        for (int v = 0; v < COUNT; v++)
-          weights[v] = Format::codes(load<Shorts>(codes + (number * VECTORS + first + v) * sizeof(Shorts)), which);
-        for (int r = 0; r < ROWS; r++) {
-          int32_t pair = load<int32_t>(x + size_t(r) * input.width + 2 * (number * Format::PER + which));
-          for (int v = 0; v < COUNT; v++) totals[r][v] = add_pair_products(totals[r][v], weights[v], (Shorts)splat(pair));
+    const int8_t* x = input.codes + size_t(row) * input.width + block * BLOCK;
+    ByteProducts<Format::PER == 2> products[ROWS][COUNT];
+    for (int number = 0; number < BLOCK / 4 / Format::PER; number++)
+      for (int which = 0; which < Format::PER; which++)
+        for (int v = 0; v < COUNT; v++) {
+          const Bytes packed = load<Bytes>(codes + (number * VECTORS + first + v) * sizeof(Bytes));
+          const Bytes weights = Format::codes(packed, which);
+          for (int r = 0; r < ROWS; r++) {
+            const int32_t four = load<int32_t>(x + size_t(r) * input.width + 4 * (number * Format::PER + which));
+            products[r][v].add(weights, (Bytes)splat(four));
+          }
         }
-      }
     for (int v = 0; v < COUNT; v++) {
-      Floats scale = half_of(load<Ints>(scales + (first + v) / 2 * sizeof(Ints)), (first + v) % 2);
-      for (int r = 0; r < ROWS; r++)
-        sums[r][v] += as_floats(totals[r][v]) * (scale * input.scales[size_t(row + r) * blocks + block]);
+      const Floats scale = half_of(load<Ints>(scales + (first + v) / 2 * sizeof(Ints)), (first + v) % 2);
+      for (int r = 0; r < ROWS; r++) {
+        const size_t place = size_t(row + r) * blocks + block;
+        const Ints total = products[r][v].totals() - Format::OFFSET * input.sums[place];
+        sums[r][v] += as_floats(total) * (scale * input.scales[place]);
+      }
     }
   }
 }
+
 // The same for a whole panel: out [ROWS][PANEL], which begins at zero at block 0. Alone in a function, it gets the
 // registers that it needs.
 template <class Format, int ROWS>
@@ -290,19 +290,19 @@ inline void pack_floats(const Rows& from, int first, uint8_t* panel) {
 
 template <class Format>
 void pack_codes(const Rows& from, int first, uint8_t* panel) {
-  const int bits = 16 / Format::PER, blocks = (from.width + BLOCK - 1) / BLOCK;
+  const int blocks = (from.width + BLOCK - 1) / BLOCK;
   for (int output = 0; output < PANEL && first + output < from.rows; output++) {
     int row = first + output, vector = output / LANES, lane = output % LANES;
     for (int block = 0; block < blocks; block++) {
       uint8_t* to = panel + block * Format::BLOCK_BYTES;
       uint32_t scale = load<uint32_t>(from.scales + size_t(row) * blocks + block) >> 16;
       ((uint16_t*)to)[(vector / 2 * LANES + lane) * 2 + vector % 2] = uint16_t(scale);
-      uint16_t* codes = (uint16_t*)(to + PANEL * 2);
+      uint8_t* codes = to + PANEL * 2;
       for (int i = 0; i < BLOCK && block * BLOCK + i < from.width; i++) {
-        int k = block * BLOCK + i, pair = i / 2, place = pair / Format::PER * VECTORS + vector;
-        int code = ((const int8_t*)from.weights)[size_t(row) * from.width + k];
-        if (Format::PER == 4) code = ((const uint8_t*)from.weights)[size_t(row) * ((from.width + 1) / 2) + k / 2] >> k % 2 * 4;
-        codes[(place * LANES + lane) * 2 + i % 2] |= (code & ((1 << bits) - 1)) << pair % Format::PER * bits;
+        const int k = block * BLOCK + i, place = i / 4 / Format::PER * VECTORS + vector;
+        int code = ((const int8_t*)from.weights)[size_t(row) * from.width + k] + Format::OFFSET;
+        if (Format::PER == 2) code = ((const uint8_t*)from.weights)[size_t(row) * ((from.width + 1) / 2) + k / 2] >> k % 2 * 4 & 15;
+        codes[(place * LANES + lane) * 4 + i % 4] |= uint8_t(code << i / 4 % Format::PER * 4);
       }
     }
   }
