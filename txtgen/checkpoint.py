@@ -16,6 +16,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+import txtgen
 from txtgen.archive import damaged, seal, verify
 from txtgen.config.commands import CheckpointConfig
 from txtgen.config.model import Quantization
@@ -35,6 +36,10 @@ RECORD_BYTES = 512
 """What a tensor takes in the file beside its data, at most: headers, alignment, its hash."""
 ENVELOPE_BYTES = 1 << 20
 """What else is in the file, about: configs, bookmark, tokenizer."""
+
+
+class NewerFormatError(CheckpointError):
+    """A checkpoint, whole and good, of a later version of txtgen."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +196,7 @@ def load_checkpoint(path: Path, *, training: bool = False, mapped: bool = False,
         weights: False: leave the model out, which most of a file is.
 
     Raises:
-        CheckpointError: damaged, unsafe, of a newer format, or not a checkpoint.
+        CheckpointError: damaged, unsafe, or not a checkpoint; NewerFormatError: of a later version.
         ResourceError: it cannot be opened or read, or the memory does not hold it.
     """
     try:
@@ -224,8 +229,11 @@ def _unpack(content: Any, path: Path, fingerprint: str, training: bool) -> Check
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise damaged(path, "it lacks the format number")
     if content["format"] > FORMAT:
-        raise CheckpointError(
-            f"the checkpoint has format {content['format']}, this txtgen reads up to {FORMAT}",
+        lineage = content.get("lineage")
+        version = lineage.get("txtgen") if isinstance(lineage, dict) else None
+        raise NewerFormatError(
+            f"the checkpoint has format {content['format']} (of txtgen {version}), "
+            f"this txtgen {txtgen.__version__} reads up to {FORMAT}",
             str(path),
             "update txtgen",
         )

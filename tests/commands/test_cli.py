@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import txtgen
 import txtgen.__main__ as entry
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
+from txtgen.commands.output import write_result
 from txtgen.errors import safe_text
 from txtgen.native import UnavailableError
 
@@ -317,6 +320,27 @@ def test_piped_bytes_that_are_not_utf8_are_refused(decoder, stdin, capfd) -> Non
 def test_a_terminal_gets_control_characters_escaped() -> None:
     assert safe_text("a\x1b[2Jb\x9bc\u202ed\n\te") == "a\\x1b[2Jb\\x9bc\\u202ed\n\te"
     assert safe_text("[bold]:smile:[/x] 你好 😀 é") == "[bold]:smile:[/x] 你好 😀 é"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--num-return", "3"]], ids=["one", "many"])
+def test_ctrl_c_ends_the_line_after_what_was_written(decoder, monkeypatch, capfd, arguments) -> None:
+    """A real signal, as the second piece of text, or the second result, is about to be written."""
+    command = ["generate", decoder, "--prompt", "the cat", "--strategy", "sample", "--seed", "3", *arguments]
+    assert run(command) == 0
+    whole, pieces = capfd.readouterr().out, count(1)
+
+    def write(text: str, end: str = "\n") -> None:
+        if next(pieces) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        write_result(text, end)
+
+    monkeypatch.setattr("txtgen.commands.generate.write_result", write)
+    assert run(command) == 130
+    out, error = capfd.readouterr()
+    assert out.endswith("\n")
+    assert 1 < len(out) < len(whole)
+    assert whole.startswith(out.removesuffix("\n"))
+    assert error == ""
 
 
 def test_output_that_nobody_reads_is_no_mistake(decoder) -> None:

@@ -2,18 +2,25 @@
 
 import json
 import os
+import random
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 
 import txtgen.commands.validation
-from txtgen.checkpoint import load_checkpoint
+import txtgen.train.loss
+from txtgen.checkpoint import load_checkpoint, save_checkpoint
 from txtgen.cli import run
 from txtgen.commands.console import ProgressDisplay
+from txtgen.commands.run_folder import RunFolder
 from txtgen.commands.sampling import Samples
 from txtgen.commands.status import HEARTBEAT_SECONDS, Status
 
@@ -95,6 +102,102 @@ def test_the_status_is_written_when_it_changes_and_now_and_then(tmp_path, monkey
     with pytest.raises(KeyError), status.failures():
         raise KeyError("why")
     assert (read()["state"], read()["exit_code"], read()["steps"]) == ("failed", 1, 9)
+
+
+def test_a_loss_that_jumps_is_told_when_it_does_and_at_the_end(workshop, capfd, monkeypatch) -> None:
+    steps, original = count(1), txtgen.train.loss.batch_loss
+
+    def jumping(*arguments):
+        sums = original(*arguments)
+        return replace(sums, nll=sums.nll * 10) if next(steps) in (24, 25) else sums
+
+    monkeypatch.setattr(txtgen.train.loss, "batch_loss", jumping)
+    more = ["--set", "train.validate_every=0", "--set", "train.save_every=0", "--set", "samples.prompts=[]"]
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "30", *more]) == 0
+    error = capfd.readouterr().err
+    assert error.count("warning: the loss jumped at step 24: ") == error.count("warning: the loss jumped") == 1
+    assert "\nthe loss jumped at step 24\n" in error
+
+
+def test_a_wall_clock_that_jumps_changes_nothing(workshop, trained, monkeypatch) -> None:
+    """By a day back or forth at every look at it; as daylight saving, corrections and batteries that were empty do."""
+    jumps, jumping = random.Random(0), time.time
+    monkeypatch.setattr(time, "time", lambda: jumping() + 86_400 * jumps.randint(-1, 1))
+    minutes = ["--minutes", "5"]  # the steps are over long before: but it fits them into the time
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "4", *minutes]) == 0
+    assert run(["pretrain", "--resume", "--name", "a", "--steps", "6", *minutes]) == 0
+    lines = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    assert seconds[0] >= 0
+    assert seconds[-1] < 3600
+    assert all(line["tokens_per_second"] > 0 and 0 <= line["data_wait_share"] <= 1 for line in lines if "loss" in line)
+    ours, straight = (load_checkpoint(folder / "last.pth") for folder in (Path("runs/a"), trained / "runs/decoder"))
+    assert ours.lineage["step"] == straight.lineage["step"] == 6
+    assert json.loads(Path("runs/a/status.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.parametrize("seed", [0, 2**63 - 1])
+def test_counters_may_be_larger_than_any_of_32_bits(workshop, seed) -> None:
+    """A run as it would be after months: nothing overflows, and it is resumed from there, exactly."""
+    many, more = 2**31 - 2, 2**40
+    start = [
+        "pretrain",
+        "decoder.yaml",
+        "--name",
+        "a",
+        "--set",
+        f"seed={seed}",
+        "--set",
+        "train.schedule.kind=constant",
+    ]
+    assert run([*start, "--set", f"seed={seed}", "--steps", "2"]) == 0
+    folder = RunFolder(Path("runs/a"))
+    checkpoint = load_checkpoint(folder.step_path(2), training=True)
+    checkpoint.training.update(step=many, tokens=more, validated=many)
+    checkpoint.lineage.update(step=many, tokens=more)
+    save_checkpoint(folder.step_path(many), checkpoint)
+    folder.step_path(2).unlink()
+    shutil.copytree("runs/a", "runs/b")
+    for name, stops in (("a", [many + 4]), ("b", [many + 2, many + 4])):
+        for steps in stops:
+            assert run(["pretrain", "--resume", "--name", name, "--steps", str(steps)]) == 0
+    ends = [load_checkpoint(Path("runs") / name / "last.pth", training=True) for name in ("a", "b")]
+    assert [end.training["step"] for end in ends] == [2**31 + 2] * 2
+    assert ends[0].training["tokens"] == ends[1].training["tokens"] > more
+    assert all(torch.equal(weight, ends[1].model[name]) for name, weight in ends[0].model.items())
+    assert all(torch.isfinite(weight).all() for weight in ends[0].model.values())
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line][-4:] == [many + 1, many + 2, many + 3, many + 4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments", [[], ["--nproc", "2"], ["--set", "data.workers=2"]], ids=["one", "ranks", "workers"]
+)
+def test_a_run_that_is_stopped_goes_on(workshop, arguments) -> None:
+    """SIGSTOP to all of its processes, as a laptop's sleep or a batch system does, and SIGCONT."""
+    command = [sys.executable, "-m", "txtgen", "pretrain", "decoder.yaml", "--steps", "200", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([*command, "--name", "straight"], env=environment, capture_output=True).returncode == 0
+    process = subprocess.Popen(
+        [*command, "--name", "stopped"], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    with process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if line.startswith("step 1/"))
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGSTOP)
+            done = Path("runs/stopped/metrics.jsonl").read_bytes()
+            time.sleep(3)
+            assert Path("runs/stopped/metrics.jsonl").read_bytes() == done
+            os.killpg(process.pid, signal.SIGCONT)
+            time.sleep(0.2)
+        rest = process.stderr.read()
+    assert process.returncode == 0, rest
+    ours, straight = (load_checkpoint(Path("runs") / name / "last.pth") for name in ("stopped", "straight"))
+    assert all(torch.equal(weight, straight.model[name]) for name, weight in ours.model.items())
 
 
 def test_a_terminal_that_goes_away_takes_nothing_with_it(monkeypatch) -> None:

@@ -1,6 +1,7 @@
 """Signals in every phase of a run: what is worth finishing is finished and saved, all else stops at once."""
 
 import json
+import multiprocessing
 import os
 import signal
 import threading
@@ -130,9 +131,22 @@ CASES = [
 def test_a_signal_finishes_the_step_and_saves_and_the_run_goes_on_as_if_nothing_had_been(
     workshop, trained, capfd, monkeypatch, phase, number
 ) -> None:
+    assert_stops_and_goes_on(trained, capfd, monkeypatch, phase, number)
+
+
+@pytest.mark.parametrize("phase", [in_a_step, in_validation, in_the_last_save])
+def test_so_it_does_where_processes_read_ahead_and_none_of_them_stays(
+    workshop, trained, capfd, monkeypatch, phase
+) -> None:
+    assert_stops_and_goes_on(trained, capfd, monkeypatch, phase, signal.SIGTERM, "--set", "data.workers=2")
+    assert not multiprocessing.active_children()
+
+
+def assert_stops_and_goes_on(trained, capfd, monkeypatch, phase, number, *arguments: str) -> None:
     with monkeypatch.context() as patch:
         phase(patch, lambda: os.kill(os.getpid(), number))
-        assert run(["pretrain", "decoder.yaml", "--name", "a"]) == CODES[number]
+        assert run(["pretrain", "decoder.yaml", "--name", "a", *arguments]) == CODES[number]
+    assert not multiprocessing.active_children()
     assert "Traceback" not in capfd.readouterr().err
     last = load_checkpoint(Path("runs/a/last.pth"), training=True)
     assert PHASES[phase] in (None, last.training["step"])

@@ -61,6 +61,7 @@ def test_wrong_type_for_a_whole_number(value: str, got: str) -> None:
             "train.schedule.warmup_steps: is 60, but the cooldown begins at step 50",
         ),
         ("train: {learning_rate: 1}", "it belongs at train.optimizer.learning_rate"),
+        ("train: {dtype: float16}", "expected one of auto, float32, bfloat16, got 'float16'"),
         ("d_model: 8", "it belongs at model.d_model"),
         ("generation: {strategy: greedy, temperature: 1}", "it needs strategy: sample"),
         ("trian: {}", "did you mean train?"),

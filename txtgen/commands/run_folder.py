@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from txtgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from txtgen.checkpoint import Checkpoint, NewerFormatError, load_checkpoint, save_checkpoint
 from txtgen.commands.locking import LOCK_FILES, hold
 from txtgen.commands.run_record import RunPaths
 from txtgen.errors import CheckpointError, ResourceError
@@ -174,12 +174,14 @@ class RunFolder(RunPaths):
         """The newest checkpoint that can be read, and a warning for each newer one that cannot.
 
         Raises:
-            CheckpointError: none can be read.
+            CheckpointError: none can be read, or the newest is of a later version, which was to go on.
         """
         warnings: list[str] = []
         for _, path in reversed(self.steps()):
             try:
                 return path, load_checkpoint(path, training=True), warnings
+            except NewerFormatError:
+                raise
             except CheckpointError as error:
                 warnings.append(f"skipped: {error}")
         raise CheckpointError(
