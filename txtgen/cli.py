@@ -32,10 +32,12 @@ app = typer.Typer(
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Train a tokenizer, or look at one.")
 convert_app = typer.Typer(no_args_is_help=True, help="Bring models in from Hugging Face's format, and out to it.")
 check_app = typer.Typer(no_args_is_help=True, help="Prove on a run what txtgen promises of it.")
+data_app = typer.Typer(no_args_is_help=True, help="Look over what a run would learn from, before it is begun.")
 runs_app = typer.Typer(no_args_is_help=True, help="List runs, show or compare them, write a run's report.html.")
 config_app = typer.Typer(no_args_is_help=True, help="Show a config with everything resolved, or its JSON schema.")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(convert_app, name="convert")
+app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 app.add_typer(check_app, name="check")
 app.add_typer(config_app, name="config")
@@ -473,6 +475,31 @@ def runs_report(name: Run, runs_path: ListedRuns = "runs", json_output: Json = F
         write_json({"path": path})
     else:
         write_result(path)
+
+
+@data_app.command("check")
+def data_check(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="CONFIG.yaml | DATA...", help="Of a run, or data files and folders.")
+    ],
+    base: Annotated[str | None, typer.Option(metavar="MODEL", help="The model to finetune.")] = None,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Of more text, a sample is read.")] = 1_000_000_000,
+    samples: Annotated[int, typer.Option(min=0, help="Examples to show.")] = 3,
+    json_output: Json = False,
+    settings: SetOptions = None,
+) -> None:
+    """Count what training would see: ends, cuts, repeats, bad and odd records; show examples token by token."""
+    overrides = sugar({"base": base}, settings)
+    from txtgen.commands import data as command
+    from txtgen.commands.data_table import show_check
+    from txtgen.commands.launching import read_run_config
+    from txtgen.config.commands import DataCheckConfig
+    from txtgen.config.flags import from_flags
+
+    config = from_flags(DataCheckConfig, {"max_bytes": max_bytes, "samples": samples, "json_output": json_output})
+    found = command.check(config, read_run_config(tuple(inputs), base, overrides))
+    show_check(found, config.json_output)
+    raise typer.Exit(found.exit_code)
 
 
 @check_app.command("resume")

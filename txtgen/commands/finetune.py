@@ -86,6 +86,21 @@ def prepare(base: Checkpoint, config: FinetuneConfig, where: str) -> Transformer
     Raises:
         ConfigError: the data does not suit the base model, or a pattern freezes nothing or everything.
     """
+    require_suitable(base, config, where)
+    check_tokenizer(base, where)
+    base.require_unquantized("training", where)
+    _refuse_other_tokenizer(base, config)
+    model = build_model(_with_dropout(base.config.model, config.dropout), device="meta")
+    freeze(model, config.freeze)
+    return model
+
+
+def require_suitable(base: Checkpoint, config: FinetuneConfig, where: str) -> None:
+    """Refuse data that the base model cannot learn from.
+
+    Raises:
+        ConfigError: it does not fit its architecture or its length.
+    """
     train = config.train
     length = train.sequence_length or rows_so_far(base.training, train.batch_tokens)
     train = train.model_copy(update={"sequence_length": length})
@@ -94,12 +109,6 @@ def prepare(base: Checkpoint, config: FinetuneConfig, where: str) -> Transformer
         raise ConfigError(
             "; ".join(f"{key}: {complaint}" for key, complaint in problems), f"base {where}", "change the config"
         )
-    check_tokenizer(base, where)
-    base.require_unquantized("training", where)
-    _refuse_other_tokenizer(base, config)
-    model = build_model(_with_dropout(base.config.model, config.dropout), device="meta")
-    freeze(model, config.freeze)
-    return model
 
 
 def _refuse_other_tokenizer(base: Checkpoint, config: FinetuneConfig) -> None:

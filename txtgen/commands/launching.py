@@ -16,7 +16,7 @@ from txtgen.commands.sources import guess_source
 from txtgen.commands.starting import Launch
 from txtgen.config.commands import FinetuneConfig, PretrainConfig, row_length
 from txtgen.config.data import DataConfig
-from txtgen.config.loader import config_from_tree, load_config
+from txtgen.config.loader import config_from_tree, load_config, load_run_config
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.config.objectives import MASK, SENTINEL, TEXTS
 from txtgen.data import describe
@@ -84,6 +84,17 @@ def launch(request: Request, overrides: list[str]) -> int:
     if request.command == "pretrain":
         return _run(request, overrides, options, load_config(PretrainConfig, path, settings + overrides), pretrain)
     return _run(request, overrides, options, load_config(FinetuneConfig, path, settings + overrides), finetune)
+
+
+def read_run_config(inputs: tuple[str, ...], base: str | None, overrides: list[str]) -> PretrainConfig | FinetuneConfig:
+    """The config of the run that these inputs would start: a config, or data files, to finetune a base if one is given.
+
+    Raises:
+        TxtgenError: as for `launch`.
+    """
+    request = Request("finetune" if base else "pretrain", inputs, None, "runs", base, False, False, False, False)
+    path, _, settings = _config(request)
+    return load_run_config(path, settings + overrides)
 
 
 def _run(request: Request, overrides: list[str], options: Launch, config: Any, command: Any) -> int:

@@ -93,16 +93,20 @@ def _tokenizers(config: PretrainConfig, start: Start, display: ProgressDisplay) 
     """The tokenizers of the resumed checkpoint, or those that the config names, or new ones trained on the corpus."""
     if start.resumed is not None:
         return start.resumed.tokenizer, start.resumed.source_tokenizer
-    if config.source_tokenizer is None:
-        tokenizer, source_tokenizer = _tokenizer(config.tokenizer, config, "all", display), None
-    else:
-        tokenizer = _tokenizer(config.tokenizer, config, "target", display)
-        source_tokenizer = _tokenizer(config.source_tokenizer, config, "source", display)
+    tokenizer, source_tokenizer = new_tokenizers(config, display)
     for name, content in tokenizer.files().items():
         _write(start, name, content)
     for name, content in source_tokenizer.files().items() if source_tokenizer else ():
         _write(start, f"source_{name}", content)
     return tokenizer, source_tokenizer
+
+
+def new_tokenizers(config: PretrainConfig, display: ProgressDisplay) -> tuple[Tokenizer, Tokenizer | None]:
+    """The tokenizers that the config names, or new ones trained on the corpus; None: of a source the same."""
+    if config.source_tokenizer is None:
+        return _tokenizer(config.tokenizer, config, "all", display), None
+    tokenizer = _tokenizer(config.tokenizer, config, "target", display)
+    return tokenizer, _tokenizer(config.source_tokenizer, config, "source", display)
 
 
 def _write(start: Start, name: str, content: bytes) -> None:

@@ -341,6 +341,16 @@ class CheckConfig(Config):
     """auto: as the run says."""
 
 
+class DataCheckConfig(Config):
+    """`txtgen data check`."""
+
+    max_bytes: Count = 1_000_000_000
+    """At most this much of the training text is read, and of the held-out text; of more, a fair sample."""
+    samples: NonNegative = 3
+    """Examples of each that are shown."""
+    json_output: bool = False
+
+
 class CheckpointConfig(Config):
     """What a checkpoint says of itself: enough to build, prompt and continue the model."""
 

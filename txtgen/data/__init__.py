@@ -6,6 +6,7 @@ from txtgen.data.report import StreamReport
 from txtgen.data.sampling import Side, SourceSummary, describe, sample_texts
 from txtgen.data.statistics import SourceStatistics, corpus_statistics
 from txtgen.data.stream import train_stream
+from txtgen.data.survey import Sample, Survey, survey
 from txtgen.data.types import IGNORE, Batch, Example, Origin, StreamOptions
 from txtgen.data.validation import (
     ValidationBatches,
@@ -22,17 +23,20 @@ __all__ = [
     "Example",
     "Objective",
     "Origin",
+    "Sample",
     "Side",
     "SourceStatistics",
     "SourceSummary",
     "StreamOptions",
     "StreamReport",
+    "Survey",
     "ValidationBatches",
     "build_objective",
     "corpus_statistics",
     "describe",
     "merge_bookmarks",
     "sample_texts",
+    "survey",
     "train_stream",
     "validation_batches",
     "validation_pairs",

@@ -72,8 +72,15 @@ class BlockUnits:
         return self.block.start + self.spans.starts[unit]
 
     def size(self, unit: int) -> int:
-        """Length of a unit in bytes."""
+        """Length of a unit in bytes, of a pair's source only."""
         return self.spans.stops[unit] - self.spans.starts[unit]
+
+    def is_blank(self, unit: int) -> bool:
+        """Whether there is nothing but white space in a unit, so that it gives no record."""
+        parts = [self.data[self.spans.starts[unit] : self.spans.stops[unit]]]
+        if self.source.kind == "parallel":
+            parts.append(self.target_data[self.target_spans.starts[unit] : self.target_spans.stops[unit]])
+        return not any(part.strip() for part in parts)
 
     def records(self, unit: int) -> list[Record]:
         """The records of one unit: none if it is blank, several if it is a long text in JSON.
