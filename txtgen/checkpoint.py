@@ -69,6 +69,16 @@ class Checkpoint:
             what = f"its weights are quantised to {kind}, and {purpose} needs them as they were trained"
             raise CheckpointError(what, where, "use the checkpoint that it was made from (inspect shows its sha256)")
 
+    def require_whole(self, where: str) -> None:
+        """Refuse an adapter, which is no model by itself.
+
+        Raises:
+            CheckpointError: it is one.
+        """
+        record = self.config.adapter
+        if record is not None:
+            raise CheckpointError(f"this is an adapter of {record.base_path}", where, "apply it to that model first")
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -350,6 +360,7 @@ def materialise(
     quantization: Quantization | None = None,
 ) -> LoadedModel:
     """The model that a checkpoint describes, in evaluation mode."""
+    checkpoint.require_whole(where)
     check_tokenizer(checkpoint, where)
     config = checkpoint.config
     model = build_model(config.model, device="meta")

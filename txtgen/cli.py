@@ -13,6 +13,7 @@ from txtgen.errors import TxtgenError, UsageError, safe_text
 from txtgen.options import (
     DECODING,
     PROMPTED,
+    Adapters,
     Device,
     DeviceName,
     Dtype,
@@ -30,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Train a tokenizer, or look at one.")
-convert_app = typer.Typer(no_args_is_help=True, help="Bring models in from Hugging Face's format, and out to it.")
+convert_app = typer.Typer(no_args_is_help=True, help="Models in from Hugging Face's format and out to it; adapters.")
 check_app = typer.Typer(no_args_is_help=True, help="Prove on a run what txtgen promises of it.")
 data_app = typer.Typer(no_args_is_help=True, help="Look over what a run would learn from, before it is begun.")
 runs_app = typer.Typer(no_args_is_help=True, help="List runs, show or compare them, write a run's report.html.")
@@ -297,6 +298,7 @@ def score(
 @app.command()
 def evaluate(
     model: Model = None,
+    adapters: Adapters = None,
     data: Annotated[
         list[str] | None, typer.Option(metavar="PATH", help="Text, .jsonl or .tsv. [default: what its run held out]")
     ] = None,
@@ -330,6 +332,7 @@ def evaluate(
 
     tree = {
         "model": model,
+        "adapters": adapters or [],
         "runs_path": runs_path,
         "paths": data or [],
         "target": target,
@@ -396,6 +399,25 @@ def convert_to_hf(
 
     tree = {"model": model, "folder": folder, "family": family, "dtype": dtype, "max_shard_bytes": max_shard_bytes}
     report_conversion(command.to_hf(from_flags(ExportConfig, tree, settings)), json_output)
+
+
+@convert_app.command("merge")
+def convert_merge(
+    out: Annotated[str, typer.Option(metavar="MODEL.pth", help="To write.")],
+    model: Model = None,
+    adapters: Adapters = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace MODEL.pth if it exists.")] = False,
+    runs_path: RunsPath = "runs",
+    json_output: Json = False,
+) -> None:
+    """Make adapters part of their model: one file that needs neither any more."""
+    from txtgen.commands import convert as command
+    from txtgen.commands.result_tables import report_merge
+    from txtgen.config.commands import MergeConfig
+    from txtgen.config.flags import from_flags
+
+    tree = {"model": model, "adapters": adapters or [], "output": out, "overwrite": overwrite, "runs_path": runs_path}
+    report_merge(command.merge(from_flags(MergeConfig, tree, None)), json_output)
 
 
 @tokenizer_app.command("train")

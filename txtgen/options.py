@@ -19,6 +19,10 @@ NativeName = Literal["auto", "off", "require"]
 
 Dtype = Annotated[DtypeName, typer.Option(help="Of the weights; auto is the model's own.")]
 Device = Annotated[DeviceName, typer.Option(help="Where to compute.")]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", metavar="FILE", help="An adapter of the model: a .pth or run folder; may repeat."),
+]
 RunsPath = Annotated[str, typer.Option(help="Where the newest run is looked for.")]
 
 
@@ -63,6 +67,7 @@ def option(
 
 
 PROMPTED: dict[str, Option] = {
+    "adapters": Option(Adapters, None),
     "batch_size": option(int, "Prompts at a time.", default=16, least=1),
     "independent": option(bool, "Each prompt by itself, exactly.", "--independent", default=False),
     "raw": option(bool, "Do not wrap the prompt of a chat model as a user turn.", "--raw", default=False),

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from txtgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from txtgen.checkpoint import Checkpoint, save_checkpoint
 from txtgen.commands.deriving import descended, require_free
-from txtgen.commands.models import resolve_model
+from txtgen.commands.models import read_model
 from txtgen.config.commands import AverageConfig
 from txtgen.errors import CheckpointError
 
@@ -36,16 +36,16 @@ def run(config: AverageConfig) -> Averaged:
     """
     output = Path(config.output)
     require_free(output, config.overwrite)
-    paths = [resolve_model(model, config.runs_path) for model in config.models]
-    last = load_checkpoint(paths[-1])
+    path_of_last, last = read_model(config.models[-1], config.runs_path)
     sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in last.model.items()}
-    parents = []
-    for path in paths:
-        one = load_checkpoint(path)
+    paths, parents = [], []
+    for model in config.models:
+        path, one = read_model(model, config.runs_path)
         one.require_unquantized("an average", str(path))
-        _require_alike(one, last, path, paths[-1])
+        _require_alike(one, last, path, path_of_last)
         for name, total in sums.items():
             total += one.model[name]
+        paths.append(path)
         parents.append(one.fingerprint)
     weights: dict[str, Tensor] = {name: (total / len(paths)).to(last.model[name].dtype) for name, total in sums.items()}
     lineage = {**descended(last, "average", parents), "parents": parents}

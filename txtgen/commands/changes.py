@@ -54,7 +54,9 @@ KINDS: dict[str, Kind] = {
     "train.dtype": "risky",
     "model.*dropout": "risky",
     "dropout": "risky",
-    "freeze": "risky",
+    "freeze*": "risky",
+    "adapter.dropout": "risky",
+    "adapter*": "impossible",
     # What is measured, and so which checkpoint is the best.
     "data.validation.fraction": "impossible",
     "data.validation.*": "risky",

@@ -1,16 +1,16 @@
-"""`txtgen convert`: models in from Hugging Face's format, and out to it."""
+"""`txtgen convert`: models in from Hugging Face's format, and out to it; adapters into their models."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from txtgen.checkpoint import Checkpoint, save_checkpoint
-from txtgen.commands.deriving import require_free
-from txtgen.commands.models import read_checkpoint
-from txtgen.config.commands import ExportConfig, ImportConfig
+from txtgen.commands.deriving import descended, require_free
+from txtgen.commands.models import read_checkpoint, whole
+from txtgen.config.commands import ExportConfig, ImportConfig, MergeConfig
 from txtgen.convert import export_folder, import_folder
-from txtgen.errors import CheckpointError
+from txtgen.errors import CheckpointError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,46 @@ def to_hf(config: ExportConfig) -> Conversion:
         CheckpointError: the model cannot be read, or no family has such models.
         ResourceError: there is no room, or no permission.
     """
-    path, checkpoint = read_checkpoint(config.model, config.runs_path)
+    path, checkpoint = found = read_checkpoint(config.model, config.runs_path)
+    checkpoint = whole(found)
     checkpoint.require_unquantized("Hugging Face's format", str(path))
     dtype = weights_dtype(config.dtype)
     family = export_folder(
         checkpoint, Path(config.folder), family=config.family, dtype=dtype, max_shard_bytes=config.max_shard_bytes
     )
     return _conversion(checkpoint, config.folder, family, dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What was merged. path: what was written. parents: the adapters, as they were found."""
+
+    path: str
+    model: str
+    adapters: list[str]
+    parameters: int
+    fingerprint: str
+
+
+def merge(config: MergeConfig) -> Merged:
+    """Write the whole model that a model and adapters of it make.
+
+    Raises:
+        BusyError: the output exists, and it is not to be overwritten.
+        CheckpointError: the model or an adapter cannot be read, or they do not belong together.
+        ResourceError: there is no room, or no permission.
+        UsageError: there is no adapter.
+    """
+    output = Path(config.output)
+    require_free(output, config.overwrite)
+    found = read_checkpoint(config.model, config.runs_path)
+    if not config.adapters and found[1].config.adapter is None:
+        raise UsageError("there is nothing to merge", str(found[0]), "add --adapter FILE")
+    merged = whole(found, config.adapters, config.runs_path)
+    lineage = descended(merged, "merge", [merged.fingerprint])
+    fingerprint = save_checkpoint(output, replace(merged, lineage=lineage, fingerprint=""))
+    parameters = sum(tensor.numel() for tensor in merged.model.values())
+    return Merged(str(output), str(found[0]), list(config.adapters), parameters, fingerprint)
 
 
 def weights_dtype(name: str) -> torch.dtype | None:

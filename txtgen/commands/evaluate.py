@@ -5,8 +5,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from txtgen.checkpoint import LoadedModel, load_model
-from txtgen.commands.models import inference_dtype, resolve_model, select_device
+from txtgen.checkpoint import LoadedModel, materialise
+from txtgen.commands.models import inference_dtype, read_model, select_device
 from txtgen.commands.sources import guess_source
 from txtgen.config.commands import CheckpointConfig, EvaluateConfig, row_length
 from txtgen.config.data import DataConfig, ObjectiveConfig, Seq2SeqObjective
@@ -49,8 +49,8 @@ def run(config: EvaluateConfig) -> Evaluation:
         ConfigError: rows are to be longer than the model allows.
         DataError: the data cannot be read, or the model's own run held nothing out and no data is given.
     """
-    path = resolve_model(config.model, config.runs_path)
-    loaded = load_model(path, select_device(config.device), inference_dtype(config.dtype))
+    path, checkpoint = read_model(config.model, config.runs_path, config.adapters)
+    loaded = materialise(checkpoint, str(path), select_device(config.device), inference_dtype(config.dtype))
     trained_on = loaded.config.run
     data = _data(config, trained_on, isinstance(loaded.config.model, EncoderDecoderConfig), str(path))
     length = _row_length(config, loaded.config)

@@ -1,26 +1,33 @@
 """`txtgen finetune`: a trained model goes on learning, in far smaller steps."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 
-from txtgen.checkpoint import Checkpoint, check_tokenizer, load_checkpoint
+from txtgen.checkpoint import Checkpoint, check_tokenizer, quantized
+from txtgen.commands.adapters import record_of, require_adapter, require_base
 from txtgen.commands.console import ProgressDisplay
 from txtgen.commands.job import Job
-from txtgen.commands.models import resolve_model
+from txtgen.commands.models import read_found, read_model
 from txtgen.commands.outlook import Section, outlook
 from txtgen.commands.starting import Launch, Start, rows_so_far, start_run, with_learning_rates
 from txtgen.commands.training import RunResult
 from txtgen.commands.training import run as run_training
 from txtgen.commands.weights import place, read_once, take_over
 from txtgen.config.commands import FinetuneConfig, architecture_problems
+from txtgen.config.finetuning import LoraConfig
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
 from txtgen.distributed import World
 from txtgen.errors import CheckpointError, ConfigError
 from txtgen.model import Transformer, build_model
+from txtgen.model.lora import add_adapters, initial_adapter, is_of_adapter
+from txtgen.model.quantize import quantize_model
 from txtgen.tokenizer import load_tokenizer
 
 SMALLER = 0.1
-"""Of the learning rate that pretraining has: finetuning should move the weights far less."""
+"""Of the learning rate that pretraining has: finetuning should move the weights far less. What an adapter adds begins
+at zero, and is learnt at the full rate."""
 
 
 def run(config: FinetuneConfig, launch: Launch | None = None) -> RunResult:
@@ -29,7 +36,7 @@ def run(config: FinetuneConfig, launch: Launch | None = None) -> RunResult:
     Raises:
         TxtgenError: the config, the base model, the corpus or the machine does not allow it.
     """
-    config = with_learning_rates(config, SMALLER)
+    config = with_learning_rates(config, 1.0 if config.adapter else SMALLER)
     with start_run(config, launch or Launch()) as start:
         display = ProgressDisplay(config.train.steps, quiet=not start.world.is_main)
         for warning in start.warnings:
@@ -39,8 +46,7 @@ def run(config: FinetuneConfig, launch: Launch | None = None) -> RunResult:
 
 def build(config: FinetuneConfig, start: Start, display: ProgressDisplay) -> Job:
     """The run that a config and a start make: the base model, or as far as it was saved."""
-    base = start.resumed or read_once(lambda: _base(config), start.world)
-    where = config.base or str(start.folder.path)
+    base, where = _begin(config, start.resumed, start.world), config.base or str(start.folder.path)
     model = prepare(base, config, where)
     start.require_memory(model, config.train)
     place(model, config.train.sharding, start.device, start.world)
@@ -65,33 +71,65 @@ def build(config: FinetuneConfig, start: Start, display: ProgressDisplay) -> Job
 
 def dry_run(config: FinetuneConfig) -> Iterator[Section]:
     """What the run would cost. Nothing of it stays, but a few steps are trained."""
-    config = with_learning_rates(config, SMALLER)
+    config = with_learning_rates(config, 1.0 if config.adapter else SMALLER)
 
     def sketch(world: World) -> Transformer:
-        return prepare(read_once(lambda: _base(config), world), config, where=config.base or "")
+        return prepare(_begin(config, None, world), config, where=config.base or "")
 
     return outlook(config, sketch, lambda start, display: build(config, start, display))
 
 
-def _base(config: FinetuneConfig) -> Checkpoint:
+def _begin(config: FinetuneConfig, resumed: Checkpoint | None, world: World) -> Checkpoint:
+    """All weights that the run begins with: the base model's, or as far as they were saved."""
+    adapter = config.adapter
+    if adapter is not None:
+        return read_once(lambda: _beside_base(adapter, config, resumed), world)
+    return resumed or read_once(lambda: read_model(_base_of(config), config.runs_path)[1], world)
+
+
+def _beside_base(adapter: LoraConfig, config: FinetuneConfig, resumed: Checkpoint | None) -> Checkpoint:
+    """The weights of the base model, which may be in few bits, and those of an adapter beside them."""
+    path, base = found = read_found(_base_of(config), config.runs_path)
+    if resumed is None:
+        require_base([], found)
+        begun, record = base, record_of(adapter, base, path)
+    else:
+        require_base([(Path(config.runs_path) / (config.name or ""), resumed)], found)
+        begun, record = resumed, require_adapter(resumed, "the run")
+    if adapter.base_quantization is not None:
+        base = quantized(base, adapter.base_quantization, str(path))
+    told = begun.config.model_copy(update={"adapter": record, "quantization": base.config.quantization})
+    begun = replace(begun, config=told)
+    weights = begun.model if resumed else initial_adapter(prepare(begun, config, str(path)), config.seed)
+    return replace(begun, model={**base.model, **weights})
+
+
+def _base_of(config: FinetuneConfig) -> str:
     if config.base is None:
         raise ConfigError("finetuning needs a model to start from", "base", "add --base MODEL, or base: in the config")
-    return load_checkpoint(resolve_model(config.base, config.runs_path))
+    return config.base
 
 
 def prepare(base: Checkpoint, config: FinetuneConfig, where: str) -> Transformer:
-    """The base model, on the meta device, with what the config changes about it: dropout, and which parameters are
-    frozen.
+    """The base model, on the meta device, with what the config changes about it: dropout, an adapter, and which
+    parameters are frozen.
 
     Raises:
         ConfigError: the data does not suit the base model, or a pattern freezes nothing or everything.
     """
     require_suitable(base, config, where)
     check_tokenizer(base, where)
-    base.require_unquantized("training", where)
+    if config.adapter is None:
+        base.require_unquantized("training", where)
     _refuse_other_tokenizer(base, config)
     model = build_model(_with_dropout(base.config.model, config.dropout), device="meta")
-    freeze(model, config.freeze)
+    if config.adapter is None:
+        freeze(model, config.freeze)
+        return model
+    if base.config.quantization is not None:
+        quantize_model(model, base.config.quantization)
+    add_adapters(model, config.adapter)
+    train_only(model, config.adapter.trainable)
     return model
 
 
@@ -137,13 +175,30 @@ def freeze(model: Transformer, patterns: tuple[str, ...]) -> None:
     Raises:
         ConfigError: a pattern matches nothing, or nothing is left to train.
     """
-    names = [name for name, _ in model.named_parameters()]
+    frozen = _matching(model, patterns, "freeze")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("every parameter is frozen", "freeze", "leave something to train")
+
+
+def train_only(model: Transformer, patterns: tuple[str, ...]) -> None:
+    """Train adapters and the parameters whose names match a glob pattern, nothing else.
+
+    Raises:
+        ConfigError: a pattern matches nothing.
+    """
+    trained = _matching(model, patterns, "adapter.trainable")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_of_adapter(name) or name in trained)
+
+
+def _matching(model: Transformer, patterns: tuple[str, ...], key: str) -> set[str]:
+    """The parameters whose names match one of the patterns, each of which must match some."""
+    names = [name for name, _ in model.named_parameters() if not is_of_adapter(name)]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(
-                f"the pattern {pattern!r} matches no parameter", "freeze", f"names look like {', '.join(names[:3])}"
+                f"the pattern {pattern!r} matches no parameter", key, f"names look like {', '.join(names[:3])}"
             )
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not any(fnmatchcase(name, pattern) for pattern in patterns))
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError("every parameter is frozen", "freeze", "leave something to train")
+    return {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}

@@ -2,13 +2,15 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
 import torch
 
 import txtgen
-from txtgen.checkpoint import FORMAT, Checkpoint, LoadedModel, load_checkpoint, load_model, save_checkpoint
+from txtgen.checkpoint import FORMAT, Checkpoint, LoadedModel, load_checkpoint, materialise, save_checkpoint
+from txtgen.commands.adapters import Named, with_adapters
 from txtgen.commands.run_folder import RunFolder
 from txtgen.config.commands import GenerateConfig, PromptedConfig
 from txtgen.config.model import Native, Quantization
@@ -47,6 +49,46 @@ def read_checkpoint(
     """
     path = _found(model, runs_path)
     return path, import_folder(path) if path.is_dir() else load_checkpoint(path, training=training)
+
+
+def read_model(
+    model: str | Path | None, runs_path: str = "runs", adapters: Sequence[str | Path] = ()
+) -> tuple[Path, Checkpoint]:
+    """The whole model that is meant, with adapters applied, and the .pth file or Hugging Face folder that was found.
+
+    Raises:
+        CheckpointError: there is none, it cannot be read, or an adapter is not of this model.
+        ResourceError: it may not be read, or the cache not be written.
+    """
+    found = read_found(model, runs_path)
+    return found[0], whole(found, adapters, runs_path)
+
+
+def read_found(model: str | Path | None, runs_path: str = "runs") -> Named:
+    """As `read_checkpoint`, but a Hugging Face folder is converted once, as by `resolve_model`."""
+    path = _found(model, runs_path)
+    return path, load_checkpoint(resolve_model(path))
+
+
+def whole(found: Named, adapters: Sequence[str | Path] = (), runs_path: str = "runs") -> Checkpoint:
+    """A model with adapters applied to it; what was found may be an adapter itself, whose base is the model then.
+
+    Raises:
+        CheckpointError: an adapter or a base cannot be read, or they do not belong together.
+    """
+    path, checkpoint = found
+    given = [read_checkpoint(adapter, runs_path) for adapter in adapters]
+    record = checkpoint.config.adapter
+    if record is None:
+        return with_adapters(found, given) if given else checkpoint
+    base = Path(record.base_path)
+    if not base.exists():
+        raise CheckpointError(
+            f"the base model of this adapter is not at {base} any more (weights {record.base_sha256[:16]})",
+            str(path),
+            "name the base as the model, and this with --adapter",
+        )
+    return with_adapters(read_found(base), [found, *given])
 
 
 def _found(model: str | Path | None, runs_path: str) -> Path:
@@ -185,20 +227,23 @@ def load(
     quantize: Quantization | None = None,
     native: Native = "auto",
     draft: str | Path | None = None,
+    adapters: Sequence[str | Path] = (),
 ) -> Generator:
-    """Load a model for generation: a .pth file, a run folder, or the newest run; and one that drafts for it.
+    """Load a model for generation: a .pth file, a run folder, or the newest run; adapters of it become part of it; and
+    one that drafts for it.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or the draft model does not fit it.
+        CheckpointError: there is none, it is damaged, or the draft model or an adapter does not fit it.
         ConfigError: the device is not available.
         ResourceError: machine code is required, and there is none.
     """
 
-    def read(name: str | Path | None) -> LoadedModel:
-        return load_model(resolve_model(name, runs_path), select_device(device), inference_dtype(dtype), quantize)
+    def read(name: str | Path | None, adapters: Sequence[str | Path] = ()) -> LoadedModel:
+        path, checkpoint = read_model(name, runs_path, adapters)
+        return materialise(checkpoint, str(path), select_device(device), inference_dtype(dtype), quantize)
 
     return Generator(
-        read(model),
+        read(model, adapters),
         batch_size=batch_size,
         independent=independent,
         native=native,
@@ -218,6 +263,7 @@ def load_for(config: PromptedConfig) -> Generator:
         quantize=config.quantize,
         native=config.native,
         draft=config.draft if isinstance(config, GenerateConfig) else None,
+        adapters=config.adapters,
     )
 
 
@@ -227,7 +273,8 @@ def load_shared(path: Path, fingerprint: str, config: PromptedConfig) -> Generat
     Raises:
         CheckpointError: the file is no longer the one with this fingerprint.
     """
-    loaded = load_model(path, None, inference_dtype(config.dtype), config.quantize, mapped=True)
+    checkpoint = whole((path, load_checkpoint(path, mapped=True)), config.adapters, config.runs_path)
+    loaded = materialise(checkpoint, str(path), None, inference_dtype(config.dtype), config.quantize)
     if loaded.fingerprint != fingerprint:
         raise CheckpointError("the model has changed meanwhile", str(path), "give the same command again")
     return Generator(loaded, batch_size=config.batch_size, independent=config.independent, native=config.native)

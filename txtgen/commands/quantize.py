@@ -5,7 +5,7 @@ from pathlib import Path
 
 from txtgen.checkpoint import quantized, save_checkpoint
 from txtgen.commands.deriving import descended, require_free
-from txtgen.commands.models import read_checkpoint
+from txtgen.commands.models import read_checkpoint, whole
 from txtgen.config.commands import QuantizeConfig
 from txtgen.config.model import Quantization
 from txtgen.model.quantize import count_weights
@@ -34,7 +34,8 @@ def run(config: QuantizeConfig) -> Quantized:
     """
     output = Path(config.output)
     require_free(output, config.overwrite)
-    path, checkpoint = read_checkpoint(config.model, config.runs_path)
+    path, checkpoint = found = read_checkpoint(config.model, config.runs_path)
+    checkpoint = whole(found)
     small = quantized(checkpoint, config.kind, str(path))
     lineage = descended(checkpoint, "quantize", [checkpoint.fingerprint])
     fingerprint = save_checkpoint(output, replace(small, lineage=lineage, fingerprint=""))

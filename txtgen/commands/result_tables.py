@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from txtgen.commands.average import Averaged
 from txtgen.commands.check import ResumeCheck
 from txtgen.commands.console import columns, duration, table
-from txtgen.commands.convert import Conversion
+from txtgen.commands.convert import Conversion, Merged
 from txtgen.commands.evaluate import Evaluation
 from txtgen.commands.inspect import Inspection
 from txtgen.commands.output import write_json
@@ -88,6 +88,17 @@ def report_conversion(conversion: Conversion, as_json: bool) -> None:
     )
 
 
+def report_merge(merged: Merged, as_json: bool) -> None:
+    """Show what was made part of what."""
+    if as_json:
+        write_json(asdict(merged))
+        return
+    rows: dict[str, object] = {"model": merged.model}
+    rows |= {f"adapter {number}": path for number, path in enumerate(merged.adapters, 1)}
+    rows |= {"written": merged.path, "parameters": f"{merged.parameters:,}", "sha256": merged.fingerprint}
+    table("", rows)
+
+
 def report_check(check: ResumeCheck, as_json: bool) -> None:
     """Show how a continuation compares, step by step and as a whole."""
     if as_json:
@@ -151,6 +162,7 @@ def report_inspection(inspection: Inspection, as_json: bool) -> None:
         "size": f"{inspection.file_bytes / 1e6:,.1f} MB",
         **({"sha256": inspection.fingerprint} if inspection.fingerprint else {}),
         "parameters": f"{inspection.parameters:,} in {len(inspection.tensors)} tensors",
+        **_adapter_rows(inspection.config["adapter"]),
         **({"quantised to": inspection.config["quantization"]} if inspection.config["quantization"] else {}),
         "architecture": ", ".join(f"{key} {_shown(value)}" for key, value in _changed(ModelConfig, model).items()),
         "tokenizer": f"{inspection.tokenizer['kind']}, {inspection.tokenizer['vocabulary']:,} tokens, "
@@ -164,6 +176,21 @@ def report_inspection(inspection: Inspection, as_json: bool) -> None:
     if training is not None:
         rows["resumable"] = f"at step {training['step']:,}, after {duration(training['seconds'])}"
     table("", rows)
+
+
+def _adapter_rows(record: dict[str, Any] | None) -> dict[str, object]:
+    """Of an adapter, what it is and of which model."""
+    if record is None:
+        return {}
+    facts = {key: value for key, value in record["adapter"].items() if value not in (None, [], False, 0.0)}
+    return {
+        "adapter": ", ".join(f"{key} {_listed(value)}" for key, value in facts.items()),
+        "base model": f"{record['base_path']}, weights' sha256 {record['base_sha256'][:16]}",
+    }
+
+
+def _listed(value: Any) -> str:
+    return " ".join(value) if isinstance(value, list) else str(value)
 
 
 def _changed(kind: Any, section: dict[str, Any]) -> dict[str, Any]:

@@ -181,7 +181,7 @@ class Saving:
     def sizes(self) -> tuple[int, int, int]:
         """Bytes of a checkpoint to resume and of best.pth, and how many of the former are kept in the end."""
         config = self.config
-        model = sum(tensor.numel() * tensor.element_size() for tensor in self.state.model.state_dict().values())
+        model = sum(tensor.numel() * tensor.element_size() for tensor in self.weights().values())
         averaged = model if config.ema_decay is not None else 0
         whole = model + averaged + self.state.optimizer.state_bytes()
         saves = 1 + (config.steps // config.save_every if config.save_every else 0)
@@ -193,7 +193,7 @@ class Saving:
     def checkpoint(self, progress: dict[str, Any] | None) -> Checkpoint:
         """The model as it is now, and with what a resumed run needs if any progress is given; on the CPU."""
         reshard(self.state.model)
-        state: dict[str, Any] = {"model": self.state.model.state_dict(), "training": None}
+        state: dict[str, Any] = {"model": self.weights(), "training": None}
         if self.state.average is not None:
             state["model"].update(self.state.average.averaged)
         if progress is not None:
@@ -207,6 +207,14 @@ class Saving:
             lineage=self.lineage(),
             training=taken["training"],
         )
+
+    def weights(self) -> dict[str, Tensor]:
+        """What checkpoints have of the model: all weights, or of a run with an adapter only those that are learnt."""
+        state = self.state.model.state_dict()
+        if checkpoint_config(self.job).adapter is None:
+            return state
+        learnt = {name for name, parameter in self.state.model.named_parameters() if parameter.requires_grad}
+        return {name: tensor for name, tensor in state.items() if name in learnt}
 
     def loop_state(self) -> dict[str, Any]:
         """What the loop itself needs to go on."""
@@ -281,6 +289,7 @@ def checkpoint_config(job: Job) -> CheckpointConfig:
         framing=job.framing,
         bidirectional_prompt=bidirectional_prompt(job.settled.data.objective),
         generation=job.settled.generation,
+        adapter=job.base.adapter if job.base else None,
         run={"command": job.command, **job.config.plain()},
     )
 

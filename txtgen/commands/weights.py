@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -43,9 +44,9 @@ def take_over(model: Transformer, checkpoint: Checkpoint, where: str, world: Wor
     """
     world.from_main(lambda: check_weights(model, checkpoint.model, where))
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            weight = checkpoint.model.pop(name).to(parameter.dtype)
-            parameter.copy_(share_out(weight, parameter, world))
+        for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+            weight = checkpoint.model.pop(name).to(tensor.dtype)
+            tensor.copy_(share_out(weight, tensor, world))
 
 
 def read_once(read: Callable[[], Read], world: World) -> Read:

@@ -18,6 +18,7 @@ from txtgen.config.data import (
     TokensChatFormat,
 )
 from txtgen.config.decoding import DecodingConfig, GreedyConfig, SampleConfig
+from txtgen.config.finetuning import AdapterRecord, LoraConfig
 from txtgen.config.model import EncoderDecoderConfig, ModelConfig, Native, Quantization, TransformerConfig
 from txtgen.config.objectives import TEXTS, Objective
 from txtgen.config.tokenizer import Framing, TokenizerConfig
@@ -141,8 +142,15 @@ class FinetuneConfig(RunConfig):
     """Must be the base model's own; None: it is taken from there."""
     freeze: tuple[str, ...] = ()
     """Glob patterns of parameters that stay as they are, such as `*embedding*` or `decoder.layers.[0-3].*`."""
+    adapter: LoraConfig | None = None
+    """What is learnt in place of the base model's weights, which all stay as they are; None: these."""
     dropout: Share | None = None
     """Replaces the base model's dropout."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Beside an adapter there is nothing left to freeze."""
+        if self.adapter is not None and self.freeze:
+            yield "freeze", "and adapter exclude each other: beside an adapter all weights are frozen"
 
 
 class PromptedConfig(Config):
@@ -150,6 +158,8 @@ class PromptedConfig(Config):
 
     model: str | None = None
     """A .pth or a run folder; None: the newest run under runs_path."""
+    adapters: tuple[str, ...] = ()
+    """Adapters of this model, each a .pth or a run folder; what they change is added up."""
     runs_path: str = "runs"
     prompts: tuple[str, ...] = ()
     batch_size: Count = 16
@@ -216,6 +226,7 @@ class EvaluateConfig(Config):
     """`txtgen evaluate`."""
 
     model: str | None = None
+    adapters: tuple[str, ...] = ()
     runs_path: str = "runs"
     paths: tuple[str, ...] = ()
     """Data files; none: the held-out data of the model's own run."""
@@ -274,6 +285,22 @@ class ExportConfig(Config):
     dtype: WeightsDtype = "auto"
     max_shard_bytes: Annotated[int, Field(ge=1_000)] = 5_000_000_000
     """As large as a file of weights gets."""
+
+
+class MergeConfig(Config):
+    """`txtgen convert merge`."""
+
+    model: str | None = None
+    adapters: tuple[str, ...] = ()
+    output: str
+    """The .pth to write."""
+    runs_path: str = "runs"
+    overwrite: bool = False
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """The output must be called what every command takes for a model."""
+        if not self.output.endswith(".pth"):
+            yield "output", f"{self.output} does not end in .pth"
 
 
 class CooldownConfig(Config):
@@ -365,6 +392,8 @@ class CheckpointConfig(Config):
     generation: DecodingConfig = GreedyConfig()
     quantization: Quantization | None = None
     """Weights in fewer bits, which cannot be trained; None: as they were trained."""
+    adapter: AdapterRecord | None = None
+    """The weights are those of an adapter alone, of the model that this names; None: they are all of the model."""
     run: dict[str, Any] = Field(default_factory=dict)
     """The resolved configuration of the run that made it."""
 

@@ -31,6 +31,12 @@ def _std(config: ModelConfig, name: str) -> float:
     return config.init_std
 
 
+def keyed(seed: int, name: str) -> torch.Generator:
+    """What draws the first value of one parameter."""
+    key = int.from_bytes(blake2b(f"{seed}:{name}".encode(), digest_size=8).digest(), "big") >> 1
+    return torch.Generator(device="cpu").manual_seed(key)
+
+
 def initial_weight(config: ModelConfig, name: str, shape: torch.Size, seed: int) -> Tensor:
     """The first value of one parameter, float32 on the CPU: a pure function of its name, its shape and the
     seed.
@@ -41,9 +47,7 @@ def initial_weight(config: ModelConfig, name: str, shape: torch.Size, seed: int)
         return torch.zeros(shape, device="cpu")
     if name.endswith("_norm.weight"):
         return torch.ones(shape, device="cpu")
-    key = int.from_bytes(blake2b(f"{seed}:{name}".encode(), digest_size=8).digest(), "big") >> 1
-    generator = torch.Generator(device="cpu").manual_seed(key)
-    weight = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+    weight = torch.randn(shape, generator=keyed(seed, name), dtype=torch.float32, device="cpu")
     return weight.mul_(_std(config, name))
 
 

@@ -78,7 +78,7 @@ class PackedModel:
     def _matrix(self, *modules: nn.Module, bias: Tensor | None = None) -> bindings.Matrix:
         """The matrices of modules that read the same, one below the other."""
         scales: Tensor | None = None
-        if all(isinstance(module, QuantizedLinear | QuantizedEmbedding) for module in modules):
+        if all(type(module) in (QuantizedLinear, QuantizedEmbedding) for module in modules):
             weights = torch.cat([cast(Tensor, module.codes) for module in modules])
             scales = torch.cat([cast(Tensor, module.scale).float() for module in modules])
             width = cast(int, modules[0].width)

@@ -13,11 +13,12 @@ Source: Dettmers et al. 2022, arXiv 2110.02861 (a scale per block); the sizes ar
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from txtgen.config.model import Quantization
 
@@ -96,11 +97,32 @@ class QuantizedLinear(_QuantizedWeight):
 
     def __init__(self, linear: nn.Linear, kind: Quantization) -> None:
         super().__init__(linear.weight.detach(), kind)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x [...,K] to [...,N]."""
+        """Map x [...,K] to [...,N]. The weights stay as they are, but gradients go through to x."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            return cast(Tensor, _Linear.apply(x, self.codes, self.scale, self.bias))  # type: ignore[no-untyped-call]
         return F.linear(x, self.weight, self.bias)
+
+
+class _Linear(torch.autograd.Function):
+    """A linear map that makes its weight anew for the gradient, so that none is kept until then."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(codes, scale)
+        ctx.width = x.shape[-1]
+        return F.linear(x, dequantize(codes, scale, ctx.width), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        codes, scale = ctx.saved_tensors
+        weight = dequantize(codes, scale, ctx.width)
+        bias = gradient.flatten(0, -2).sum(0) if ctx.needs_input_grad[3] else None
+        return gradient @ weight.to(gradient.dtype), None, None, bias
 
 
 class QuantizedEmbedding(_QuantizedWeight):
@@ -131,8 +153,27 @@ def quantize_model(model: nn.Module, kind: Quantization) -> None:
             new = QuantizedEmbedding(cast(nn.Embedding, module), kind)
         else:
             continue
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, new)
+        _put(model, name, new)
+
+
+def dequantize_model(model: nn.Module) -> None:
+    """Replace quantised modules of a Transformer by plain ones with the weights that they stand for."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QuantizedLinear):
+            new: nn.Module = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+            new.bias = module.bias
+        elif isinstance(module, QuantizedEmbedding):
+            new = nn.Embedding(len(module.codes), module.width, device="meta")
+        else:
+            continue
+        new.weight = nn.Parameter(module.weight)
+        _put(model, name, new)
+
+
+def _put(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put a module in the place of another one."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
 
 
 def portable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

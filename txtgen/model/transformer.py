@@ -1,6 +1,7 @@
 """The Transformer: one class for decoder-only and encoder-decoder, its parts chosen by the configuration."""
 
 import math
+from itertools import chain
 from typing import Any, Protocol, cast
 
 import torch
@@ -310,7 +311,7 @@ def _known(size: int | None, key: str) -> int:
     return size
 
 
-class _Unset(TorchFunctionMode):
+class Unset(TorchFunctionMode):
     """Within it torch's modules draw no weights: ours are set later, and drawing on the meta device imports the
     compiler, which takes longer than torch itself."""
 
@@ -330,22 +331,26 @@ def build_model(config: ModelConfig, device: torch.device | str = "cpu") -> Tran
     Raises:
         ConfigError: vocab_size, or source_vocab_size without shared embeddings, is not set.
     """
-    with torch.device("meta"), _Unset():
+    with torch.device("meta"), Unset():
         model = Transformer(config)
     return model if torch.device(device).type == "meta" else model.to_empty(device=device)
 
 
 def count_parameters(model: Transformer) -> dict[str, int]:
-    """Weights in embedding, attention, feed_forward, norm and head, and in total; tied ones count once."""
+    """Weights in embedding, attention, feed_forward, norm and head, of an adapter if there is one, and in total; tied
+    ones count once, and those in 4 bits in pairs: the last one of an odd row as two."""
     counts = dict.fromkeys(("embedding", "attention", "feed_forward", "norm", "head"), 0)
-    for name, parameter in model.named_parameters():
-        if name.removesuffix(".weight").removesuffix(".bias").endswith("_norm"):
+    codes = ((name, tensor) for name, tensor in model.named_buffers() if name.endswith(".codes"))
+    for name, tensor in chain(model.named_parameters(), codes):
+        if ".lora." in name:
+            part = "adapter"
+        elif name.removesuffix(".weight").removesuffix(".bias").endswith("_norm"):
             part = "norm"
         elif "_embedding." in name:
             part = "embedding"
-        elif name in ("lm_head.weight", "output_bias"):
+        elif name in ("lm_head.weight", "lm_head.codes", "output_bias"):
             part = "head"
         else:
             part = "feed_forward" if ".feed_forward." in name else "attention"
-        counts[part] += parameter.numel()
+        counts[part] = counts.get(part, 0) + tensor.numel() * (2 if tensor.dtype == torch.uint8 else 1)
     return counts | {"total": sum(counts.values())}

@@ -10,6 +10,7 @@ from torch import nn
 
 from txtgen.data.types import Batch
 from txtgen.model import Transformer
+from txtgen.model.quantize import QuantizedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,10 @@ def count_flops(model: Transformer, training: bool = True) -> FlopCounts:
     def linear(stack: nn.Module, cross: bool) -> int:
         """A position's way through the linear layers of a stack, or through those that read the encoder's output."""
         return sum(
-            _products(module.weight.requires_grad, training) * module.in_features * module.out_features
+            _products(_is_trained(module), training) * module.in_features * module.out_features
             for name, module in stack.named_modules()
-            if isinstance(module, nn.Linear)
-            and cross == name.endswith(("cross_attention.k_proj", "cross_attention.v_proj"))
+            if isinstance(module, nn.Linear | QuantizedLinear)
+            and cross == ("cross_attention.k_proj" in name or "cross_attention.v_proj" in name)
         )
 
     config, head = model.config, model.head_parameters[0]
@@ -76,6 +77,11 @@ def count_flops(model: Transformer, training: bool = True) -> FlopCounts:
         cross_pairs=pair * decoder_layers if model.encoder is not None else 0,
         source_pairs=pair * encoder_layers,
     )
+
+
+def _is_trained(module: nn.Linear | QuantizedLinear) -> bool:
+    """Whether the weight of a linear layer is; one in few bits never is."""
+    return isinstance(module, nn.Linear) and module.weight.requires_grad
 
 
 def _products(weight_is_trained: bool, training: bool) -> int:

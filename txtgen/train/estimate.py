@@ -1,6 +1,7 @@
 """What training holds in memory: told from one row, before a whole batch is tried."""
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -85,7 +86,8 @@ def kept_bytes(model: Transformer, batch: Batch, label_smoothing: float, dtype: 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         # Asked each time: those of a model that is spread over the ranks are gathered one layer after the other.
-        own = {local(weight).untyped_storage().data_ptr() for weight in model.parameters()}
+        held = chain(model.parameters(), model.buffers())
+        own = {local(weight).untyped_storage().data_ptr() for weight in held}
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
             alive.append(storage)

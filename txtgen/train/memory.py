@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class HeldBytes:
 
 def held_bytes(model: nn.Module, optimizer: Optimizers | None = None) -> HeldBytes:
     """What a model holds, and what an optimizer adds that trains it. The model may be on the meta device."""
-    weights = sum(map(_bytes, model.parameters()))
+    weights = sum(map(_bytes, chain(model.parameters(), model.buffers())))  # those in few bits are buffers
     if optimizer is None:
         return HeldBytes(weights)
     trained = sum(_bytes(weight) for weight in model.parameters() if weight.requires_grad)
