@@ -21,6 +21,9 @@ CLASSIFIER_SHARE = 0.08
 MIN_COMMENT, MAX_COMMENT = 80, 600
 """Characters."""
 
+MAX_TURN = 300
+"""Characters of a turn of open dialogue."""
+
 FORMS = {(5, 4): "五言絕句", (7, 4): "七言絕句", (5, 8): "五言律詩", (7, 8): "七言律詩"}
 """Form by (characters of a line, lines); five- or seven-character poems of other lengths are 古詩."""
 MAX_POEM = 110
@@ -68,11 +71,18 @@ def plain(text: str) -> str:
 
 
 def conversations(path: Path) -> None:
-    """A tenth of the questions that open a conversation are held out, with all their replies."""
-    rows = list(read_jsonl(path))
-    for name, tested in (("train", False), ("test", True)):
-        kept = [{"messages": row["messages"]} for row in rows if held_out(row["messages"][0]["content"], 10) == tested]
-        write_jsonl(OUT / "chat" / f"{name}.jsonl", kept)
+    """A fifth of the questions that open a conversation are held out, and each is tested once, although some have a
+    hundred replies. Programs and essays are left out."""
+    rows = [row for row in read_jsonl(path) if all(is_talk(turn["content"]) for turn in row["messages"])]
+    train = [{"messages": row["messages"]} for row in rows if not held_out(row["messages"][0]["content"], 5)]
+    test = {row["messages"][0]["content"]: {"messages": row["messages"]} for row in rows}
+    write_jsonl(OUT / "chat" / "train.jsonl", train)
+    write_jsonl(OUT / "chat" / "test.jsonl", [row for question, row in test.items() if held_out(question, 5)])
+
+
+def is_talk(text: str) -> bool:
+    """Whether a turn is short, and on one line."""
+    return len(text) <= MAX_TURN and "\n" not in text.strip()
 
 
 def poems(folder: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ OPENINGS = (
     "It seems to me that money", "When a man is old,", "Of this book I would say", "My neighbour's dog",
     "There is no journey", "What is called love",
 )  # fmt: skip
+MAX_SAID = 900
+"""Characters of a conversation before a reply, at most."""
 MONTH = r"(?:January|February|March|April|May|June|July|August|September|October|November|December)"
 VALUE = re.compile(
     rf"\d{{3}}-\d{{3}}-\d{{4}}|\d{{1,2}}:\d{{2}}(?: ?[ap]m)?|\d{{1,2}} ?[ap]m|\$\d[\d,.]*\d|\$\d|{MONTH} \d{{1,2}}|"
@@ -88,11 +91,19 @@ def service(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def replies(path: Path, count: int, seed: int) -> Iterator[Reply]:
-    """One turn of the assistant of each of so many conversations, drawn by the seed, with all turns before it."""
+    """One turn of the assistant of each of so many conversations, drawn by the seed, with all turns before it.
+
+    Turns so late that a model of 512 positions might have no room for a reply are left out.
+    """
     chance = random.Random(seed)
     conversations = [row["messages"] for row in read_jsonl(path)]
     for messages in chance.sample(conversations, min(count, len(conversations))):
-        turns = [number for number, turn in enumerate(messages) if turn["role"] == "assistant"]
+        lengths = list(accumulate(len(turn["content"]) for turn in messages))
+        turns = [
+            number
+            for number, turn in enumerate(messages)
+            if turn["role"] == "assistant" and number and lengths[number - 1] <= MAX_SAID
+        ]
         number = chance.choice(turns)
         yield messages[:number], messages[number]["content"]
 
