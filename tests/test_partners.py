@@ -3,6 +3,7 @@
 import pytest
 from test_generator import load, usable
 
+from txtgen.config.decoding import Mixture
 from txtgen.config.tokenizer import SentencePieceConfig
 from txtgen.errors import CheckpointError, UsageError
 from txtgen.generator import Generator
@@ -84,3 +85,32 @@ def test_a_draft_reads_all_that_may_become_of_a_prompt(tokenizer):
     assert generator.generate("the", max_new_tokens=40), "nobody asked for it"
     with pytest.raises(UsageError, match="no draft model"):
         Generator(load(tokenizer)).generate("the", **DRAFTED)
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "beam", "beam_size": 3}, {"strategy": "sample", "seed": 3}])
+def test_models_decide_together(pair, options):
+    """Beside an equal model one says what it says alone; beside another one, what weighs more."""
+    loaded, small = pair
+    prompts, options = usable(loaded), {"max_new_tokens": 12, **options}
+    alone, other = (Generator(each).generate(prompts, **options) for each in pair)
+    for mean in ("linear", "log_linear"):
+        same = Generator(loaded, ensemble=[loaded], mixture=Mixture(mean=mean)).generate(prompts, **options)
+        assert [g.token_ids for g in same] == [g.token_ids for g in alone]
+        for weights, expected in (((1e6, 1e-6), alone), ((1e-6, 1e6), other)):
+            mixture = Mixture(mean=mean, weights=weights)
+            found = Generator(loaded, ensemble=[small], mixture=mixture).generate(prompts, **options)
+            assert [g.token_ids for g in found] == [g.token_ids for g in expected]
+    generator = Generator(loaded, ensemble=[small])
+    mixed = generator.generate(prompts, **options)
+    assert mixed[0].logprob != pytest.approx(alone[0].logprob, abs=1e-3)
+    assert "".join(generator.stream(prompts[0], **options)) == mixed[0].text
+
+
+def test_a_member_must_fit(tokenizer, other_tokenizer):
+    with pytest.raises(CheckpointError, match="the ensemble model has another tokenizer"):
+        Generator(load(tokenizer), ensemble=[load(tokenizer), load(other_tokenizer)])
+    generator = Generator(load(tokenizer), ensemble=[load(tokenizer, max_length=20)])
+    with pytest.raises(UsageError, match="the ensemble model reads 20 tokens at most"):
+        generator.generate("the", max_new_tokens=30)
+    with pytest.raises(UsageError, match="the ensemble model reads 20 tokens at most"):
+        generator.score("the quick brown fox jumps over the moon and the old horse")

@@ -77,6 +77,14 @@ PROMPTED: dict[str, Option] = {
     "dtype": Option(Dtype, "auto"),
     "quantize": option(QuantizationName, "Weights in so many bits."),
     "native": option(NativeName, "Machine code on a CPU: where it can be built, never, always.", default="auto"),
+    "ensemble": option(list[str], "Decides together with MODEL; may repeat.", metavar="MODEL"),
+    "mixture": option(
+        bool,
+        "An ensemble by the mean of log-probabilities.",
+        "--log-linear",
+        default=False,
+        stands_for=lambda _: {"mean": "log_linear"},
+    ),
     "device": Option(Device, "auto"),
     "runs_path": Option(RunsPath, "runs"),
 }

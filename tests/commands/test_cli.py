@@ -179,6 +179,11 @@ def test_the_newest_run_is_the_default(workshop, stdin, capfd) -> None:
         (["--prompt-lookup", "--set", "decoding.speculation.num_tokens=0"], 2, "speculation.num_tokens"),
         (["--prompt-lookup", "--draft", "missing"], 2, "decoding.speculation is prompt_lookup"),
         (["--draft", "missing"], 5, "no such model; missing"),
+        (["--ensemble", "missing"], 5, "no such model; missing"),
+        (["--log-linear"], 2, "mixture.mean: is log_linear, but a single model decides"),
+        (["--ensemble", "a", "--set", "mixture.weights=[1, 2, 3]"], 2, "mixture.weights: are 3, and 2 models decide"),
+        (["--ensemble", "a", "--set", "mixture.weights=[1, 0]"], 2, "mixture.weights"),
+        (["--ensemble", "a", "--workers", "2"], 2, "have one model each, and ensemble is given"),
         (["--set", "decoding.stop_on_loop.times=1"], 2, "stop_on_loop.times"),
         (["--set", "decoding.stop_on_loop.max_block=0"], 2, "stop_on_loop.max_block"),
         (["--seed", "-1"], 2, "seed"),
@@ -228,7 +233,7 @@ def test_generate_writes_what_a_schema_allows(decoder, tmp_path, capfd) -> None:
     assert "lake" in text
 
 
-def test_what_is_guessed_changes_no_text(decoder, translator, capfd) -> None:
+def test_models_beside_the_first_one(decoder, translator, capfd) -> None:
     def written(*flags) -> list[dict]:
         assert run(["generate", decoder, "--prompt", "the cat", "--max-new-tokens", "20", "--json", *flags]) == 0
         return [json.loads(line) for line in capfd.readouterr().out.splitlines()]
@@ -239,6 +244,12 @@ def test_what_is_guessed_changes_no_text(decoder, translator, capfd) -> None:
         (found,) = written(*flags)
         assert found.pop("proposed") >= found.pop("accepted") > 0
         assert found["token_ids"] == plain["token_ids"]
+    (found,) = written("--ensemble", decoder, "--log-linear", "--set", "mixture.weights=[3, 1]")
+    assert found["token_ids"] == plain["token_ids"]
+    assert run(["generate", decoder, "--prompt", "the cat", "--ensemble", translator]) == 5
+    assert "the ensemble model has another architecture" in capfd.readouterr().err
+    assert run(["score", decoder, "--target", "the cat", "--ensemble", decoder, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["text"] == "the cat"
     assert run(["generate", decoder, "--prompt", "the cat", "--draft", translator]) == 5
     assert "the draft model has another architecture" in capfd.readouterr().err
 

@@ -13,6 +13,7 @@ from txtgen.checkpoint import FORMAT, Checkpoint, LoadedModel, load_checkpoint, 
 from txtgen.commands.adapters import Named, with_adapters
 from txtgen.commands.run_folder import RunFolder
 from txtgen.config.commands import GenerateConfig, PromptedConfig
+from txtgen.config.decoding import EQUAL_SHARES, Mixture
 from txtgen.config.model import Native, Quantization
 from txtgen.convert import import_folder
 from txtgen.errors import CheckpointError, ConfigError
@@ -228,12 +229,15 @@ def load(
     native: Native = "auto",
     draft: str | Path | None = None,
     adapters: Sequence[str | Path] = (),
+    ensemble: Sequence[str | Path] = (),
+    mixture: Mixture = EQUAL_SHARES,
 ) -> Generator:
-    """Load a model for generation: a .pth file, a run folder, or the newest run; adapters of it become part of it; and
-    one that drafts for it.
+    """Load a model for generation: a .pth file, a run folder, or the newest run; adapters of it become part of it.
+
+    draft: a smaller model that guesses for it. ensemble: models that decide together with it, as `mixture` says.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or the draft model or an adapter does not fit it.
+        CheckpointError: there is none, it is damaged, or another model or an adapter does not fit it.
         ConfigError: the device is not available.
         ResourceError: machine code is required, and there is none.
     """
@@ -248,6 +252,8 @@ def load(
         independent=independent,
         native=native,
         draft=None if draft is None else read(draft),
+        ensemble=[read(name) for name in ensemble],
+        mixture=mixture,
     )
 
 
@@ -264,6 +270,8 @@ def load_for(config: PromptedConfig) -> Generator:
         native=config.native,
         draft=config.draft if isinstance(config, GenerateConfig) else None,
         adapters=config.adapters,
+        ensemble=config.ensemble,
+        mixture=config.mixture,
     )
 
 

@@ -14,7 +14,7 @@ from txtgen.config.model import EncoderDecoderConfig
 from txtgen.generator import Generation, Prompt, Results, complete_by_workers
 
 NOT_OF_THE_RESULT = {
-    "model", "draft", "runs_path", "prompts", "input", "output", "overwrite", "workers", "json_schema",
+    "model", "draft", "ensemble", "runs_path", "prompts", "input", "output", "overwrite", "workers", "json_schema",
 }  # fmt: skip
 """What a command may be told otherwise and yet go on; of models, prompts and schema the content counts."""
 

@@ -17,7 +17,7 @@ from txtgen.config.data import (
     Seq2SeqObjective,
     TokensChatFormat,
 )
-from txtgen.config.decoding import DecodingConfig, GreedyConfig, SampleConfig
+from txtgen.config.decoding import DecodingConfig, GreedyConfig, Mixture, SampleConfig
 from txtgen.config.finetuning import AdapterRecord, LoraConfig
 from txtgen.config.model import EncoderDecoderConfig, ModelConfig, Native, Quantization, TransformerConfig
 from txtgen.config.objectives import TEXTS, Objective
@@ -175,6 +175,18 @@ class PromptedConfig(Config):
     quantize: Quantization | None = None
     """Weights in fewer bits; None: as they were saved."""
     native: Native = "auto"
+    ensemble: tuple[str, ...] = ()
+    """Models with the same tokens that decide together with the first one."""
+    mixture: Mixture = Mixture()
+    """How they do."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """A weight for each model."""
+        count, models = len(self.mixture.weights), 1 + len(self.ensemble)
+        if count and count != models:
+            yield "mixture.weights", f"are {count}, and {models} models decide; give one for each, that of MODEL first"
+        if not self.ensemble and self.mixture.mean != "linear":
+            yield "mixture.mean", f"is {self.mixture.mean}, but a single model decides; give --ensemble MODEL"
 
 
 class GenerateConfig(PromptedConfig):
@@ -199,12 +211,14 @@ class GenerateConfig(PromptedConfig):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """What belongs to an output needs one; workers have one model, on the CPU; a draft is for speculation."""
+        yield from super().problems()
         if self.overwrite and self.output is None:
             yield "overwrite", "says what becomes of an output, and there is none; give --output FILE"
         if self.workers and self.device not in ("auto", "cpu"):
             yield "workers", f"compute on the CPU, and device is {self.device}; leave one of them out"
-        if self.workers and self.draft is not None:
-            yield "workers", "have one model each, and draft is given; leave one of them out"
+        for name in ("draft", "ensemble"):
+            if self.workers and getattr(self, name):
+                yield "workers", f"have one model each, and {name} is given; leave one of them out"
         speculation = self.decoding.get("speculation")
         kind = speculation.get("kind") if isinstance(speculation, dict) else speculation
         if self.draft is not None and kind != "draft":

@@ -1,6 +1,7 @@
 """Search over token ids: greedy, beam and sampling, with filters. Knows no model and no text."""
 
 from txtgen.decode.constraint import Constraint
+from txtgen.decode.ensemble import Ensemble
 from txtgen.decode.inclusion import Inclusion
 from txtgen.decode.sampling import Decided, Steps
 from txtgen.decode.scoring import token_logprobs
@@ -11,6 +12,7 @@ from txtgen.decode.types import FinishReason, Hypothesis, PromptBatch, StepModel
 __all__ = [
     "Constraint",
     "Decided",
+    "Ensemble",
     "FinishReason",
     "Hypothesis",
     "Inclusion",

@@ -23,7 +23,7 @@ def hidden_model(model: StepModel[State]) -> HiddenModel[State]:
         UsageError: it does not.
     """
     if not isinstance(model, HiddenModel):
-        raise UsageError("contrastive search compares hidden states", "strategy", "use a model that tells them")
+        raise UsageError("contrastive search compares hidden states", "strategy", "use one model that tells them")
     return model
 
 

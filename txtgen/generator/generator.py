@@ -6,9 +6,9 @@ from itertools import chain
 from typing import Any
 
 from txtgen.checkpoint import LoadedModel
-from txtgen.config.decoding import DecodingConfig, SampleConfig
+from txtgen.config.decoding import EQUAL_SHARES, DecodingConfig, Mixture, SampleConfig
 from txtgen.config.model import Native
-from txtgen.decode import Hypothesis, StepModel, Steps, run_steps, search_steps, token_logprobs
+from txtgen.decode import Ensemble, Hypothesis, StepModel, Steps, run_steps, search_steps, token_logprobs
 from txtgen.errors import OutOfMemoryError, UsageError
 from txtgen.generator.batches import Batch, Plan, in_order, make_plan
 from txtgen.generator.consensus import most_alike
@@ -35,10 +35,12 @@ class Generator:
         independent: one at a time, so that no other prompt can change a result even by a rounding error.
         native: whether machine code computes in place of PyTorch. It is made of the weights as they are now.
         draft: a smaller model with the same tokens, which proposes them where `speculation` asks for it.
+        ensemble: models with the same tokens that decide together with the first one.
+        mixture: how they do.
 
     Raises:
         UsageError: the batch size is below 1.
-        CheckpointError: the draft model does not fit.
+        CheckpointError: another model does not fit.
         ResourceError: machine code is required, and there is none.
     """
 
@@ -51,6 +53,8 @@ class Generator:
         independent: bool = False,
         native: Native = "off",
         draft: LoadedModel | None = None,
+        ensemble: Sequence[LoadedModel] = (),
+        mixture: Mixture = EQUAL_SHARES,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}", "batch_size", "give at least 1")
@@ -59,6 +63,10 @@ class Generator:
         self.batch_size, self.batch_tokens = 1 if independent else batch_size, batch_tokens
         self._reader = PromptReader(loaded)
         self._draft = None if draft is None else Partner(draft, self._reader, "draft", native)
+        self._members = [Partner(member, self._reader, "ensemble", native) for member in ensemble]
+        if self._members:
+            members = [self._model, *(member.model for member in self._members)]
+            self._model = Ensemble(members, mixture.mean, mixture.weights)
         self._suppress = never_written(loaded.tokenizer, loaded.config.framing, loaded.model.config.vocab_size or 0)
         size = loaded.model.config.vocab_size or 0
         self._constraints = Constraints(loaded.tokenizer, size, self._reader.framing.end)
@@ -67,7 +75,7 @@ class Generator:
     @property
     def other_fingerprints(self) -> list[str]:
         """Those of the checkpoints of all models but the first one."""
-        return [partner.fingerprint for partner in (self._draft,) if partner is not None]
+        return [partner.fingerprint for partner in (self._draft, *self._members) if partner is not None]
 
     def generate(
         self,
@@ -189,7 +197,10 @@ class Generator:
             self._reader, self.loaded.tokenizer, lambda text: self._constraints.texts.spell(text, begins=False)
         )
         read = reader.read(texts, given, raw=raw, special=special, end=end)
-        plan = make_plan([target.prompt for target in read], UNLIMITED, self.batch_size, self.batch_tokens)
+        encoded = [target.prompt for target in read]
+        for member in self._members:
+            member.check(encoded)
+        plan = make_plan(encoded, UNLIMITED, self.batch_size, self.batch_tokens)
         return in_order(self._score([read[prompt.number] for prompt in batch]) for batch in plan.batches)
 
     def _score(self, targets: Sequence[Target]) -> dict[int, Score]:
@@ -211,6 +222,8 @@ class Generator:
         encoded = self._reader.encode_all(prompts, raw, special, gap, decoding)
         if self._draft is not None and decoding.is_set("speculation"):
             self._draft.check(encoded)
+        for member in self._members:
+            member.check(encoded)
         self._constraints.make(decoding, self._rows(encoded))
         return encoded
 
