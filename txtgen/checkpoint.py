@@ -256,6 +256,9 @@ def _unpack(content: Any, path: Path, fingerprint: str, training: bool) -> Check
         # JSON is how strict validation accepts a list for a tuple; everything else stays strict.
         config = TypeAdapter(CheckpointConfig).validate_json(json.dumps(content.get("config")))
     except (ValidationError, TypeError, ValueError) as error:
+        if isinstance(error, ValidationError) and all(each["type"] == "extra_forbidden" for each in error.errors()):
+            what = f"the checkpoint's config says more than this txtgen knows ({_short(error)})"
+            raise NewerFormatError(what, str(path), "update txtgen") from error
         raise damaged(path, f"its config is not valid ({_short(error)})") from error
     source = content.get("source_tokenizer")
     return Checkpoint(

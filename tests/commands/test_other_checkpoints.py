@@ -12,6 +12,7 @@ from txtgen import checkpoint as checkpoint_module
 from txtgen.checkpoint import load_checkpoint, save_checkpoint
 from txtgen.cli import run
 from txtgen.commands.run_folder import RunFolder
+from txtgen.config.commands import CheckpointConfig
 
 OLD_RUN = Path(__file__).parent.parent / "old_run"
 """As txtgen left it on 25 November 2026 (3ab78b9), stopped after step 400 of 404: never to be made anew."""
@@ -107,6 +108,19 @@ def test_a_checkpoint_of_a_newer_version_says_so_and_the_one_before_is_not_taken
         error = capfd.readouterr().err
         assert f"has format 2 (of txtgen {txtgen.__version__}), this txtgen {txtgen.__version__} reads up to 1" in error
         assert "update txtgen" in error
+    assert path.exists()
+
+
+def test_a_config_with_unknown_keys_is_of_a_newer_version_and_not_damaged(copy, capfd, monkeypatch) -> None:
+    path, plain = copy.step_path(4), CheckpointConfig.plain
+    newer = load_checkpoint(path, training=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointConfig, "plain", lambda self: {**plain(self), "wings": None})
+        save_checkpoint(path, newer)
+    assert run(["pretrain", "decoder.yaml", "--resume", "--name", "a"]) == 5
+    error = capfd.readouterr().err
+    assert "config says more than this txtgen knows (wings: " in error
+    assert "update txtgen" in error
     assert path.exists()
 
 
