@@ -87,6 +87,9 @@ def small_source(source: dict[str, Any], folder: Path) -> dict[str, Any]:
         case "chat":
             turns = [[{"role": "user", "content": x}, {"role": "assistant", "content": "yes"}] for x in lines]
             return source | {"path": write(folder, "chat.jsonl", [json.dumps({"messages": turn}) for turn in turns])}
+        case "preference":
+            pairs = [{"prompt": line, "chosen": "yes", "rejected": "no"} for line in lines]
+            return source | {"path": write(folder, "preferences.jsonl", [json.dumps(pair) for pair in pairs])}
     raise AssertionError(source)
 
 

@@ -79,8 +79,10 @@ def test_speed_is_that_of_the_steps_since_the_last_look(monkeypatch) -> None:
     monkeypatch.setattr("txtgen.train.speed.matrix_peak", lambda *_: 1000.0)
     step = StepReport(
         1,
-        Figures(torch.tensor([180.0, 180.0, 1.0, 0.0])),
-        0.1,
+        Figures(torch.tensor([0.0, 1.0, 180.0, 180.0])),
+        names=(),
+        count=90,
+        learning_rate=0.1,
         tokens=90,
         positions=100,
         seconds=2.0,

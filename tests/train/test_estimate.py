@@ -9,7 +9,7 @@ from txtgen.config.model import ModelConfig
 from txtgen.config.train import TrainConfig
 from txtgen.data import Batch
 from txtgen.model import build_model, init_weights
-from txtgen.train import batch_loss, build_optimizer, estimate_memory
+from txtgen.train import TokenLoss, batch_loss, build_optimizer, estimate_memory
 from txtgen.train.estimate import kept_bytes
 
 SHAPE = {"d_model": 32, "num_heads": 2, "d_ff": 64, "max_length": 48, "vocab_size": 512}
@@ -51,7 +51,7 @@ def test_two_rows_tell_what_all_rows_keep(name, dtype) -> None:
     rows = 8 if name == "translator" else 7
     own = batch.rows(0, rows)
     # Rows of a view keep the storage of the whole batch alive, which one row does as well.
-    assert found.activations == kept_bytes(model, own, 0.0, dtype)
+    assert found.activations == kept_bytes(model, own, TokenLoss(), dtype)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -14,7 +14,6 @@ import torch
 from txtgen.checkpoint import Checkpoint, load_checkpoint
 from txtgen.commands import finetune, pretrain
 from txtgen.commands.console import ProgressDisplay
-from txtgen.commands.feeding import training_batches
 from txtgen.commands.journal import Journal
 from txtgen.commands.models import select_device, training_dtype
 from txtgen.commands.run_folder import RunFolder
@@ -165,10 +164,10 @@ def _continued(path: Path, steps: int, device_name: str) -> Continuation:
         session = Session(job, display, Journal(job))
         with (
             session.saving,
-            closing(training_batches(session.saving, session.objective, session.reading)) as batches,
+            closing(session.batches(session.reading)) as batches,
         ):
             seen = _hashed(batches, hashes)
-            reports = train(session.state, seen, config.train, dtype=dtype, seed=config.seed)
+            reports = train(session.state, seen, config.train, dtype=dtype, seed=config.seed, loss=job.loss)
             for report in islice(reports, steps):
                 traces.append(StepTrace(report.step, hashes[-1], report.loss, report.grad_norm))
             end = session.saving.checkpoint(session.progress())

@@ -5,8 +5,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self, TextIO, cast
 
@@ -82,7 +82,7 @@ class Display:
         self.console = Console(file=cast(IO[str], Terminal()), highlight=False, emoji=False, markup=False, quiet=quiet)
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
         self._progress = Progress(
-            TextColumn(name),
+            TextColumn("{task.description}"),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[figures]}"),
@@ -128,6 +128,28 @@ class ProgressDisplay(Display):
         self._speed = ""
         self._rate = 0.0
         self._last_line = 0.0
+
+    @contextmanager
+    def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show how far something is that comes before the steps. Gives what is to be called with how many more are
+        done; it is told in plain lines if there is no live one."""
+        task = self._progress.add_task(what, total=total, figures="")
+        self._progress.update(self._task, visible=False)
+        done = 0
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            self._progress.update(task, completed=done)
+            if not self.live and time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
+                self._last_line = time.monotonic()
+                self.note(f"{what} {done:,}/{total:,}")
+
+        try:
+            yield advance
+        finally:
+            self._progress.remove_task(task)
+            self._progress.update(self._task, visible=True)
 
     def step(self, report: "StepReport") -> None:
         """Show a step: loss, learning rate, tokens per second, time left."""

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from txtgen.checkpoint import LoadedModel, materialise
 from txtgen.commands.models import inference_dtype, read_model, select_device
 from txtgen.commands.sources import guess_source
 from txtgen.config.commands import CheckpointConfig, EvaluateConfig, row_length
-from txtgen.config.data import DataConfig, ObjectiveConfig, Seq2SeqObjective
+from txtgen.config.data import DataConfig, DpoObjective, ObjectiveConfig, Seq2SeqObjective
 from txtgen.config.loader import config_from_tree
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.config.objectives import TEXTS
@@ -52,7 +51,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     path, checkpoint = read_model(config.model, config.runs_path, config.adapters)
     loaded = materialise(checkpoint, str(path), select_device(config.device), inference_dtype(config.dtype))
     trained_on = loaded.config.run
-    data = _data(config, trained_on, isinstance(loaded.config.model, EncoderDecoderConfig), str(path))
+    data = _data(config, loaded.config, str(path))
     length = _row_length(config, loaded.config)
     objective = build_objective(
         data.objective,
@@ -121,20 +120,27 @@ def _has_room(generator: Generator, prompt: Prompt, config: EvaluateConfig) -> b
     return True
 
 
-def _data(config: EvaluateConfig, trained_on: dict[str, Any], seq2seq: bool, where: str) -> DataConfig:
+def _data(config: EvaluateConfig, model: CheckpointConfig, where: str) -> DataConfig:
     """The data to measure on: what the user named, read as the model's own, or what the model's run held out."""
+    trained_on, seq2seq = model.run, isinstance(model.model, EncoderDecoderConfig)
+    format = None if model.chat is None else model.chat.plain()
     own = trained_on.get("data") or {}
     if not config.paths:
         if not own:
             raise DataError("the model does not say what it was trained on", where, "give --data PATH")
         overrides = [f"validation.bleu_tokenizer={config.bleu_tokenizer}"] if config.bleu_tokenizer else []
         data: DataConfig = config_from_tree(DataConfig, own, overrides)
+        if isinstance(data.objective, DpoObjective):
+            told = "what the model's run held out are pairs of answers, which are compared with its base model"
+            raise DataError(told, where, "see val_reward_margin in the run's metrics.jsonl, or give --data PATH")
         if not (data.validation.sources or data.validation.fraction):
             raise DataError("the model's run held nothing out", where, "give --data PATH")
         return data
     texts = [source["documents"] for source in own.get("sources", ()) if source.get("kind") == "text"]
     source = guess_source(list(config.paths), config.target, texts[0] if texts else "file")
     objective = own.get("objective") or {"kind": "seq2seq" if seq2seq else "causal_lm"}
+    if objective.get("kind") == "dpo":
+        objective = {"kind": "seq2seq" if seq2seq else "chat", "format": format}
     readable = config_from_tree(ObjectiveConfig, objective).readable
     if source["kind"] in TEXTS and source["kind"] not in readable and not seq2seq:
         objective = {"kind": "causal_lm"}

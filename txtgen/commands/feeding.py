@@ -7,10 +7,15 @@ from txtgen.commands.job import Job
 from txtgen.commands.saving import Saving
 from txtgen.data import Batch, Objective, StreamReport, describe, train_stream
 from txtgen.errors import DataError
+from txtgen.train import ReferenceTable
 
 
-def training_batches(saving: Saving, objective: Objective, report: StreamReport) -> Generator[Batch]:
+def training_batches(
+    saving: Saving, objective: Objective, reference: ReferenceTable | None, report: StreamReport
+) -> Generator[Batch]:
     """The batches of a run from where it is, changed files told in `report` and noted in its lineage.
+
+    reference: what is known of the pairs in them, if they are pairs of answers.
 
     Raises:
         DataError: a file was changed since the checkpoint, or is not what it was when the stream began; naming it, and
@@ -29,7 +34,7 @@ def training_batches(saving: Saving, objective: Objective, report: StreamReport)
     )
     if report.changed_files:
         saving.changes.append({"step": state.step, "data": report.changed_files})
-    return _naming_the_checkpoint(stream, saving)
+    return _naming_the_checkpoint(stream, reference, saving)
 
 
 def _require_same_corpus(job: Job) -> None:
@@ -48,10 +53,12 @@ def _require_same_corpus(job: Job) -> None:
                 )
 
 
-def _naming_the_checkpoint(stream: Generator[Batch], saving: Saving) -> Generator[Batch]:
+def _naming_the_checkpoint(
+    stream: Generator[Batch], reference: ReferenceTable | None, saving: Saving
+) -> Generator[Batch]:
     try:
         with closing(stream):
-            yield from stream
+            yield from stream if reference is None else reference.attach(stream)
     except DataError as error:
         last = f"the last checkpoint is {saving.last}" if saving.last else "nothing was saved yet"
         where = f"{error.where or 'the corpus'}, after step {saving.state.step}"

@@ -16,6 +16,7 @@ from txtgen.commands.training import RunResult
 from txtgen.commands.training import run as run_training
 from txtgen.commands.weights import place, read_once, take_over
 from txtgen.config.commands import FinetuneConfig, architecture_problems
+from txtgen.config.data import DpoObjective
 from txtgen.config.finetuning import LoraConfig
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
 from txtgen.distributed import World
@@ -122,7 +123,8 @@ def prepare(base: Checkpoint, config: FinetuneConfig, where: str) -> Transformer
     if config.adapter is None:
         base.require_unquantized("training", where)
     _refuse_other_tokenizer(base, config)
-    model = build_model(_with_dropout(base.config.model, config.dropout), device="meta")
+    dropout = 0.0 if config.dropout is None and isinstance(config.data.objective, DpoObjective) else config.dropout
+    model = build_model(_with_dropout(base.config.model, dropout), device="meta")
     if config.adapter is None:
         freeze(model, config.freeze)
         return model

@@ -7,13 +7,14 @@ import torch
 
 from txtgen.commands.run_folder import RunFolder
 from txtgen.commands.starting import Start, rows_so_far
-from txtgen.config.commands import CheckpointConfig, RunConfig, inherited, row_length
-from txtgen.config.data import SubwordSampling
+from txtgen.config.commands import CheckpointConfig, FinetuneConfig, RunConfig, inherited, row_length
+from txtgen.config.data import DpoObjective, SubwordSampling
 from txtgen.config.tokenizer import Framing
 from txtgen.data import Objective, StreamOptions, build_objective
 from txtgen.distributed import World
 from txtgen.model import Transformer
 from txtgen.tokenizer import Tokenizer
+from txtgen.train import Loss, PreferenceLoss, TokenLoss
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,20 @@ class Job:
             framing=self.framing,
             sampling=sampling,
         )
+
+    @property
+    def has_base_within(self) -> bool:
+        """Whether the model is its base as soon as its adapters are off."""
+        adapter = self.config.adapter if isinstance(self.config, FinetuneConfig) else None
+        return adapter is not None and not adapter.trainable
+
+    @property
+    def loss(self) -> Loss:
+        """What the run minimises."""
+        objective = self.config.data.objective
+        if isinstance(objective, DpoObjective):
+            return PreferenceLoss(objective, self.has_base_within)
+        return TokenLoss(self.config.train.label_smoothing)
 
     @property
     def stream_options(self) -> StreamOptions:

@@ -18,7 +18,7 @@ from txtgen.config.commands import FinetuneConfig, PretrainConfig, row_length
 from txtgen.config.data import DataConfig
 from txtgen.config.loader import config_from_tree, load_config, load_run_config
 from txtgen.config.model import EncoderDecoderConfig
-from txtgen.config.objectives import MASK, SENTINEL, TEXTS
+from txtgen.config.objectives import MASK, PREFERENCES, SENTINEL, TEXTS
 from txtgen.data import describe
 from txtgen.errors import UsageError
 from txtgen.tokenizer import Tokenizer
@@ -136,13 +136,16 @@ def _builtin_settings(request: Request) -> list[str]:
         length = row_length(None, base.config.model, base.config.framing)
         settings.append(f"train.batch_tokens={length * max(1, BUILTIN_BATCH_TOKENS // length)}")
         has_encoder = isinstance(base.config.model, EncoderDecoderConfig)
-        settings.append(f"data.objective.kind={_objective(source['kind'] in TEXTS, has_encoder, base.tokenizer)}")
+        settings.append(f"data.objective.kind={_objective(source['kind'], has_encoder, base.tokenizer)}")
     return settings
 
 
-def _objective(texts: bool, has_encoder: bool, tokenizer: Tokenizer) -> str:
-    """What is learnt by finetuning if nobody says. Of texts, an encoder-decoder mends those that are spoilt, by the
-    tokens for it that its tokenizer has."""
+def _objective(source: str, has_encoder: bool, tokenizer: Tokenizer) -> str:
+    """What is learnt by finetuning from a kind of source if nobody says. Of texts, an encoder-decoder mends those that
+    are spoilt, by the tokens for it that its tokenizer has."""
+    texts = source in TEXTS
+    if source in PREFERENCES:
+        return "dpo"
     if not has_encoder:
         return "causal_lm" if texts else "chat"
     if not texts:

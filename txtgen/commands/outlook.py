@@ -94,7 +94,7 @@ def _measured(job: Job, started: float) -> Iterator[Section]:
         batch = first_batch(session)
         prepared = time.perf_counter() - started
         estimates = {
-            name: estimate_memory(job.model, session.state.optimizer, batch, config, dtype)
+            name: estimate_memory(job.model, session.state.optimizer, batch, config, dtype, job.loss)
             for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
         }
         yield Section("disk", _disk(session))

@@ -38,6 +38,10 @@ MAX_CONFIG_BYTES = 200_000
 
 CURVES: tuple[tuple[str, Mapping[str, str], dict[str, Any]], ...] = (
     ("Loss (nats)", {"loss": "training", "val_loss": "validation"}, {"clip_first": True}),
+    ("Reward of the chosen answer", {"reward_chosen": "training", "val_reward_chosen": "validation"}, {}),
+    ("Reward of the rejected answer", {"reward_rejected": "training", "val_reward_rejected": "validation"}, {}),
+    ("Margin of rewards", {"reward_margin": "training", "val_reward_margin": "validation"}, {}),
+    ("Chosen over rejected", {"reward_accuracy": "training", "val_reward_accuracy": "validation"}, {"kind": "share"}),
     ("Validation, bits per byte", {"val_bits_per_byte": ""}, {"clip_first": True}),
     ("Validation, BLEU", {"val_bleu": ""}, {}),
     ("Validation, chrF", {"val_chrf": ""}, {}),

@@ -6,7 +6,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
-from txtgen.commands.feeding import training_batches
 from txtgen.commands.training import Session
 from txtgen.data import Batch, StreamReport, ValidationBatches, validation_pairs
 from txtgen.distributed import is_sharded
@@ -41,7 +40,13 @@ class Steps:
         session.state.horizon = Horizon(1 << 40)  # a run of two steps is probed by as many as others
         cut = (batch if self._rows is None else batch.rows(0, self._rows) for batch in batches)
         self._steps = train(
-            session.state, cut, job.config.train, dtype=job.dtype, seed=job.config.seed, world=job.world
+            session.state,
+            cut,
+            job.config.train,
+            dtype=job.dtype,
+            seed=job.config.seed,
+            world=job.world,
+            loss=job.loss,
         )
 
     @property
@@ -77,7 +82,7 @@ def time_steps(session: Session, rows: int) -> StepTimes:
         session: the run, at its beginning.
         rows: of a batch, about, on the rank that has most.
     """
-    with closing(training_batches(session.saving, session.objective, StreamReport())) as batches:
+    with closing(session.batches(StreamReport())) as batches:
         return _time_steps(Steps(session, batches), rows)
 
 
@@ -179,5 +184,5 @@ def _seconds(what: Callable[[], object]) -> float:
 
 def first_batch(session: Session) -> Batch:
     """One like those to come; the run's place in the stream stays."""
-    with closing(training_batches(session.saving, session.objective, StreamReport())) as batches:
+    with closing(session.batches(StreamReport())) as batches:
         return next(batches)

@@ -58,6 +58,7 @@ class Reporter:
                 "step": report.step,
                 "loss": report.loss,
                 "objective_loss": report.objective_loss,
+                **report.told,
                 "learning_rate": report.learning_rate,
                 "grad_norm": report.grad_norm,
                 "tokens": report.total_tokens,

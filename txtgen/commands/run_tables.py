@@ -13,6 +13,8 @@ from txtgen.commands.runs import RunDetails, RunDifference, RunSummary, last_sta
 MEASURES = {
     "val_loss": ("loss", ".4f"),
     "val_bits_per_byte": ("bits per byte", ".4f"),
+    "val_reward_margin": ("reward margin", ".4f"),
+    "val_reward_accuracy": ("reward accuracy", ".1%"),
     "val_bleu": ("BLEU", ".2f"),
     "val_chrf": ("chrF", ".2f"),
 }
@@ -132,7 +134,7 @@ def measured(best: dict[str, Any]) -> str:
     """What validation found, in a few words."""
     found = [
         f"{MEASURES[key][0]} {formatted(best[key], MEASURES[key][1])}"
-        for key in ("val_loss", "val_bleu")
+        for key in ("val_loss", "val_reward_margin", "val_bleu")
         if number(best.get(key)) is not None
     ]
     return f"{', '.join(found)} at {best['step']:,}" if found else ""

@@ -56,6 +56,8 @@ def _guess_file(path: str, documents: str) -> dict[str, Any]:
 
 def _guess_jsonl(path: str) -> dict[str, Any]:
     keys = _first_keys(Path(path))
+    if {"chosen", "rejected"} <= keys:
+        return {"kind": "preference"}
     if "messages" in keys:
         return {"kind": "chat"}
     for source, target in (("source", "target"), ("prompt", "completion"), ("question", "answer")):

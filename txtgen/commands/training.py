@@ -1,6 +1,7 @@
 """What pretrain and finetune share: the loop, and everything that happens around its steps."""
 
 import time
+from collections.abc import Generator as Batches
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from txtgen.commands.feeding import training_batches
 from txtgen.commands.job import Job
 from txtgen.commands.journal import Journal
 from txtgen.commands.pacing import Pace
+from txtgen.commands.reference import reference_table
 from txtgen.commands.reporting import Reporter
 from txtgen.commands.rolling_back import roll_back
 from txtgen.commands.sampling import Samples
@@ -99,7 +101,8 @@ class Session:
         self.objective = job.objective(job.config.data.subword_sampling)
         loaded = LoadedModel(job.model, job.tokenizer, job.source_tokenizer, checkpoint_config(job))
         self.generator = Generator(loaded, batch_size=64)
-        self.validation = Validation(job, job.objective(), self.generator)
+        self.reference = reference_table(job, display)
+        self.validation = Validation(job, job.objective(), self.generator, self.reference)
         self.samples = Samples(job, self.generator)
         self.reporter = Reporter(job, display, journal)
         self.reading = StreamReport()
@@ -119,7 +122,8 @@ class Session:
 
     def progress(self) -> dict[str, Any]:
         """What the training state of a checkpoint holds beside that of the loop."""
-        return {**self.validation.progress(), "seconds": self.pace.elapsed()}
+        known = {} if self.reference is None else {"reference": self.reference.state()}
+        return {**self.validation.progress(), **known, "seconds": self.pace.elapsed()}
 
     def run(self) -> RunResult:
         """The loop with everything around it."""
@@ -166,7 +170,7 @@ class Session:
     def learn(self) -> None:
         """Train from where the run is, and after a roll-back from there."""
         while True:
-            with closing(training_batches(self.saving, self.objective, self.reading)) as batches:
+            with closing(self.batches(self.reading)) as batches:
                 for line in self.reading.changed_files:
                     self.display.note(f"another corpus than before: {line}")
                 try:
@@ -188,10 +192,15 @@ class Session:
         self.status.set("running", step=self.state.step)
         self.save(resumable=True)  # the same step with another place in the data, for whoever resumes
 
+    def batches(self, report: StreamReport) -> Batches[Batch]:
+        """The batches to train on from where the run is; what is met in reading is counted in the report."""
+        return training_batches(self.saving, self.objective, self.reference, report)
+
     def steps(self, batches: Iterator[Batch]) -> None:
         """Train until the steps are done or something asks to stop, and do what is due on the way."""
         job, config, pace = self.job, self.job.config.train, self.pace
-        for report in train(self.state, batches, config, dtype=job.dtype, seed=job.config.seed, world=job.world):
+        seed = job.config.seed
+        for report in train(self.state, batches, config, dtype=job.dtype, seed=seed, world=job.world, loss=job.loss):
             self.take_up_save()
             self.unread.append(report)
             self.take_up(wait=pace.acts())

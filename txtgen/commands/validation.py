@@ -1,22 +1,27 @@
 """What a run measures on held-out text, which of two measurements is the better, and how long it waits for one."""
 
+from collections.abc import Iterable
 from itertools import islice, takewhile
 from typing import Any
 
 from txtgen.commands.job import Job
 from txtgen.commands.signals import StopRequest
-from txtgen.data import Objective, validation_pairs, validation_parts
+from txtgen.config.data import DpoObjective
+from txtgen.data import Batch, Objective, validation_pairs, validation_parts
 from txtgen.distributed import is_sharded
 from txtgen.errors import DataError, OutOfMemoryError
 from txtgen.evaluate import LossMetrics, evaluate_loss, translate_pairs, weighted_loss
 from txtgen.generator import Generator
+from txtgen.train import ReferenceTable
 
 
 class Validation:
     """The held-out text of a run, the same at every measurement, and what became of the measurements so far."""
 
-    def __init__(self, job: Job, objective: Objective, generator: Generator) -> None:
-        self.job, self.generator = job, generator
+    def __init__(
+        self, job: Job, objective: Objective, generator: Generator, reference: ReferenceTable | None = None
+    ) -> None:
+        self.job, self.generator, self.reference = job, generator, reference
         data = job.config.data
         holds_out = bool(data.validation.sources or data.validation.fraction)
         self.weights = objective.weights
@@ -37,7 +42,8 @@ class Validation:
     def measure(self, stop: StopRequest, max_tokens: int | None = None) -> dict[str, float] | None:
         """Loss, bits per byte, and BLEU and chrF if one of them is the metric; empty if no text is held out.
 
-        Of a mixture every part is measured on all of the text, and the loss of the whole is the mean by weight.
+        Of a mixture every part is measured on all of the text, and the loss of the whole is the mean by weight. Of
+        pairs of answers, the loss and what else it tells of preferences.
         None if any rank was asked to stop, for then only some of it was measured.
 
         Raises:
@@ -48,13 +54,20 @@ class Validation:
         if not self.parts:
             return {}
         found: dict[str, LossMetrics] = {}
+        loss = self.job.loss if isinstance(self.job.config.data.objective, DpoObjective) else None
         for name, batches in self.parts.items():
-            wanted = takewhile(lambda _: not self.job.world.any(bool(stop)), islice(batches, config.validation_batches))
-            found[name] = evaluate_loss(self.job.model, wanted, self.job.dtype, self.job.world, max_tokens)
+            wanted: Iterable[Batch] = takewhile(
+                lambda _: not self.job.world.any(bool(stop)), islice(batches, config.validation_batches)
+            )
+            if self.reference is not None:
+                wanted = self.reference.attach(wanted)
+            found[name] = evaluate_loss(self.job.model, wanted, self.job.dtype, self.job.world, max_tokens, loss)
             if self.job.world.any(bool(stop)):
                 return None
-        loss = weighted_loss(found, self.weights) if self.weights else found[""]
-        metrics = {"val_loss": loss.loss, "val_bits_per_byte": loss.bits_per_byte}
+        if loss is not None:
+            return {"val_loss": found[""].loss, **{f"val_{name}": mean for name, mean in found[""].told.items()}}
+        whole = weighted_loss(found, self.weights) if self.weights else found[""]
+        metrics = {"val_loss": whole.loss, "val_bits_per_byte": whole.bits_per_byte}
         metrics.update({f"val_loss_{name}": part.loss for name, part in found.items() if name})
         if config.validation_metric != "loss":
             # Several ranks generate together only where each has but a part of the model.

@@ -11,6 +11,7 @@ from txtgen.config.data import (
     ChatFormat,
     ChatObjective,
     DataConfig,
+    DpoObjective,
     MixtureObjective,
     ObjectiveConfig,
     PartConfig,
@@ -102,9 +103,19 @@ def architecture_problems(
     length = row_length(train.sequence_length, model, framing)
     if length > model.max_length:
         yield "train.sequence_length", f"is {length}, more than the model's max_length {model.max_length}"
-    if model.kind == "decoder" and train.batch_tokens % length:
+    if isinstance(data.objective, DpoObjective):
+        yield from _preference_problems(train)
+    elif model.kind == "decoder" and train.batch_tokens % length:
         near = max(1, round(train.batch_tokens / length)) * length
         yield "train.batch_tokens", f"{train.batch_tokens} is not a multiple of the row length {length}; try {near}"
+
+
+def _preference_problems(train: TrainConfig) -> Iterator[tuple[str, str]]:
+    """What has no meaning where answers are compared."""
+    if train.label_smoothing:
+        yield "train.label_smoothing", "is of tokens; the pairs' own is data.objective.label_smoothing"
+    if train.validation_metric != "loss":
+        yield "train.validation_metric", f"{train.validation_metric} needs source and target pairs; set it to loss"
 
 
 class PretrainConfig(RunConfig):
@@ -118,6 +129,8 @@ class PretrainConfig(RunConfig):
     def problems(self) -> Iterator[tuple[str, str]]:
         """The model, the objective, the sources and the batch must fit together."""
         yield from architecture_problems(self.model, self.data, self.train)
+        if isinstance(self.data.objective, DpoObjective):
+            yield "data.objective.kind", "dpo needs a trained model to be compared with; use txtgen finetune"
         if not any(self.tokenizer.problems()):
             for key, complaint in self.tokenizer.reserving(self.data.objective.control_symbols).problems():
                 yield f"tokenizer.{key}", complaint
@@ -145,7 +158,8 @@ class FinetuneConfig(RunConfig):
     adapter: LoraConfig | None = None
     """What is learnt in place of the base model's weights, which all stay as they are; None: these."""
     dropout: Share | None = None
-    """Replaces the base model's dropout."""
+    """Replaces the base model's dropout. None: leaves it as it is, but for dpo, where it is 0, for what dropout does to
+    an answer would be taken for what has been learnt."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Beside an adapter there is nothing left to freeze."""
@@ -420,6 +434,8 @@ def chat_format(data: DataConfig) -> ChatFormat | None:
                 return format or TokensChatFormat()
             case Seq2SeqObjective(format=format) if any(source.kind == "chat" for source in data.sources):
                 return format or TokensChatFormat()
+            case DpoObjective(format=format):
+                return format
     return None
 
 
@@ -442,6 +458,9 @@ def inherited(config: Run, base: CheckpointConfig) -> Run:
     if isinstance(objective, MixtureObjective):
         parts = tuple(_in_format_of(base, part) for part in objective.parts)
         settled: ObjectiveConfig = objective.model_copy(update={"parts": parts})
+    elif isinstance(objective, DpoObjective):
+        usual = None if isinstance(base.model, EncoderDecoderConfig) else TokensChatFormat()
+        settled = objective.model_copy(update={"format": objective.format or base.chat or usual})
     else:
         settled = _in_format_of(base, objective)
     data = config.data.model_copy(update={"objective": settled})

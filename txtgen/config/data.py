@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from txtgen.config.base import Config, NonNegative
-from txtgen.config.objectives import PAIRS, TEXTS, CausalLmObjective, Objective, TextObjective
+from txtgen.config.objectives import PAIRS, PREFERENCES, TEXTS, CausalLmObjective, Objective, TextObjective
 from txtgen.config.shape import sections, tag
 from txtgen.config.tokenizer import CHAT_ROLES
 
@@ -80,8 +80,25 @@ class ChatSource(Config):
     weight: Weight | None = None
 
 
+class PreferenceSource(Config):
+    """One JSON object a line: a prompt, the answer that is preferred, and one that is not.
+
+    The prompt is a text, or a conversation that the answers go on with: a list of `role` and `content`, in the prompt's
+    own field or in that of the messages.
+    """
+
+    kind: Literal["preference"] = "preference"
+    path: str | Paths
+    prompt_field: str = "prompt"
+    messages_field: str = "messages"
+    """Looked for where there is no prompt."""
+    chosen_field: str = "chosen"
+    rejected_field: str = "rejected"
+    weight: Weight | None = None
+
+
 SourceConfig = Annotated[
-    TextSource | JsonlSource | ParallelSource | TsvSource | JsonlPairsSource | ChatSource,
+    TextSource | JsonlSource | ParallelSource | TsvSource | JsonlPairsSource | ChatSource | PreferenceSource,
     Field(discriminator="kind"),
 ]
 
@@ -188,6 +205,34 @@ class ChatObjective(Objective):
                     yield f"format.{role}", f"says nothing after {{content}}, so no turn of the {role} learns to end"
 
 
+class DpoObjective(Objective):
+    """Make the chosen answer of a pair likelier than the rejected one, by more than the base model does.
+
+    Source: Rafailov et al. 2023, arXiv 2305.18290; ipo: Azar et al. 2023, arXiv 2310.12036; label smoothing: Mitchell
+    2023, https://ericmitchell.ai/cdpo.pdf.
+    """
+
+    reads = PREFERENCES
+    architectures = ("decoder", "encoder_decoder")
+
+    kind: Literal["dpo"] = "dpo"
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    """ipo: the mean log-probability of a token is to be 1 / (2 beta) nats more apart than in the base model, and no
+    further; better where preferences are certain."""
+    beta: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
+    """How closely the model keeps to the base: less lets it go further."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """sigmoid: the share of the pairs that are thought to be the wrong way round."""
+    format: ChatFormat | None = None
+    """How the prompt becomes tokens; None: as the base model reads conversations. Where it reads none, by role tokens
+    in a decoder, and as a plain source in an encoder-decoder."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """A distance to reach has no labels to smooth."""
+        if self.loss == "ipo" and self.label_smoothing:
+            yield "label_smoothing", "is of the sigmoid loss alone; leave it out"
+
+
 PartConfig = Annotated[TextObjective | Seq2SeqObjective | ChatObjective, Field(discriminator="kind")]
 
 
@@ -236,7 +281,7 @@ class MixtureObjective(Objective):
 
 
 ObjectiveConfig = Annotated[
-    TextObjective | Seq2SeqObjective | ChatObjective | MixtureObjective, Field(discriminator="kind")
+    TextObjective | Seq2SeqObjective | ChatObjective | DpoObjective | MixtureObjective, Field(discriminator="kind")
 ]
 
 
@@ -301,9 +346,9 @@ class DataConfig(Config):
             yield "objective.weight", "only the parts of a mixture have one"
 
     def _sampling_problems(self, side: str) -> Iterator[tuple[str, str]]:
-        if any(isinstance(part, ChatObjective) for part in self.objective.members) or any(
+        if any(isinstance(part, ChatObjective | DpoObjective) for part in self.objective.members) or any(
             source.kind == "chat" for source in self.sources
         ):
-            yield "subword_sampling", "the tokens of conversations cannot be drawn; leave it out"
+            yield "subword_sampling", "the tokens of conversations and preferences cannot be drawn; leave it out"
         elif side != "both" and self.objective.readable & TEXTS:
             yield "subword_sampling.side", f"is {side}, but plain text has no sides; leave it out"

@@ -15,6 +15,9 @@ TEXTS = frozenset({"text", "jsonl"})
 PAIRS = frozenset({"parallel", "tsv", "jsonl_pairs", "chat"})
 """The kinds of sources that hold pairs or conversations."""
 
+PREFERENCES = frozenset({"preference"})
+"""The kinds of sources that hold prompts with a better and a worse answer."""
+
 SENTINEL = "<extra_id_{}>"
 """The token that stands for the n-th hidden span of a text, counted from 0, as T5 spells it."""
 

@@ -10,6 +10,7 @@ from txtgen.data.survey import Sample, Survey, survey
 from txtgen.data.types import IGNORE, Batch, Example, Origin, StreamOptions
 from txtgen.data.validation import (
     ValidationBatches,
+    every_batch,
     validation_batches,
     validation_pairs,
     validation_parts,
@@ -34,6 +35,7 @@ __all__ = [
     "build_objective",
     "corpus_statistics",
     "describe",
+    "every_batch",
     "merge_bookmarks",
     "sample_texts",
     "survey",

@@ -70,8 +70,8 @@ def pad_pairs(
 ) -> Batch:
     """The rows of a global batch that belong to one rank, padded to the longest of the whole batch.
 
-    A rank without any gets one row of padding, so that all ranks take part in every step. Its source is one token
-    that may be attended to, because attention to nothing is not defined.
+    A rank without any gets one row of padding, so that all ranks take part in every step. Its source, where others
+    have one, is one token that may be attended to, because attention to nothing is not defined.
     """
     mine = examples[rank::world_size]
     width, source_width = (max(lengths) for lengths in zip(*map(_lengths, examples), strict=True))
@@ -82,24 +82,32 @@ def pad_pairs(
     bidirectional = np.zeros((count, width), np.bool_)
     source_ids = np.full((count, source_width), objective.pad_id, np.int64)
     source_mask = np.zeros((count, source_width), np.bool_)
-    source_mask[:, 0] = True
+    source_mask[:, :1] = True
+    positions = np.broadcast_to(np.arange(width), (count, width)).copy()
+    separate = any(example.rejected for example in examples)
     for row, example in enumerate(mine):
         target, source = _lengths(example)
         input_ids[row, :target] = example.input_ids
         labels[row, :target] = example.labels
         segment_ids[row, :target] = 1
         bidirectional[row, : example.bidirectional] = True
-        source_ids[row, :source] = example.source_ids
-        source_mask[row, :source] = True
-    positions = np.broadcast_to(np.arange(width), (count, width)).copy()
+        if example.rejected:
+            segment_ids[row, example.rejected : target] = 2
+            positions[row, example.rejected :] -= example.rejected
+        if example.source_ids is not None:
+            source_ids[row, :source] = example.source_ids
+            source_mask[row, :source] = True
+    if separate:  # a row may be longer than the model's positions reach
+        positions[segment_ids == 0] = 0
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         labels=torch.from_numpy(labels),
         positions=torch.from_numpy(positions),
         segment_ids=torch.from_numpy(segment_ids),
+        separate=separate,
         bidirectional=torch.from_numpy(bidirectional) if bidirectional.any() else None,
-        source_ids=torch.from_numpy(source_ids),
-        source_mask=torch.from_numpy(source_mask),
+        source_ids=torch.from_numpy(source_ids) if source_width else None,
+        source_mask=torch.from_numpy(source_mask) if source_width else None,
         bytes=objective.scored_bytes(labels),
         origins=tuple((example.origin,) for example in mine) or ((),),
         bookmark=bookmark or {},

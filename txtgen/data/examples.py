@@ -20,8 +20,8 @@ class Examples:
     """The examples of some records, one after the other.
 
     input_ids, labels: [N] of all of them together. borders: number i is from borders[i] up to borders[i + 1]. records:
-    the number of the record that each is of, ascending. origins, bidirectional, splittable, cut, source_ids: as in
-    Example. bad: the records that cannot be used.
+    the number of the record that each is of, ascending. origins, bidirectional, splittable, cut, source_ids, rejected:
+    as in Example. bad: the records that cannot be used.
     """
 
     input_ids: Ids | Tokens
@@ -33,6 +33,7 @@ class Examples:
     splittable: list[bool]
     cut: list[bool]
     source_ids: list[Tokens | None]
+    rejected: list[int]
     bad: dict[int, BadRecord] = field(default_factory=dict)
 
     @classmethod
@@ -51,6 +52,7 @@ class Examples:
             [example.splittable for example in examples],
             [example.cut for example in examples],
             [example.source_ids for example in examples],
+            [example.rejected for example in examples],
             {record: found for record, found in enumerate(outcomes) if isinstance(found, BadRecord)},
         )
 
@@ -76,6 +78,7 @@ class Examples:
             self.bidirectional[number],
             self.splittable[number],
             self.cut[number],
+            self.rejected[number],
         )
 
     @property

@@ -18,6 +18,7 @@ from txtgen.config.data import (
     JsonlPairsSource,
     JsonlSource,
     ParallelSource,
+    PreferenceSource,
     SourceConfig,
     TextSource,
     TsvSource,
@@ -25,7 +26,16 @@ from txtgen.config.data import (
 from txtgen.config.tokenizer import CHAT_ROLES
 from txtgen.data.blocks import Block, Unit
 from txtgen.data.files import TextFile
-from txtgen.data.types import BadRecord, ChatRecord, Message, Origin, PairRecord, Record, TextRecord
+from txtgen.data.types import (
+    BadRecord,
+    ChatRecord,
+    Message,
+    Origin,
+    PairRecord,
+    PreferenceRecord,
+    Record,
+    TextRecord,
+)
 from txtgen.errors import DataError
 
 MAX_RECORD_BYTES = 64 * 1024 * 1024
@@ -215,7 +225,7 @@ def _pair(source: str, target: str, origin: Origin, target_origin: Origin | None
 
 
 def _line_records(
-    source: JsonlSource | TsvSource | JsonlPairsSource | ChatSource, line: str, origin: Origin
+    source: JsonlSource | TsvSource | JsonlPairsSource | ChatSource | PreferenceSource, line: str, origin: Origin
 ) -> list[Record]:
     """The records of a line that is not blank."""
     match source:
@@ -233,6 +243,8 @@ def _line_records(
             return _pair("\n".join(part for part in parts if part), _string(value, name, origin), origin)
         case ChatSource(messages_field=name):
             return [ChatRecord(tuple(_messages(_parse(line, origin), name, origin)), origin)]
+        case PreferenceSource():
+            return [_preference(source, _parse(line, origin), origin)]
         case _:
             assert_never(source)
 
@@ -294,6 +306,28 @@ def _messages(value: dict[str, Any], name: str, origin: Origin) -> Iterable[Mess
         if role not in CHAT_ROLES:
             raise BadRecord(f"unknown role {role!r}; the roles are {', '.join(CHAT_ROLES)}", origin)
         yield Message(role, _string(message, "content", origin))
+
+
+def _preference(source: PreferenceSource, value: dict[str, Any], origin: Origin) -> PreferenceRecord:
+    """A prompt and two answers that differ."""
+    chosen, rejected = (_string(value, name, origin) for name in (source.chosen_field, source.rejected_field))
+    for name, answer in ((source.chosen_field, chosen), (source.rejected_field, rejected)):
+        if not answer or answer.isspace():
+            raise BadRecord(f"the answer {name!r} is empty", origin)
+    if chosen == rejected:
+        raise BadRecord(f"{source.chosen_field!r} and {source.rejected_field!r} are the same answer", origin)
+    name = source.prompt_field
+    if name not in value and source.messages_field in value:
+        name = source.messages_field
+    if isinstance(value.get(name), list):
+        messages = tuple(_messages(value, name, origin))
+        if messages[-1].role == "assistant":
+            raise BadRecord("the prompt ends with a turn of the assistant, which nothing can answer", origin)
+        return PreferenceRecord(messages, chosen, rejected, origin)
+    prompt = _string(value, name, origin)
+    if not prompt or prompt.isspace():
+        raise BadRecord(f"the prompt {name!r} is empty", origin)
+    return PreferenceRecord(prompt, chosen, rejected, origin)
 
 
 def _kind(value: object) -> str:

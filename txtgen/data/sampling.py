@@ -8,10 +8,11 @@ from txtgen.config.data import DataConfig
 from txtgen.data.corpora import Corpus, Split, open_corpora, usable_records
 from txtgen.data.order import Use, keyed_permutation
 from txtgen.data.report import BadRecordPolicy, StreamReport
-from txtgen.data.types import ChatRecord, PairRecord, Record, TextRecord
+from txtgen.data.types import ChatRecord, PairRecord, PreferenceRecord, Record, TextRecord
 
 Side = Literal["all", "source", "target"]
-"""Which side of pairs is meant. Of a conversation the assistant's turns are the target, all others the source."""
+"""Which side of pairs is meant. Of a conversation the assistant's turns are the target, all others the source; of a
+preference both answers are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,5 +100,8 @@ def sides(record: Record, which: Side) -> list[str]:
         case ChatRecord():
             wanted = {"all": (True, False), "source": (False,), "target": (True,)}[which]
             return [message.content for message in record.messages if (message.role == "assistant") in wanted]
+        case PreferenceRecord(prompt, chosen, rejected):
+            asked = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
+            return asked * (which != "target") + [chosen, rejected] * (which != "source")
         case _:
             assert_never(record)

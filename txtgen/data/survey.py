@@ -17,7 +17,17 @@ from txtgen.data.examples import Examples
 from txtgen.data.objectives import Objective
 from txtgen.data.report import BadRecordPolicy, StreamReport, locate
 from txtgen.data.supply import TOGETHER_BYTES, Feed, OpenBlock
-from txtgen.data.types import IGNORE, ChatRecord, Example, PairRecord, Record, TextRecord, Tokens
+from txtgen.data.types import (
+    IGNORE,
+    ChatRecord,
+    Example,
+    Message,
+    PairRecord,
+    PreferenceRecord,
+    Record,
+    TextRecord,
+    Tokens,
+)
 from txtgen.data.validation import held_out
 from txtgen.tokenizer import Ids, Tokenizer
 
@@ -131,6 +141,11 @@ class Hashes:
                 self.counts = {value: count for value, count in self.counts.items() if self.keeps(value)}
 
 
+def _texts_of(messages: Sequence[Message]) -> list[str]:
+    """The roles and contents of turns, in order."""
+    return [text for message in messages for text in (message.role, message.content)]
+
+
 def hash_of(record: Record) -> int:
     """64 bits that tell a record from others, wherever it stands."""
     match record:
@@ -139,7 +154,9 @@ def hash_of(record: Record) -> int:
         case PairRecord():
             texts = [record.source, record.target]
         case ChatRecord():
-            texts = [text for message in record.messages for text in (message.role, message.content)]
+            texts = _texts_of(record.messages)
+        case PreferenceRecord(prompt, chosen, rejected):
+            texts = [*([prompt] if isinstance(prompt, str) else _texts_of(prompt)), chosen, rejected]
         case _:
             assert_never(record)
     digest = hashlib.blake2b(digest_size=8)

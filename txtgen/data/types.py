@@ -82,7 +82,17 @@ class ChatRecord:
     origin: Origin
 
 
-Record = TextRecord | PairRecord | ChatRecord
+@dataclass(frozen=True, slots=True)
+class PreferenceRecord:
+    """A prompt, a text or the turns of a conversation, and two answers to it, of which the first is preferred."""
+
+    prompt: str | tuple[Message, ...]
+    chosen: str
+    rejected: str
+    origin: Origin
+
+
+Record = TextRecord | PairRecord | ChatRecord | PreferenceRecord
 
 Tokens = NDArray[np.int64]
 """Token ids, [T] int64."""
@@ -95,7 +105,8 @@ class Example:
     input_ids, labels: [T] int64. `labels[t]` is the token to predict at position t, already shifted: the model never
     shifts. IGNORE is not scored. source_ids: [S] int64, what an encoder reads. The first `bidirectional` positions
     see one another in both directions. `splittable`: a row may end in the middle of it and the next go on with it.
-    `cut` says that some of it was lost because it was too long.
+    `cut` says that some of it was lost because it was too long. From position `rejected` on it is a second document,
+    hidden from the first: the answer that is not preferred, after the prompt; 0: there is none.
     """
 
     input_ids: Tokens
@@ -105,6 +116,7 @@ class Example:
     bidirectional: int = 0
     splittable: bool = False
     cut: bool = False
+    rejected: int = 0
 
     @property
     def size(self) -> int:
@@ -122,6 +134,8 @@ class Batch:
     `bytes` counts the UTF-8 bytes of the scored tokens, for bits per byte. `origins` names the documents in it, per
     row. `bookmark` is the place in the stream after this batch. `places`, [N] int64, tells which of the flattened
     labels count, once the batch was moved: a GPU that had to find them would keep the host waiting for their number.
+    `reference`, [B,2] float32: where a row is a pair of answers, as documents 1 and 2, the log-probability that the
+    base model gives to each; None: it is not known.
     """
 
     input_ids: Tensor
@@ -136,11 +150,17 @@ class Batch:
     origins: tuple[tuple[Origin, ...], ...] = ()
     bookmark: dict[str, Any] = field(default_factory=dict)
     places: Tensor | None = None
+    reference: Tensor | None = None
 
     @property
     def num_scored(self) -> int:
         """Number of labels that count."""
         return int((self.labels != IGNORE).sum())
+
+    @property
+    def num_scored_rows(self) -> int:
+        """Number of rows in which any label counts."""
+        return int((self.labels != IGNORE).any(-1).sum())
 
     @property
     def num_tokens(self) -> int:
@@ -170,6 +190,7 @@ class Batch:
             source_mask=cut(self.source_mask),
             origins=self.origins[start:stop],
             places=None,
+            reference=cut(self.reference),
         )
 
     def unscored(self) -> "Batch":
@@ -193,6 +214,7 @@ class Batch:
             source_ids=move(self.source_ids),
             source_mask=move(self.source_mask),
             places=move(self.places if self.places is not None else scored_places(self.labels)),
+            reference=move(self.reference),
         )
 
     @staticmethod

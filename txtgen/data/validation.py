@@ -37,6 +37,11 @@ class ValidationBatches:
         """One pass over the held-out text."""
         return self._packed() if self._objective.packed else self._pairs()
 
+    @property
+    def num_units(self) -> int:
+        """Lines, pairs or documents, blank ones included, before any is left out."""
+        return sum(len(feed.corpus.units(block)) for feed in self._feeds for block in range(len(feed)))
+
     def documents(self) -> Iterator[Documents]:
         """The held-out documents, some at a time."""
         return itertools.chain.from_iterable(feed.in_order() for feed in self._feeds)
@@ -104,6 +109,21 @@ def validation_batches(
     if next(batches.documents(), None) is None:
         raise _nothing_held_out(data, corpora, report)
     return batches
+
+
+def every_batch(data: DataConfig, objective: Objective, **options: Unpack[StreamOptions]) -> ValidationBatches:
+    """All that a run may read, held out or not, once, as `validation_batches` gives what is held out.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    corpora = [*open_corpora(data.sources), *open_corpora(data.validation.sources)]
+    policy = BadRecordPolicy(data, StreamReport())
+    feeds = [Feed(corpus, objective, policy, options["seed"]) for corpus in corpora]
+    rank, world_size = options.get("rank", 0), options.get("world_size", 1)
+    return ValidationBatches(
+        feeds, objective, options["batch_tokens"], options["length"], options["seed"], rank, world_size
+    )
 
 
 def validation_parts(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -11,14 +11,15 @@ from txtgen.distributed import World, is_sharded
 from txtgen.errors import OutOfMemoryError
 from txtgen.memory import is_out_of_memory
 from txtgen.model import Transformer
-from txtgen.train import batch_loss, held_bytes, micro_batches, smaller_batch
+from txtgen.train import Loss, batch_loss, held_bytes, micro_batches, smaller_batch
 
 
 @dataclass(frozen=True, slots=True)
 class LossMetrics:
     """loss: nats per token. perplexity: exp(loss). bits_per_byte: of the scored text as UTF-8.
 
-    tokens, bytes: how much was scored.
+    tokens, bytes: how much was scored. Where answers are compared, the loss is per pair, and neither perplexity nor
+    bits mean anything. told: what else the loss tells, means by name.
     """
 
     loss: float
@@ -26,6 +27,7 @@ class LossMetrics:
     bits_per_byte: float
     tokens: int
     bytes: int
+    told: dict[str, float] = field(default_factory=dict)
 
 
 def weighted_loss(parts: Mapping[str, LossMetrics], weights: Mapping[str, float]) -> LossMetrics:
@@ -45,12 +47,14 @@ def _perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def _nll(model: Transformer, batch: Batch, limit: int | None) -> tuple[float, int | None]:
-    """The loss of a batch, and how much of one goes through the model at once after that."""
+def _sums(model: Transformer, batch: Batch, limit: int | None, loss: Loss | None) -> tuple[list[float], int | None]:
+    """The sums of a batch, and how much of one goes through the model at once after that."""
     device = next(model.parameters()).device
     while True:
         try:
-            return sum(float(batch_loss(model, part.to(device)).nll) for part in micro_batches(batch, limit)), limit
+            measure = loss or batch_loss
+            parts = [measure(model, part.to(device)).all.tolist()[1:] for part in micro_batches(batch, limit)]
+            return [sum(values) for values in zip(*parts, strict=True)], limit
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or is_sharded(model):
                 raise
@@ -63,6 +67,7 @@ def evaluate_loss(
     dtype: torch.dtype = torch.float32,
     world: World | None = None,
     max_tokens: int | None = None,
+    loss: Loss | None = None,
 ) -> LossMetrics:
     """Score every batch once, over all ranks; the model is left in the mode that it was in.
 
@@ -72,25 +77,29 @@ def evaluate_loss(
         dtype: of the matrix products.
         world: of ranks that measure together.
         max_tokens: at most so many go through the model at once, and fewer if memory runs out; None: a batch.
+        loss: what is measured; None: cross-entropy.
 
     Raises:
         OutOfMemoryError: memory runs out for a single row, on whichever rank; all raise it together, but those of a
             sharded model, who wait for one another within it.
     """
-    world = world or World()
+    world, names = world or World(), () if loss is None else loss.figures
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    nll, tokens, num_bytes = 0.0, 0, 0
+    sums = [0.0] * (1 + len(names))
+    count = tokens = num_bytes = 0
     out: OutOfMemoryError | None = None
     try:
         with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype == torch.bfloat16):
             for batch in batches:
+                count += batch.num_scored if loss is None else loss.count(batch)
                 tokens += batch.num_scored
                 num_bytes += batch.bytes
                 try:
-                    part, max_tokens = (0.0, 0) if out else _nll(model, batch, max_tokens)
-                    nll += part
+                    if out is None:
+                        found, max_tokens = _sums(model, batch, max_tokens, loss)
+                        sums = [before + more for before, more in zip(sums, found, strict=True)]
                 except OutOfMemoryError as error:
                     if world.size == 1:
                         raise
@@ -98,12 +107,13 @@ def evaluate_loss(
     finally:
         model.train(was_training)
     world.raise_on_all(OutOfMemoryError, out)
-    nll, total, size = world.sum([nll, float(tokens), float(num_bytes)])
-    loss = nll / max(1.0, total)
+    nll, *figures, total, scored, size = world.sum([*sums, float(count), float(tokens), float(num_bytes)])
+    mean = nll / max(1.0, total)
     return LossMetrics(
-        loss=loss,
-        perplexity=_perplexity(loss),
+        loss=mean,
+        perplexity=_perplexity(mean),
         bits_per_byte=nll / math.log(2) / max(1.0, size),
-        tokens=int(total),
+        tokens=int(scored),
         bytes=int(size),
+        told={name: value / max(1.0, total) for name, value in zip(names, figures, strict=True)},
     )

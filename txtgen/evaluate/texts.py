@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from txtgen.data.types import ChatRecord, PairRecord, Record, TextRecord
+from txtgen.data.types import ChatRecord, Message, PairRecord, PreferenceRecord, Record, TextRecord
 from txtgen.generator import Generation, Prompt
 
 HAN = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -35,6 +35,10 @@ class TextMetrics:
     words: float
 
 
+def _turns(messages: Sequence[Message]) -> Prompt:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
 def openings(records: Iterable[Record]) -> Iterator[Prompt]:
     """What a model can go on from as the records do: the turns before the last of the assistant, the source of a pair,
     the first words of a text. Records that have no such thing are left out."""
@@ -43,9 +47,11 @@ def openings(records: Iterable[Record]) -> Iterator[Prompt]:
             case ChatRecord(messages):
                 said = [number for number, message in enumerate(messages) if message.role == "assistant" and number]
                 if said:
-                    yield [{"role": each.role, "content": each.content} for each in messages[: said[-1]]]
+                    yield _turns(messages[: said[-1]])
             case PairRecord(source):
                 yield source
+            case PreferenceRecord(prompt):
+                yield prompt if isinstance(prompt, str) else _turns(prompt)
             case TextRecord(text) if len(text) > OPENING:
                 yield text[:OPENING].rsplit(maxsplit=1)[0]
             case TextRecord():

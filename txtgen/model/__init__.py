@@ -1,6 +1,7 @@
 """The Transformer: tensors in, tensors out."""
 
 from txtgen.model.init import init_weights, initial_weight
+from txtgen.model.lora import adapters_off
 from txtgen.model.position import is_bounded
 from txtgen.model.state import TransformerState
 from txtgen.model.stepping import step_model
@@ -9,6 +10,7 @@ from txtgen.model.transformer import Transformer, at_least_float32, build_model,
 __all__ = [
     "Transformer",
     "TransformerState",
+    "adapters_off",
     "at_least_float32",
     "build_model",
     "count_parameters",

@@ -188,7 +188,8 @@ class Transformer(nn.Module):
         source_mask: Tensor | None = None,
     ) -> Tensor:
         """What `head` turns into logits, [B,T,D]; the arguments are those of `forward`."""
-        self._check_length(input_ids.shape[1], self.decoder.max_length, "sequence", "max_length")
+        if not separate:  # else positions begin anew within the row
+            self._check_length(input_ids.shape[1], self.decoder.max_length, "sequence", "max_length")
         source, mask = self.encode(source_ids, source_mask)
         # Padding stands at the end of a row, where causality already hides it from every token.
         causal = not separate and bidirectional is None

@@ -9,9 +9,11 @@ from txtgen.train.cost import FlopCounts, count_flops, matrix_peak, peak_memory_
 from txtgen.train.estimate import MemoryEstimate, estimate_memory
 from txtgen.train.figures import Figures, StepReport, named
 from txtgen.train.loop import NonFiniteError, TrainState, refuse_non_finite, train
-from txtgen.train.loss import LossSums, batch_loss, cross_entropy_sums
+from txtgen.train.loss import Loss, LossSums, TokenLoss, batch_loss, cross_entropy_sums
 from txtgen.train.memory import HeldBytes, held_bytes, require_memory, smaller_batch
 from txtgen.train.optimizer import build_optimizer
+from txtgen.train.preference import PreferenceLoss, pair_logprobs
+from txtgen.train.reference import ReferenceTable
 from txtgen.train.schedule import Horizon, share_of_peak
 from txtgen.train.speed import Contention, Speed
 from txtgen.train.spikes import SpikeWatch
@@ -23,13 +25,17 @@ __all__ = [
     "FlopCounts",
     "HeldBytes",
     "Horizon",
+    "Loss",
     "LossSums",
     "MemoryEstimate",
     "NonFiniteError",
+    "PreferenceLoss",
+    "ReferenceTable",
     "Speed",
     "SpikeWatch",
     "StepReport",
     "TimeBudget",
+    "TokenLoss",
     "TrainState",
     "WeightAverage",
     "batch_loss",
@@ -44,6 +50,7 @@ __all__ = [
     "may_compile",
     "micro_batches",
     "named",
+    "pair_logprobs",
     "peak_memory_bytes",
     "refuse_non_finite",
     "require_memory",

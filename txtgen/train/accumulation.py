@@ -12,17 +12,19 @@ from txtgen.distributed import GradientSums, World, is_sharded
 from txtgen.errors import OutOfMemoryError
 from txtgen.memory import is_out_of_memory
 from txtgen.model import Transformer
-from txtgen.train.loss import BatchLoss
+from txtgen.train.loss import BatchLoss, Loss
 from txtgen.train.memory import held_bytes, smaller_batch
 from txtgen.train.optimizer import Optimizers
 
 
 @dataclass(frozen=True, slots=True)
 class Accumulated:
-    """losses: this rank's sums of objective and nll, [2]. scored, positions: tokens of all ranks, those that are scored
-    and those that went through the model. limit: how many went through it at once, at most; None: all of them."""
+    """losses: this rank's sums of objective, nll and the figures of the loss, [2+N]. count: what the gradient and the
+    sums of all ranks are divided by. scored, positions: tokens of all ranks, those that are scored and those that went
+    through the model. limit: how many went through it at once, at most; None: all of them."""
 
     losses: Tensor
+    count: float
     scored: float
     positions: float
     limit: int | None
@@ -37,17 +39,15 @@ class Accumulation:
     Args:
         model: whose weights get the gradients.
         optimizer: of these weights; what it holds is told where memory runs out.
-        label_smoothing: of the objective.
+        loss: whose gradients they are.
         dtype: of the matrix products.
         world: the ranks.
     """
 
-    def __init__(
-        self, model: Transformer, optimizer: Optimizers, label_smoothing: float, dtype: torch.dtype, world: World
-    ) -> None:
+    def __init__(self, model: Transformer, optimizer: Optimizers, loss: Loss, dtype: torch.dtype, world: World) -> None:
         self._model, self._optimizer, self._dtype, self._world = model, optimizer, dtype, world
         self._device = next(model.parameters()).device
-        self._loss, self._gradients = BatchLoss(model, label_smoothing), GradientSums(model, world)
+        self._loss, self._gradients = BatchLoss(model, loss), GradientSums(model, world)
 
     def run(self, batch: Batch, limit: int | None, key: int) -> Accumulated:
         """Add the gradients of the batch to the weights, as sums over all ranks.
@@ -65,10 +65,10 @@ class Accumulation:
         while True:
             torch.manual_seed(key)
             losses = self._attempt(batch, limit)
-            counts = [float(batch.num_scored), float(batch.num_tokens), float(losses is None)]
-            scored, positions, out = self._world.sum(counts)
+            counts = [self._loss.loss.count(batch), batch.num_scored, batch.num_tokens, losses is None]
+            count, scored, positions, out = self._world.sum([float(each) for each in counts])
             if losses is not None and not out:
-                return Accumulated(losses, scored, positions, limit)
+                return Accumulated(losses, count, scored, positions, limit)
             limit = self._with_less(batch, limit, losses is None)
 
     def _attempt(self, batch: Batch, limit: int | None) -> Tensor | None:
@@ -95,8 +95,8 @@ class Accumulation:
         return min(found for found in self._world.gather(wanted) if found is not None)
 
     def _accumulate(self, batch: Batch, limit: int | None) -> Tensor:
-        """Add the gradients, micro-batch by micro-batch. Returns the sums (objective, nll) [2]."""
-        total = torch.zeros(2, device=self._device)
+        """Add the gradients, micro-batch by micro-batch. Returns the sums [2+N]."""
+        total = torch.zeros(2 + len(self._loss.loss.figures), device=self._device)
         self._gradients.clear()
         parts = list(micro_batches(batch, limit))
         if is_sharded(self._model) and limit is not None:
@@ -110,7 +110,7 @@ class Accumulation:
                     sums = self._loss(part.to(self._device))
                     with torch.autocast(kind, enabled=False):
                         torch.autograd.backward(sums.objective)
-                total += torch.stack([sums.objective.detach(), sums.nll])
+                total += sums.all
         return total
 
 

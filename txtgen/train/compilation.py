@@ -15,7 +15,7 @@ from txtgen.data.types import Batch
 from txtgen.distributed import World, is_sharded
 from txtgen.model import Transformer
 from txtgen.train.cost import synchronise
-from txtgen.train.loss import BatchLoss
+from txtgen.train.loss import BatchLoss, TokenLoss
 
 PAYS_ON = ("cuda",)
 """Devices where `auto` tries. On a CPU a step gains a few per cent, after up to half a minute of compiling."""
@@ -126,7 +126,7 @@ def _cause(error: Exception) -> str:
 
 def _pass_seconds(model: Transformer, part: Batch, dtype: torch.dtype, count: int) -> float:
     """Seconds of a pass forward and backward, the median of `count` less warm-up. They leave nothing behind."""
-    loss, device = BatchLoss(model, 0.0), part.input_ids.device
+    loss, device = BatchLoss(model, TokenLoss()), part.input_ids.device
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     taken = []
     for _ in range(count):

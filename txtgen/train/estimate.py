@@ -12,7 +12,7 @@ from txtgen.data.types import Batch
 from txtgen.distributed import is_sharded, local, reshard
 from txtgen.model import Transformer
 from txtgen.train.accumulation import micro_batches
-from txtgen.train.loss import batch_loss, chunk_rows
+from txtgen.train.loss import Loss, TokenLoss, chunk_rows
 from txtgen.train.memory import held_bytes
 from txtgen.train.optimizer import Optimizers
 
@@ -40,9 +40,14 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    model: Transformer, optimizer: Optimizers, batch: Batch, config: TrainConfig, dtype: torch.dtype
+    model: Transformer,
+    optimizer: Optimizers,
+    batch: Batch,
+    config: TrainConfig,
+    dtype: torch.dtype,
+    loss: Loss | None = None,
 ) -> MemoryEstimate:
-    """What a step on a batch of this shape would hold, with matrix products in `dtype`.
+    """What a step on a batch of this shape would hold, with matrix products in `dtype`; loss as for `train`.
 
     Activations are not a formula's: one and then two rows of the batch go through the model, and everything that
     autograd keeps of them is counted, each storage once. It grows evenly with rows, so two say what any number keeps.
@@ -51,7 +56,9 @@ def estimate_memory(
     """
     part = next(iter(micro_batches(batch, config.micro_batch_tokens)))
     rows = part.input_ids.shape[0]
-    one, two = (kept_bytes(model, part.rows(0, most), config.label_smoothing, dtype) for most in (1, 2))
+    one, two = (
+        kept_bytes(model, part.rows(0, most), loss or TokenLoss(config.label_smoothing), dtype) for most in (1, 2)
+    )
     held, share = held_bytes(model, optimizer), _share(model)
     vocab_size = model.config.vocab_size or 1
     chunk = min(part.num_scored, chunk_rows(next(model.parameters()).device, vocab_size))
@@ -78,7 +85,7 @@ def _gathered_bytes(model: Transformer) -> int:
     return held_bytes(model).weights - sum(layers) + sum(sorted(layers)[-2:])
 
 
-def kept_bytes(model: Transformer, batch: Batch, label_smoothing: float, dtype: torch.dtype) -> int:
+def kept_bytes(model: Transformer, batch: Batch, loss: Loss, dtype: torch.dtype) -> int:
     """Bytes that autograd keeps of a forward pass for the backward pass, the parameters themselves not counted."""
     kept: dict[int, int] = {}
     alive: list[Any] = []  # a storage that is freed may be used again, under the same address
@@ -102,7 +109,7 @@ def kept_bytes(model: Transformer, batch: Batch, label_smoothing: float, dtype: 
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
         ):
-            batch_loss(model, batch.to(device), label_smoothing)
+            loss(model, batch.to(device))
     finally:
         model.train(was_training)
         reshard(model)

@@ -42,9 +42,10 @@ class Figures:
 class StepReport:
     """What one optimizer step did, over all ranks.
 
-    step: counted from 1. figures: sums of objective and loss, gradient norm, and steps in a row that were not finite;
-    the properties read them. tokens: scored tokens of this step. positions: tokens that went through the model, source
-    included. seconds: wall time of the step, waiting for data included; data_seconds: of that, waiting for data.
+    step: counted from 1. figures: steps in a row that were not finite, gradient norm, sums of objective and loss, and
+    sums of what else the loss tells under these names; the properties read them. count: of what is scored, tokens or
+    pairs, that these are sums of. tokens: scored tokens of this step. positions: tokens that went through the model,
+    source included. seconds: wall time of the step, waiting for data included; data_seconds: of that, waiting for data.
     flops: floating-point operations of this rank's matrix products.
     total_tokens: scored tokens up to and with this step. origins: the documents of this rank's rows.
     bookmark: the place in the stream after the step.
@@ -52,6 +53,8 @@ class StepReport:
 
     step: int
     figures: Figures
+    names: tuple[str, ...]
+    count: int
     learning_rate: float
     tokens: int
     positions: int
@@ -64,23 +67,30 @@ class StepReport:
 
     @property
     def objective_loss(self) -> float:
-        """What was minimised, per token."""
-        return self.figures.read()[0] / max(1, self.tokens)
+        """What was minimised, per token or pair."""
+        return self.figures.read()[2] / max(1, self.count)
 
     @property
     def loss(self) -> float:
-        """Plain negative log-likelihood, nats per token."""
-        return self.figures.read()[1] / max(1, self.tokens)
+        """Plain negative log-likelihood, nats per token; of the preference, per pair, where answers are compared."""
+        return self.figures.read()[3] / max(1, self.count)
+
+    @property
+    def told(self) -> dict[str, float]:
+        """What else the loss tells, means per pair, by name."""
+        return {
+            name: value / max(1, self.count) for name, value in zip(self.names, self.figures.read()[4:], strict=True)
+        }
 
     @property
     def grad_norm(self) -> float:
         """Of the gradient per token, before clipping."""
-        return self.figures.read()[2]
+        return self.figures.read()[1]
 
     @property
     def non_finite(self) -> int:
         """How many steps in a row, up to this one, left the weights as they were because of such a loss or gradient."""
-        return int(self.figures.read()[3])
+        return int(self.figures.read()[0])
 
     @property
     def fault(self) -> str:

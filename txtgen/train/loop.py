@@ -19,6 +19,7 @@ from txtgen.train.average import WeightAverage
 from txtgen.train.compilation import Compilation, settle_compilation
 from txtgen.train.cost import count_flops
 from txtgen.train.figures import Figures, StepReport, named
+from txtgen.train.loss import Loss, TokenLoss
 from txtgen.train.optimizer import Optimizers
 from txtgen.train.schedule import Horizon, share_of_peak
 
@@ -67,8 +68,11 @@ def train(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     world: World | None = None,
+    loss: Loss | None = None,
 ) -> Iterator[StepReport]:
     """Train up to the steps of the horizon, yielding after each; the state is consistent at every yield.
+
+    loss: what is minimised; None: cross-entropy of the scored tokens.
 
     A step whose loss or gradient is not finite leaves weights and optimizer as they were: the device sees to it by
     itself. The loop only learns of it when the figures are at hand, on a GPU after the next step was begun, so that the
@@ -86,7 +90,8 @@ def train(
     parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
     device = parameters[0].device
     flops = count_flops(state.model)
-    accumulation = Accumulation(state.model, state.optimizer, config.label_smoothing, dtype, world)
+    loss = loss or TokenLoss(config.label_smoothing)
+    accumulation = Accumulation(state.model, state.optimizer, loss, dtype, world)
     state.horizon = state.horizon or Horizon(config.steps)
     report: StepReport | None = None
     while state.step < state.horizon.steps:
@@ -107,16 +112,16 @@ def train(
             sums = accumulation.run(batch, limit, key)
         if sums.limit != limit:
             state.micro_batch_tokens = sums.limit
-        norm = _scale_and_clip(parameters, sums.scored, config.clip_norm, world, is_sharded(state.model))
-        found = torch.cat([world.sum_tensor(sums.losses), norm[None]])
+        norm = _scale_and_clip(parameters, sums.count, config.clip_norm, world, is_sharded(state.model))
+        found = torch.cat([norm[None], world.sum_tensor(sums.losses)])
         non_finite = ~found.isfinite().all()
         state.non_finite = (state.non_finite + 1) * non_finite
         state.optimizer.step(share_of_peak(config.schedule, step, state.horizon), leave_out=non_finite)
         if state.average is not None:
             state.average.update(step)
         state.step, state.tokens, state.bookmark = step, state.tokens + int(sums.scored), batch.bookmark
-        figures, seconds = Figures(torch.cat([found, state.non_finite[None]])), time.perf_counter() - started
-        before, report = report, _report(state, batch, figures, sums, seconds, waited, flops.of(batch))
+        figures, seconds = Figures(torch.cat([state.non_finite[None], found])), time.perf_counter() - started
+        before, report = report, _report(state, batch, figures, loss.figures, sums, seconds, waited, flops.of(batch))
         if before is not None:
             refuse_non_finite(before, config)
         if report.figures.at_hand:
@@ -130,6 +135,7 @@ def _report(
     state: TrainState,
     batch: Batch,
     figures: Figures,
+    names: tuple[str, ...],
     sums: Accumulated,
     seconds: float,
     waited: float,
@@ -139,6 +145,8 @@ def _report(
     return StepReport(
         step=state.step,
         figures=figures,
+        names=names,
+        count=int(sums.count),
         learning_rate=state.optimizer.learning_rate,
         tokens=int(sums.scored),
         positions=int(sums.positions),
@@ -162,11 +170,11 @@ def refuse_non_finite(report: StepReport, config: TrainConfig) -> None:
 
 
 def _scale_and_clip(
-    parameters: list[nn.Parameter], scored: float, clip: float | None, world: World, sharded: bool
+    parameters: list[nn.Parameter], count: float, clip: float | None, world: World, sharded: bool
 ) -> Tensor:
-    """Turn summed gradients into the gradient per scored token, then clip. Returns the norm before clipping."""
+    """Turn summed gradients into that of the mean over what counts, then clip. Returns the norm before clipping."""
     gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
-    torch._foreach_mul_(gradients, 1.0 / max(1.0, scored))
+    torch._foreach_mul_(gradients, 1.0 / max(1.0, count))
     norm = total_norm(gradients, world, parts=sharded)
     if clip is not None:
         torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0))

@@ -5,7 +5,7 @@ matrix products. So they are made in chunks that a processor's cache can hold, a
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,26 +23,84 @@ MIN_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class LossSums:
-    """objective: what is minimised, a scalar with gradient. nll: plain negative log-likelihood in nats, detached."""
+    """objective: what is minimised, a scalar with gradient. nll: plain negative log-likelihood in nats, detached.
+    figures: what else is told, scalars, detached."""
 
     objective: Tensor
     nll: Tensor
+    figures: tuple[Tensor, ...] = ()
+
+    @property
+    def all(self) -> Tensor:
+        """Objective, nll and figures, [2+N], detached."""
+        return torch.stack([self.objective.detach(), self.nll, *self.figures])
+
+
+class Loss(Protocol):
+    """What is minimised.
+
+    figures: the names of what it tells beside that, as sums over what it counts.
+    """
+
+    figures: tuple[str, ...]
+
+    def __call__(self, model: Transformer, batch: Batch) -> LossSums:
+        """Sums over a batch."""
+
+    def count(self, batch: Batch) -> int:
+        """How many of what is scored, tokens or pairs, the sums of a batch are of: divided by it they are means."""
+
+
+class TokenLoss:
+    """Cross-entropy of every scored token."""
+
+    figures: tuple[str, ...] = ()
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, model: Transformer, batch: Batch) -> LossSums:
+        """The loss of a batch [B,T], summed over its scored positions."""
+        return batch_loss(model, batch, self.label_smoothing)
+
+    def count(self, batch: Batch) -> int:
+        """The scored tokens."""
+        return batch.num_scored
 
 
 class BatchLoss(nn.Module):
-    """`batch_loss` as a module, for engines that act when one is called."""
+    """The loss of a model as a module, for engines that act when one is called."""
 
-    def __init__(self, model: Transformer, label_smoothing: float) -> None:
+    def __init__(self, model: Transformer, loss: Loss) -> None:
         super().__init__()
-        self.model, self.label_smoothing = model, label_smoothing
+        self.model, self.loss = model, loss
 
     def forward(self, batch: Batch) -> LossSums:
-        """The loss of a batch [B,T], summed over its scored positions."""
-        return batch_loss(self.model, batch, self.label_smoothing)
+        """Sums over a batch."""
+        return self.loss(self.model, batch)
 
 
 def batch_loss(model: Transformer, batch: Batch, label_smoothing: float = 0.0) -> LossSums:
     """Run the model over a batch [B,T] and sum the loss over its scored positions."""
+    scored = scored_hidden(model, batch)
+    weights = [weight for weight in model.head_parameters if weight.requires_grad]
+    objective, nll = _HeadLoss.apply(  # type: ignore[no-untyped-call]
+        model, label_smoothing, torch.is_grad_enabled(), scored.labels, scored.hidden, *weights
+    )
+    return LossSums(objective, nll)
+
+
+class Scored(NamedTuple):
+    """The scored positions of a batch: their places in it, flattened, [N]; their labels [N]; and what the model's head
+    turns into their logits, [N,D]."""
+
+    places: Tensor
+    labels: Tensor
+    hidden: Tensor
+
+
+def scored_hidden(model: Transformer, batch: Batch) -> Scored:
+    """Run the model over a batch, up to its head."""
     hidden = model.hidden(
         batch.input_ids,
         batch.positions,
@@ -53,16 +111,7 @@ def batch_loss(model: Transformer, batch: Batch, label_smoothing: float = 0.0) -
         source_mask=batch.source_mask,
     )
     places = scored_places(batch.labels) if batch.places is None else batch.places
-    weights = [weight for weight in model.head_parameters if weight.requires_grad]
-    objective, nll = _HeadLoss.apply(  # type: ignore[no-untyped-call]
-        model,
-        label_smoothing,
-        torch.is_grad_enabled(),
-        batch.labels.flatten()[places],
-        hidden.flatten(0, 1).index_select(0, places),
-        *weights,
-    )
-    return LossSums(objective, nll)
+    return Scored(places, batch.labels.flatten()[places], hidden.flatten(0, 1).index_select(0, places))
 
 
 class _HeadLoss(torch.autograd.Function):

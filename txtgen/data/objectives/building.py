@@ -5,6 +5,7 @@ from typing import assert_never
 
 from txtgen.config.data import (
     ChatObjective,
+    DpoObjective,
     MixtureObjective,
     ObjectiveConfig,
     PartConfig,
@@ -27,6 +28,7 @@ from txtgen.data.objectives.denoising import Denoising, SpanCorruption
 from txtgen.data.objectives.encoding import Encoder
 from txtgen.data.objectives.mixture import Mixture, Part
 from txtgen.data.objectives.pairs import Seq2Seq
+from txtgen.data.objectives.preference import Preference
 from txtgen.data.objectives.texts import CausalLm, FillInMiddle, PrefixLm
 from txtgen.data.types import ChatRecord, PairRecord, TextRecord
 from txtgen.errors import ConfigError
@@ -77,7 +79,9 @@ def build_objective(
     return Mixture(parts)
 
 
-def _part(config: PartConfig, encode: Encoder, encode_source: Encoder, framing: Framing, room: Room) -> Objective:
+def _part(
+    config: PartConfig | DpoObjective, encode: Encoder, encode_source: Encoder, framing: Framing, room: Room
+) -> Objective:
     """The objective of a configuration that is no mixture."""
     ids = _control_ids(config.control_symbols, config.kind, encode.tokenizer)
     match config:
@@ -96,6 +100,8 @@ def _part(config: PartConfig, encode: Encoder, encode_source: Encoder, framing: 
             return Seq2Seq(config.format or TokensChatFormat(), encode, encode_source, framing, room)
         case ChatObjective():
             return Chat(config, encode, framing, room)
+        case DpoObjective():
+            return Preference(config.format, encode, encode_source, framing, room)
         case _:
             assert_never(config)
 

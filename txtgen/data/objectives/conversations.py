@@ -12,7 +12,17 @@ from txtgen.config.tokenizer import Framing
 from txtgen.data.examples import Outcome
 from txtgen.data.objectives.base import Objective, Room, misfit, tokens_of
 from txtgen.data.objectives.encoding import Encoder
-from txtgen.data.types import IGNORE, BadRecord, ChatRecord, Example, PairRecord, Record, TextRecord, Tokens
+from txtgen.data.types import (
+    IGNORE,
+    BadRecord,
+    ChatRecord,
+    Example,
+    PairRecord,
+    PreferenceRecord,
+    Record,
+    TextRecord,
+    Tokens,
+)
 from txtgen.errors import DataError
 
 Turns = Sequence[tuple[str, str]]
@@ -66,8 +76,8 @@ class Chat(Objective):
                 turns = [(message.role, message.content) for message in record.messages]
             case PairRecord():
                 turns = [("user", record.source), ("assistant", record.target)]
-            case TextRecord():
-                raise misfit("plain text", "chat", "causal_lm")
+            case TextRecord() | PreferenceRecord():
+                raise misfit("plain text and preferences", "chat", "causal_lm or dpo")
             case _:
                 assert_never(record)
         try:

@@ -13,7 +13,16 @@ from txtgen.data.examples import Outcome
 from txtgen.data.objectives.base import Objective, Room, framed_source, misfit, pair, tokens_of
 from txtgen.data.objectives.conversations import Turns, first_of_latest, since
 from txtgen.data.objectives.encoding import Encoder
-from txtgen.data.types import BadRecord, ChatRecord, Example, PairRecord, Record, TextRecord, Tokens
+from txtgen.data.types import (
+    BadRecord,
+    ChatRecord,
+    Example,
+    PairRecord,
+    PreferenceRecord,
+    Record,
+    TextRecord,
+    Tokens,
+)
 from txtgen.errors import DataError
 from txtgen.tokenizer import Ids
 
@@ -52,8 +61,8 @@ class Seq2Seq(Objective):
                     outcomes.append([self._example(framed, target, record, len(source) > room)])
                 case ChatRecord():
                     outcomes.append(self._replies(record))
-                case TextRecord():
-                    raise misfit("plain text", "seq2seq", "causal_lm")
+                case TextRecord() | PreferenceRecord():
+                    raise misfit("plain text and preferences", "seq2seq", "span_corruption or dpo")
                 case _:
                     assert_never(record)
         return outcomes

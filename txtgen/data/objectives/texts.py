@@ -49,7 +49,7 @@ def text_records(records: Sequence[Record], objective: str) -> list[TextRecord]:
     """The records, all of them plain text."""
     texts = [record for record in records if isinstance(record, TextRecord)]
     if len(texts) < len(records):
-        raise misfit("pairs and conversations", objective, "chat or seq2seq")
+        raise misfit("pairs, conversations and preferences", objective, "chat, seq2seq or dpo")
     return texts
 
 
@@ -106,6 +106,7 @@ def continued(texts: Sequence[TextRecord], encoded: Sequence[Ids], framing: Fram
         splittable=[True] * len(found),
         cut=[False] * len(found),
         source_ids=[None] * len(found),
+        rejected=[0] * len(found),
     )
 
 
