@@ -110,7 +110,9 @@ def replies(path: Path, count: int, seed: int) -> Iterator[Reply]:
 
 def stands(value: str, text: str) -> bool:
     """Whether a value stands in a text, not within a longer word or number; whatever the case, 8 also as 8th."""
-    return bool(re.search(rf"(?<![\w$]){re.escape(value.lower())}(?:st|nd|rd|th)?(?!\w)", text.lower()))
+    return bool(
+        re.search(rf"(?<![\w$])(?<!\d[:.,-]){re.escape(value.lower())}(?:st|nd|rd|th)?(?!\w|[:.,-]\d)", text.lower())
+    )
 
 
 def perplexity(model: Generator, pairs: Sequence[tuple[Any, str]]) -> float:
