@@ -19,7 +19,7 @@ from torch import Tensor
 
 from txtgen.config.decoding import BeamSettings
 from txtgen.decode.chain import FilterMaker, Place
-from txtgen.decode.filters import FORBIDDEN, align_right, refuse_dead_end, refuse_diverged
+from txtgen.decode.filters import FORBIDDEN, align_right, log_probabilities, refuse_dead_end
 from txtgen.decode.sampling import Decided, Steps, greatest_length
 from txtgen.decode.stopping import Stopping
 from txtgen.decode.types import Hypothesis, PromptBatch, State, StepModel
@@ -154,9 +154,7 @@ def beam_search(
         logits, sequences = logits[order], sequences[order]
     outcomes = [_Outcome(live[prompt :: len(prompts)]) for prompt in range(len(prompts))]
     for num_new in count():
-        log_probs = logits.float().log_softmax(-1)
-        # A nan or +inf among the logits makes all of the row's log-probabilities nan.
-        refuse_diverged(log_probs[:, 0].exp())
+        log_probs = log_probabilities(logits)
         rows = [search.prompt for search in live for _ in search.running]
         place = Place(sequences, [num_new] * len(rows), rows)
         scores = selection.shaped(filters(log_probs, place), rows)

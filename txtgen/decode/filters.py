@@ -126,15 +126,16 @@ def align_right(input_ids: Tensor, lengths: Tensor) -> Tensor:
     return input_ids.gather(1, source.clamp(min=0)).masked_fill(source < 0, NO_TOKEN)
 
 
-def log_normaliser(logits: Tensor) -> Tensor:
-    """The logarithm of the sum of exp(logits): [R]. Log-probabilities are logits less this.
+def log_probabilities(logits: Tensor) -> Tensor:
+    """The logarithm of the softmax of logits [...,V], float32.
 
     Raises:
         DivergedError: a logit is nan or infinite (-inf, a token that cannot be, is allowed).
     """
-    total = logits.logsumexp(-1)
-    refuse_diverged(total)
-    return total
+    log_probs = logits.float().log_softmax(-1)
+    # A nan or +inf among the logits, or nothing but -inf, makes all of a row's nan.
+    refuse_diverged(log_probs[..., 0].exp())
+    return log_probs
 
 
 def refuse_diverged(values: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from txtgen.config.decoding import SampleConfig, StrategyConfig
 from txtgen.decode.chain import FilterMaker, Filters, Place
 from txtgen.decode.distribution import shape_distribution
-from txtgen.decode.filters import align_right, log_normaliser, refuse_dead_end
+from txtgen.decode.filters import align_right, log_probabilities, refuse_dead_end
 from txtgen.decode.stopping import Stopping
 from txtgen.decode.types import FinishReason, Hypothesis, PromptBatch, State, StepModel
 
@@ -109,12 +109,13 @@ class Paths:
             UsageError: the filters leave a row no token at all.
         """
         logits = logits.float()
-        total = log_normaliser(logits)
+        log_probs = log_probabilities(logits)
         counts = [len(path.token_ids) for path in paths]
         scores = self.filters(logits, Place(sequences, counts, [path.prompt for path in paths]))
-        refuse_dead_end(scores.amax(-1), counts)
+        if scores is not logits:
+            refuse_dead_end(scores.amax(-1), counts)
         tokens = choose(scores, [path.result for path in paths])
-        logprobs = logits.gather(1, tokens[:, None])[:, 0] - total
+        logprobs = log_probs.gather(1, tokens[:, None])[:, 0]
         for path, token, logprob in zip(paths, tokens.tolist(), logprobs.tolist(), strict=True):
             path.finish_reason = self.stopping.reason(path.prompt, path.token_ids, token)
             path.token_ids.append(token)

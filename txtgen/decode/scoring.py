@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from txtgen.decode.filters import log_normaliser
+from txtgen.decode.filters import log_probabilities
 from txtgen.decode.types import PromptBatch, State, StepModel
 
 LOGITS_AT_ONCE = 2**24
@@ -32,10 +32,9 @@ def token_logprobs(
     live, done = list(range(len(targets))), 0
     while live:
         # logits [B,N,V] are of the tokens from `done` on.
-        logits = logits.float()
         count = logits.shape[1]
         tokens = torch.tensor([targets[row][done : done + count] for row in live], device=device)
-        picked = logits.gather(2, tokens[..., None])[..., 0] - log_normaliser(logits)
+        picked = log_probabilities(logits).gather(2, tokens[..., None])[..., 0]
         for row, logprobs in zip(live, picked.tolist(), strict=True):
             found[row] += logprobs
         done += count

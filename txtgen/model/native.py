@@ -1,7 +1,6 @@
 """A Transformer that generates by machine code: the same results, without torch between two tokens."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from ctypes import addressof
 from typing import NamedTuple
 
@@ -47,7 +46,7 @@ class NativeTransformer:
         for part in tokens.parts(whole=prompt.bidirectional is not None):
             last = np.flatnonzero(part.positions == lengths[part.sequences] - 1).astype(np.int32)
             out = logits[part.sequences[last[0]] :] if len(last) else logits
-            self._read(self._packed.decoder, part.call(state.call), last, out)
+            self._read(self._packed.decoder, part.call(state.call), last, out, vectors=False)
         state.grow(lengths)
         return logits, state
 
@@ -102,31 +101,29 @@ class NativeTransformer:
     def extend(self, tokens: Tensor, state: NativeState) -> Tensor:
         """As `Transformer.extend`."""
         logits = torch.empty(*tokens.shape, self._packed.decoder.head.rows)
-        with self._extending(tokens, state) as call:
-            self._read(self._packed.decoder, call, None, logits)
+        self._extend(tokens, state, logits, vectors=False)
         return logits
 
     @torch.no_grad()
     def extend_hidden(self, tokens: Tensor, state: NativeState) -> Tensor:
         """As `Transformer.extend_hidden`."""
-        with self._extending(tokens, state) as call:
-            return self._read_vectors(self._packed.decoder, call).view(*tokens.shape, -1)
+        hidden = torch.empty(*tokens.shape, self._packed.decoder.width)
+        self._extend(tokens, state, hidden, vectors=True)
+        return hidden
 
-    @contextmanager
-    def _extending(self, tokens: Tensor, state: NativeState) -> Iterator[bindings.Call]:
-        """A call that reads tokens [B,N], after which the state has them."""
+    def _extend(self, tokens: Tensor, state: NativeState, out: Tensor, vectors: bool) -> None:
+        """Read tokens [B,N]; what they lead to goes to `out`."""
         rows, count = tokens.shape
         state.check_room(rows, count)
         if count == 1:
-            ids = tokens.contiguous()
+            ids, call = tokens.contiguous(), state.call
             state.expect_one_each(ids)
-            call = state.call
             call.rows, call.tokens = rows, ids.data_ptr()
-            yield call
         else:
             new = _Tokens.after(state.counts, tokens.numpy())
             state.expect(new.ids, new.sequences, new.positions)
-            yield new.call(state.call)
+            call = new.call(state.call)
+        self._read(self._packed.decoder, call, None, out, vectors)
         state.grow(count)
 
     @torch.no_grad()
@@ -139,17 +136,19 @@ class NativeTransformer:
         _check(self._library.score(self._packed.decoder, call, vectors.data_ptr(), torch.get_num_threads()))
         return logits
 
-    def _read(self, stack: bindings.Stack, call: bindings.Call, wanted: Ints | None, out: Tensor) -> None:
-        """Read tokens; logits of those that are wanted (None: all) go to the first rows of `out`."""
+    def _read(
+        self, stack: bindings.Stack, call: bindings.Call, wanted: Ints | None, out: Tensor, vectors: bool
+    ) -> None:
+        """Read tokens; logits of those that are wanted (None: all), or the vectors that logits are computed from, go to
+        the first rows of `out`."""
         call.num_wanted, call.wanted = (call.rows, None) if wanted is None else (len(wanted), address(wanted))
-        call.out, call.vectors = out.data_ptr(), 0
+        call.out, call.vectors = out.data_ptr(), vectors
         _check(self._library.read(stack, call, torch.get_num_threads()))
 
     def _read_vectors(self, stack: bindings.Stack, call: bindings.Call) -> Tensor:
         """Read tokens; returns what logits are computed from, [rows,D]."""
         vectors = torch.empty(call.rows, stack.width)
-        call.num_wanted, call.wanted, call.out, call.vectors = call.rows, None, vectors.data_ptr(), 1
-        _check(self._library.read(stack, call, torch.get_num_threads()))
+        self._read(stack, call, None, vectors, vectors=True)
         return vectors
 
 

@@ -1,5 +1,4 @@
 // What Python calls. Plain functions over plain memory: no header of torch, so that a compiler takes seconds.
-#include "search.h"
 #include "transformer.h"
 
 extern "C" {
@@ -54,11 +53,5 @@ int txtgen_score(const Stack* stack, const Call* call, const float* vectors, int
 // Copy what the sequences of a call see into a cache in which each has a row of its own.
 void txtgen_copy_cells(const Stack* stack, const Call* call, void* const* to, int threads) {
   Team::of_this_process().run(threads, [&](Worker& worker) { copy_cells(worker, *stack, *call, to); });
-}
-
-void txtgen_log_normalisers(const float* scores, int rows, int width, float* out, int threads) {
-  Team::of_this_process().run(threads, [&](Worker& worker) {
-    worker.each(rows, [&](int row) { out[row] = log_normaliser(scores + size_t(row) * width, width); });
-  });
 }
 }
