@@ -6,6 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import termios
+import threading
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -191,6 +194,7 @@ def test_the_newest_run_is_the_default(workshop, stdin, capfd) -> None:
         (["--batch-size", "0"], 2, "batch-size"),
         (["--prompt", "x" * 5000], 2, "max_length"),
         (["--prompt", "a\udc80b"], 2, "prompt"),
+        (["--prompt", "a\0b"], 2, "without NUL"),
         (["--input", "missing.txt"], 2, "missing.txt"),
         (["--device", "abacus"], 2, "abacus"),
     ],
@@ -304,6 +308,30 @@ def test_every_setting_can_be_reached(decoder, capfd) -> None:
     assert json.loads(capfd.readouterr().out)["token_ids"] == list(expected)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--max-new-tokens", "1000000000"],
+        ["--strategy", "sample", "--temperature", "1e-9"],
+        ["--strategy", "sample", "--temperature", "9999"],
+        ["--strategy", "sample", "--top-k", "99999"],
+        ["--strategy", "sample", "--top-p", "1e-9", "--num-return", "3"],
+        ["--strategy", "contrastive", "--top-k", "99999"],
+        ["--prompt-lookup", "--set", "decoding.speculation.num_tokens=64"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_extreme_and_allowed_gives_a_text(decoder, capfd, arguments) -> None:
+    for prompt in ("the cat", " \t", "\u2581", "\x1b[2J", "\U0010ffff"):
+        assert run(["generate", decoder, "--prompt", prompt, "--json", *arguments]) == 0
+        captured = capfd.readouterr()
+        for line in captured.out.splitlines():
+            found = json.loads(line)
+            assert found["prompt"] == prompt
+            assert 0 < len(found["token_ids"]) < 32
+        assert "Traceback" not in captured.err
+
+
 def test_no_new_tokens_give_empty_text(decoder, capfd) -> None:
     assert run(["generate", decoder, "--prompt", "the", "--max-new-tokens", "0"]) == 0
     assert capfd.readouterr().out == "\n"
@@ -352,6 +380,47 @@ def test_ctrl_c_ends_the_line_after_what_was_written(decoder, monkeypatch, capfd
     assert 1 < len(out) < len(whole)
     assert whole.startswith(out.removesuffix("\n"))
     assert error == ""
+
+
+def test_ctrl_c_in_a_real_process_leaves_whole_lines_and_a_clean_terminal(decoder, tmp_path) -> None:
+    """Its progress is shown on a terminal, whose settings and cursor are as before afterwards."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("the cat\n" * 20_000, encoding="utf-8")
+    command = [sys.executable, "-m", "txtgen", "generate", decoder, "--input", str(prompts), "--native", "off"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path)}
+    terminal, end = os.openpty()
+    before, shown = termios.tcgetattr(end), bytearray()
+
+    def watch() -> None:
+        with suppress(OSError):  # the other end is closed
+            while piece := os.read(terminal, 4096):
+                shown.extend(piece)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=end, env=environment
+    ) as process:
+        timer = threading.Timer(300, process.kill)  # a guard, not a claim
+        timer.start()
+        assert process.stdout is not None
+        written = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        written += process.stdout.read()
+    timer.cancel()
+    after = termios.tcgetattr(end)
+    os.close(end)
+    watcher.join()
+    os.close(terminal)
+    screen = shown.decode()
+    assert process.returncode == 130, screen
+    assert "Traceback" not in screen
+    assert written.endswith(b"\n")
+    assert 0 < written.count(b"\n") < 20_000
+    assert after == before
+    assert screen.count("\x1b[?25l") == screen.count("\x1b[?25h") > 0
+    assert screen.rindex("\x1b[?25h") > screen.rindex("\x1b[?25l")
+    assert screen.endswith("\r\x1b[1A\x1b[2K"), "nothing of the progress is left, and the next line begins at its left"
 
 
 def test_output_that_nobody_reads_is_no_mistake(decoder) -> None:
