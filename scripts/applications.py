@@ -7,7 +7,7 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -53,19 +53,19 @@ def main() -> None:
 
 
 def dialogue(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Replies to held-out questions: do they end, are they varied, how likely are the true ones?"""
-    model = txtgen.load(arguments.model)
-    true = list(replies(OUT / "chat" / "test.jsonl", arguments.count, arguments.seed))
-    found = model.generate([turns for turns, _ in true], seed=arguments.seed)
-    figures = {"replies": figures_of(found), "true replies": variety(reply for _, reply in true),
-               "perplexity": perplexity(model, true)}  # fmt: skip
-    if arguments.base:
-        base = txtgen.load(arguments.base)
-        figures["perplexity of the base, the conversation as paragraphs"] = perplexity(
-            base, [("\n\n".join([*(turn["content"] for turn in turns), ""]), reply) for turns, reply in true]
-        )
-    examples = [(turns[-1]["content"], each.text) for (turns, _), each in zip(true, found, strict=True)]
-    return figures | {"examples": examples[:8]}
+    """Replies to held-out questions and customers: do they end, are they varied, how likely are the true ones?"""
+    model, figures = txtgen.load(arguments.model), {}
+    for path in (OUT / "chat" / "test.jsonl", arguments.data / "dialogue" / "sgd_test.jsonl.gz"):
+        true = list(replies(path, arguments.count, arguments.seed))
+        found = model.generate([turns for turns, _ in true], seed=arguments.seed)
+        examples = [(turns[-1]["content"], each.text) for (turns, _), each in zip(true, found, strict=True)]
+        figures[str(path)] = {
+            "replies": figures_of(found),
+            "true replies": figures_of([Generation(0, 0, "", reply, (), (), 0.0, 0.0, "eos") for _, reply in true]),
+            **perplexities(arguments, model, true),
+            "examples": examples[:8],
+        }
+    return figures
 
 
 def service(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -86,8 +86,8 @@ def service(arguments: argparse.Namespace) -> dict[str, Any]:
         counts["all copied"] += bool(wanted) and all(stands(value, each.text) for value in wanted)
     examples = [([turn["content"] for turn in turns[-3:]], reply, each.text)
                 for (turns, reply), each in zip(true, found, strict=True)]  # fmt: skip
-    return {"replies": figures_of(found), "values": dict(counts), "perplexity": perplexity(model, true),
-            "examples": examples[:8]}  # fmt: skip
+    figures = {"replies": figures_of(found), "values": dict(counts)}
+    return figures | perplexities(arguments, model, true) | {"examples": examples[:8]}
 
 
 def replies(path: Path, count: int, seed: int) -> Iterator[Reply]:
@@ -115,6 +115,15 @@ def stands(value: str, text: str) -> bool:
     )
 
 
+def perplexities(arguments: argparse.Namespace, model: Generator, true: Sequence[Reply]) -> dict[str, float]:
+    """Of the true replies; for the base, which knows no roles, the turns before them are paragraphs."""
+    figures = {"perplexity": perplexity(model, true)}
+    if arguments.base:
+        told = [("\n\n".join([*(turn["content"] for turn in turns), ""]), reply) for turns, reply in true]
+        figures["perplexity of the base"] = perplexity(txtgen.load(arguments.base), told)
+    return figures
+
+
 def perplexity(model: Generator, pairs: Sequence[tuple[Any, str]]) -> float:
     """Per token of the true replies, ends not counted: a model of novels has no notion of them."""
     scores = model.score([reply for _, reply in pairs], [prompt for prompt, _ in pairs], end=False)
@@ -125,11 +134,6 @@ def figures_of(found: Sequence[Generation]) -> dict[str, float]:
     """What generated texts are like, for people."""
     metrics = describe(found)
     return {name: round(float(getattr(metrics, name)), 4) for name in metrics.__dataclass_fields__}
-
-
-def variety(texts: Iterable[str]) -> dict[str, float]:
-    """The same figures of texts that people wrote."""
-    return figures_of([Generation(0, 0, "", text, (), (), 0.0, 0.0, "eos") for text in texts])
 
 
 def poems(arguments: argparse.Namespace) -> dict[str, Any]:
