@@ -257,7 +257,11 @@ def test_pairs_finetune_a_translator(workshop, trained) -> None:
         (["chats.jsonl", "--base", "DECODER", "--set", 'freeze=["nothing.*"]'], 3, "matches no parameter"),
         (["chats.jsonl", "--base", "DECODER", "--set", 'freeze=["*"]'], 3, "every parameter is frozen"),
         (["pairs.tsv", "--base", "DECODER", "--set", "data.objective.kind=seq2seq"], 3, "needs an encoder_decoder"),
-        (["chats.jsonl", "--base", "DECODER", "--set", "tokenizer.path=other.model"], 5, "not the base model's own"),
+        (
+            ["chats.jsonl", "--base", "DECODER", "--set", "source_tokenizer.path=other.model"],
+            3,
+            "no tokenizer for sources",
+        ),
         (["chats.jsonl", "--base", "DECODER", "--set", "train.batch_tokens=100"], 3, "not a multiple"),
     ],
 )

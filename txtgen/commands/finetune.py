@@ -14,17 +14,17 @@ from txtgen.commands.outlook import Section, outlook
 from txtgen.commands.starting import Launch, Start, rows_so_far, start_run, with_learning_rates
 from txtgen.commands.training import RunResult
 from txtgen.commands.training import run as run_training
+from txtgen.commands.vocabulary import VOCABULARIES, with_vocabulary
 from txtgen.commands.weights import place, read_once, take_over
 from txtgen.config.commands import FinetuneConfig, architecture_problems
 from txtgen.config.data import DpoObjective
 from txtgen.config.finetuning import LoraConfig
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
 from txtgen.distributed import World
-from txtgen.errors import CheckpointError, ConfigError
+from txtgen.errors import ConfigError
 from txtgen.model import Transformer, build_model
 from txtgen.model.lora import add_adapters, initial_adapter, is_of_adapter
 from txtgen.model.quantize import quantize_model
-from txtgen.tokenizer import load_tokenizer
 
 SMALLER = 0.1
 """Of the learning rate that pretraining has: finetuning should move the weights far less. What an adapter adds begins
@@ -54,6 +54,9 @@ def build(config: FinetuneConfig, start: Start, display: ProgressDisplay) -> Job
     take_over(model, base, where, start.world)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     display.note(f"model: {trained:,} parameters to train on {start.device}, {start.dtype}")
+    for told in ({key: base.lineage[key]} for key in VOCABULARIES if start.resumed is None and key in base.lineage):
+        start = replace(start, changes=(*start.changes, {"step": 0, **told}))
+        display.note(f"vocabulary: {next(iter(told.values()))}")
     ancestors = (*base.lineage.get("ancestors", ()), base.fingerprint)
     job = Job(
         command="finetune",
@@ -85,7 +88,13 @@ def _begin(config: FinetuneConfig, resumed: Checkpoint | None, world: World) -> 
     adapter = config.adapter
     if adapter is not None:
         return read_once(lambda: _beside_base(adapter, config, resumed), world)
-    return resumed or read_once(lambda: read_model(_base_of(config), config.runs_path)[1], world)
+    return resumed or read_once(lambda: _with_vocabulary(config), world)
+
+
+def _with_vocabulary(config: FinetuneConfig) -> Checkpoint:
+    """The base model, its rows fitted to the tokens that the run is to have."""
+    base = read_model(_base_of(config), config.runs_path)[1]
+    return with_vocabulary(base, config.tokenizer, config.source_tokenizer, config.base or "")
 
 
 def _beside_base(adapter: LoraConfig, config: FinetuneConfig, resumed: Checkpoint | None) -> Checkpoint:
@@ -122,7 +131,6 @@ def prepare(base: Checkpoint, config: FinetuneConfig, where: str) -> Transformer
     check_tokenizer(base, where)
     if config.adapter is None:
         base.require_unquantized("training", where)
-    _refuse_other_tokenizer(base, config)
     dropout = 0.0 if config.dropout is None and isinstance(config.data.objective, DpoObjective) else config.dropout
     model = build_model(_with_dropout(base.config.model, dropout), device="meta")
     if config.adapter is None:
@@ -148,20 +156,6 @@ def require_suitable(base: Checkpoint, config: FinetuneConfig, where: str) -> No
     if problems:
         raise ConfigError(
             "; ".join(f"{key}: {complaint}" for key, complaint in problems), f"base {where}", "change the config"
-        )
-
-
-def _refuse_other_tokenizer(base: Checkpoint, config: FinetuneConfig) -> None:
-    """A model's embeddings mean nothing to another tokenizer, even one of equal size."""
-    if config.tokenizer is None or config.tokenizer.path is None:
-        return
-    other = load_tokenizer(config.tokenizer.path)
-    if other.fingerprint() != base.tokenizer.fingerprint():
-        raise CheckpointError(
-            f"the tokenizer {config.tokenizer.path} ({len(other)} tokens) is not the base model's own "
-            f"({len(base.tokenizer)} tokens)",
-            "tokenizer.path",
-            "leave tokenizer out of the config: the base model brings its own",
         )
 
 

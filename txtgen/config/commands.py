@@ -22,7 +22,7 @@ from txtgen.config.decoding import DecodingConfig, GreedyConfig, Mixture, Sample
 from txtgen.config.finetuning import AdapterRecord, LoraConfig
 from txtgen.config.model import EncoderDecoderConfig, ModelConfig, Native, Quantization, TransformerConfig
 from txtgen.config.objectives import TEXTS, Objective
-from txtgen.config.tokenizer import Framing, TokenizerConfig
+from txtgen.config.tokenizer import Framing, TokenizerConfig, VocabularyConfig
 from txtgen.config.train import TrainConfig
 from txtgen.errors import ConfigError
 
@@ -151,8 +151,10 @@ class FinetuneConfig(RunConfig):
 
     base: str | None = None
     """The model to start from: a .pth or a run folder."""
-    tokenizer: TokenizerConfig | None = None
-    """Must be the base model's own; None: it is taken from there."""
+    tokenizer: VocabularyConfig | None = None
+    """New tokens, or another tokenizer; None: the base model's own."""
+    source_tokenizer: VocabularyConfig | None = None
+    """The same for the source, of an encoder-decoder with two tokenizers."""
     freeze: tuple[str, ...] = ()
     """Glob patterns of parameters that stay as they are, such as `*embedding*` or `decoder.layers.[0-3].*`."""
     adapter: LoraConfig | None = None
@@ -162,7 +164,13 @@ class FinetuneConfig(RunConfig):
     an answer would be taken for what has been learnt."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Beside an adapter there is nothing left to freeze."""
+        """Beside an adapter there is nothing left to freeze, and nothing that could learn new tokens."""
+        for key in ("tokenizer", "source_tokenizer"):
+            if self.adapter is not None and getattr(self, key) is not None:
+                yield (
+                    key,
+                    "and adapter exclude each other: beside an adapter, the rows of new tokens could not be learnt",
+                )
         if self.adapter is not None and self.freeze:
             yield "freeze", "and adapter exclude each other: beside an adapter all weights are frozen"
 

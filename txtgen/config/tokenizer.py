@@ -45,16 +45,7 @@ class SentencePieceConfig(Config):
                 "vocab_size",
                 f"is {self.vocab_size}, not more than {self.num_reserved} special, control and byte pieces",
             )
-        for symbol in self.control_symbols:
-            if not re.fullmatch(r"[^\s\x00\u2581]{2,100}", symbol):
-                yield (
-                    "control_symbols",
-                    f"{symbol!r} must be 2 to 100 characters without spaces, like <|name|>",
-                )
-            elif symbol in SPECIAL_PIECES or re.fullmatch(r"<0x[0-9A-F]{2}>", symbol):
-                yield "control_symbols", f"{symbol!r} is already the name of a special or byte piece"
-        if len(set(self.control_symbols)) < len(self.control_symbols):
-            yield "control_symbols", "the same symbol is named twice"
+        yield from control_symbol_problems(self.control_symbols)
 
     def reserving(self, symbols: Sequence[str]) -> "SentencePieceConfig":
         """The same with these control symbols too, unless the model is there already."""
@@ -68,6 +59,38 @@ class SentencePieceConfig(Config):
 
 
 TokenizerConfig = SentencePieceConfig
+
+
+def control_symbol_problems(symbols: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What keeps control symbols from being told from other pieces, as (key, complaint)."""
+    for symbol in symbols:
+        if not re.fullmatch(r"[^\s\x00\u2581]{2,100}", symbol):
+            yield "control_symbols", f"{symbol!r} must be 2 to 100 characters without spaces, like <|name|>"
+        elif symbol in SPECIAL_PIECES or re.fullmatch(r"<0x[0-9A-F]{2}>", symbol):
+            yield "control_symbols", f"{symbol!r} is already the name of a special or byte piece"
+    if len(set(symbols)) < len(symbols):
+        yield "control_symbols", "the same symbol is named twice"
+
+
+class VocabularyConfig(Config):
+    """The tokenizer of a finetuned model, where it is not just the base model's own."""
+
+    path: str | None = None
+    """Another tokenizer: a .model file, a model or a run folder. Rows of pieces that both have are taken over, those of
+    others begin as the mean of the pieces that spelled their text before. None: the base model's own."""
+    control_symbols: tuple[str, ...] = ()
+    """New tokens that no text can produce, such as a role; inserted by id only."""
+    pieces: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = ()
+    """New tokens of text, found wherever a text has it, such as a term that is many tokens long."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Control symbols are named as in a new tokenizer; a piece is text, and new once."""
+        yield from control_symbol_problems(self.control_symbols)
+        for piece in self.pieces:
+            if "\u2581" in piece or "\x00" in piece:
+                yield "pieces", f"{piece!r} holds a character that no piece can have; a space is written as a space"
+        if len({*self.pieces, *self.control_symbols}) < len(self.pieces) + len(set(self.control_symbols)):
+            yield "pieces", "the same piece is named twice"
 
 
 class Framing(Config):

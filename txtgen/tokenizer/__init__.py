@@ -2,6 +2,7 @@
 
 from txtgen.tokenizer.bpe_files import from_bpe_files
 from txtgen.tokenizer.export import export_tokenizer
+from txtgen.tokenizer.extending import extended, row_origins
 from txtgen.tokenizer.framing import never_written, own_framing
 from txtgen.tokenizer.huggingface import HuggingFaceTokenizer
 from txtgen.tokenizer.huggingface_folder import ImportedTokenizer, tokenizer_from_hf_folder
@@ -24,11 +25,13 @@ __all__ = [
     "TokenizerFiles",
     "TrainingSample",
     "export_tokenizer",
+    "extended",
     "first_stop",
     "from_bpe_files",
     "load_tokenizer",
     "never_written",
     "own_framing",
+    "row_origins",
     "tokenizer_from_files",
     "tokenizer_from_hf_folder",
     "train_sentencepiece",

@@ -78,6 +78,23 @@ def _piece(content: bytes) -> Piece:
     return Piece(text.decode(), struct.unpack("<f", score)[0], int(fields.get(3, NORMAL)))
 
 
+def piece_field(piece: Piece) -> bytes:
+    """A piece as a field of a .model file: appended to one, it becomes the last entry of the vocabulary."""
+    text = piece.text.encode()
+    content = b"\x0a" + _as_varint(len(text)) + text + b"\x15" + struct.pack("<f", piece.score)
+    content += b"\x18" + _as_varint(piece.type)
+    return b"\x0a" + _as_varint(len(content)) + content
+
+
+def _as_varint(value: int) -> bytes:
+    """A whole number in groups of seven bits, the lowest first."""
+    groups = bytearray()
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*groups, value])
+
+
 def _fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:
     """The fields of a protobuf message: their numbers, and a whole number or bytes."""
     place = 0
