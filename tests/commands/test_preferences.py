@@ -100,7 +100,7 @@ def test_a_resumed_run_equals_the_straight_one_and_needs_no_base_model(asked, tr
         patch.setattr(training.Session, "log", interrupt)
         assert finetune(trained, kind, "cut", "--set", "dropout=0.2") == 143
     monkeypatch.setattr("txtgen.commands.reference.pair_logprobs", None)  # no second pass
-    monkeypatch.setattr("txtgen.commands.finetune._base", None)
+    monkeypatch.setattr("txtgen.commands.finetune._with_vocabulary", None)
     assert run(["finetune", "--resume", "--name", "cut"]) == 0
     keys = ("step", "loss", "reward_margin", "reward_chosen", "grad_norm")
     (straight, held), (resumed, held_again) = lines("straight"), lines("cut")
