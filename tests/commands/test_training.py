@@ -244,6 +244,20 @@ def test_frozen_parameters_do_not_move(workshop, trained) -> None:
         assert torch.equal(ours[name], theirs[name]) == frozen, name
 
 
+def test_what_freezing_means(workshop, trained) -> None:
+    base = trained / "runs" / "translator"
+    last = ("encoder.layers.0.", "decoder.layers.0.", "encoder.final_norm.", "decoder.final_norm.")
+    for name, freeze, moves in (
+        ("embeddings", "freeze={embeddings: true}", lambda name: "_embedding." not in name),
+        ("layers", "freeze={all_but_last: 1}", lambda name: name.startswith(last)),
+    ):
+        arguments = ["--base", str(base), "--steps", "2", "--name", name, "--set", freeze]
+        assert run(["finetune", "pairs.tsv", *arguments, "--set", "train.optimizer.learning_rate=0.1"]) == 0
+        ours, theirs = load_checkpoint(Path(f"runs/{name}/last.pth")).model, load_checkpoint(base / "best.pth").model
+        for key, tensor in ours.items():
+            assert torch.equal(tensor, theirs[key]) != moves(key), (name, key)
+
+
 def test_pairs_finetune_a_translator(workshop, trained) -> None:
     assert run(["finetune", "pairs.tsv", "--base", str(trained / "runs" / "translator"), "--steps", "2"]) == 0
     assert Path("runs/pairs-1/last.pth").exists()
@@ -256,6 +270,8 @@ def test_pairs_finetune_a_translator(workshop, trained) -> None:
         (["chats.jsonl", "--base", "missing.pth"], 5, "no such model"),
         (["chats.jsonl", "--base", "DECODER", "--set", 'freeze=["nothing.*"]'], 3, "matches no parameter"),
         (["chats.jsonl", "--base", "DECODER", "--set", 'freeze=["*"]'], 3, "every parameter is frozen"),
+        (["chats.jsonl", "--base", "DECODER", "--set", "freeze.all_but_last=2"], 3, "the model has 1 layers, fewer"),
+        (["chats.jsonl", "--base", "DECODER", "--set", "freeze={all_but: 2}"], 3, "unknown key"),
         (["pairs.tsv", "--base", "DECODER", "--set", "data.objective.kind=seq2seq"], 3, "needs an encoder_decoder"),
         (
             ["chats.jsonl", "--base", "DECODER", "--set", "source_tokenizer.path=other.model"],

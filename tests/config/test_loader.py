@@ -15,6 +15,7 @@ from txtgen.commands import config as config_command
 from txtgen.config.commands import CheckpointConfig, FinetuneConfig, PretrainConfig, SamplesConfig
 from txtgen.config.data import ChatObjective, DataConfig, JsonlSource, TemplateChatFormat, TextChatFormat, TextSource
 from txtgen.config.decoding import BeamConfig, DecodingConfig, SampleConfig
+from txtgen.config.finetuning import FreezeConfig
 from txtgen.config.loader import config_from_text, config_from_tree, dump_config, load_run_config, schema
 from txtgen.config.model import AlibiPosition, DecoderConfig, ModelConfig, RotaryPosition
 from txtgen.config.train import AdamWConfig, ConstantSchedule, TrainConfig
@@ -138,7 +139,7 @@ CHAT |= st.builds(TemplateChatFormat, template=FULL, bos_token=st.none() | FULL,
 CONFIGS = st.builds(
     FinetuneConfig,
     base=st.none() | TEXT,
-    freeze=TEXTS,
+    freeze=st.builds(FreezeConfig, patterns=st.lists(FULL, max_size=3).map(tuple), embeddings=st.booleans()),
     dropout=st.none() | SHARES,
     seed=st.integers(0, 2**63 - 1),
     runs_path=TEXT,
@@ -174,7 +175,7 @@ def test_show_gives_what_was_resolved(tmp_path: Path) -> None:
     path.write_text("data: {sources: [{kind: text, path: a}]}")
     config = load_run_config(path, ["freeze=['*']"])
     assert isinstance(config, FinetuneConfig)
-    assert config.freeze == ("*",)
+    assert config.freeze == FreezeConfig(patterns=("*",))
     assert isinstance(load_run_config(path, ["model={kind: decoder}"]), PretrainConfig)
     assert isinstance(load_run_config(path, ["model.kind=decoder"]), PretrainConfig)
 

@@ -231,3 +231,35 @@ def test_a_state_that_does_not_fit_is_refused(tiny_model, tiny_batch, forge) -> 
     moments["exp_avg"] = forge(moments["exp_avg"])
     with pytest.raises(CheckpointError, match=r"exp_avg of decoder\.layers\.0"):
         build_optimizer(tiny_model, config).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_rates_fall_from_layer_to_layer(tiny_model, tiny_batch, kind) -> None:
+    """Of a first step of AdamW that has no weight decay, every weight moves by its rate, so what moved tells it."""
+    adamw = {"learning_rate": 0.01, "weight_decay": 0.0, "eps": 1e-30}
+    if kind == "adamw":
+        config = AdamWConfig(layer_decay=0.5, **adamw)
+    else:
+        config = MuonConfig(layer_decay=0.5, learning_rate=0.1, adamw=AdamWConfig(**adamw))
+    optimizer = build_optimizer(tiny_model, config)
+    names = {parameter: name for name, parameter in tiny_model.named_parameters()}
+    rates = {names[p]: group["lr"] for group in optimizer.groups() for p in group["params"]}
+    assert rates.keys() == {*names.values()}
+    for name, rate in rates.items():
+        full = 0.1 if kind == "muon" and "_proj.weight" in name else 0.01
+        lower = {"decoder.layers.0": 0.5, "token_embeddi": 0.25}  # two layers; the encoder has one
+        assert rate == full * next((share for start, share in lower.items() if name.startswith(start)), 1.0), name
+    before = {name: parameter.detach().clone() for name, parameter in tiny_model.named_parameters()}
+    config = TrainConfig(steps=1, schedule=ConstantSchedule(), optimizer=config, compile=False, clip_norm=None)
+    assert len(list(train(TrainState(tiny_model, optimizer), repeat(tiny_batch), config))) == 1
+    for name, parameter in tiny_model.named_parameters():
+        if name.endswith("norm.weight"):
+            moved = (parameter.detach() - before[name]).abs()
+            torch.testing.assert_close(
+                moved[moved > 0], torch.full_like(moved[moved > 0], rates[name]), rtol=1e-3, atol=0
+            )
+
+
+def test_decay_is_said_once() -> None:
+    with pytest.raises(ValueError, match=r"adamw\.layer_decay"):
+        MuonConfig(adamw=AdamWConfig(layer_decay=0.5))

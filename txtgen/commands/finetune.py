@@ -18,11 +18,12 @@ from txtgen.commands.vocabulary import VOCABULARIES, with_vocabulary
 from txtgen.commands.weights import place, read_once, take_over
 from txtgen.config.commands import FinetuneConfig, architecture_problems
 from txtgen.config.data import DpoObjective
-from txtgen.config.finetuning import LoraConfig
+from txtgen.config.finetuning import FreezeConfig, LoraConfig
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
 from txtgen.distributed import World
 from txtgen.errors import ConfigError
 from txtgen.model import Transformer, build_model
+from txtgen.model.depth import depths
 from txtgen.model.lora import add_adapters, initial_adapter, is_of_adapter
 from txtgen.model.quantize import quantize_model
 
@@ -165,13 +166,22 @@ def _with_dropout(
     return model if dropout is None else model.model_copy(update={"dropout": dropout})
 
 
-def freeze(model: Transformer, patterns: tuple[str, ...]) -> None:
-    """Exclude the parameters whose names match a glob pattern from training.
+def freeze(model: Transformer, config: FreezeConfig) -> None:
+    """Exclude parameters from training.
 
     Raises:
-        ConfigError: a pattern matches nothing, or nothing is left to train.
+        ConfigError: a pattern matches nothing, there are not as many layers, or nothing is left to train.
     """
-    frozen = _matching(model, patterns, "freeze")
+    frozen = _matching(model, config.patterns, "freeze")
+    if config.embeddings:
+        frozen |= {name for name, _ in model.named_parameters() if "_embedding." in name}
+    if config.all_but_last is not None:
+        depth_of = depths(model)
+        if config.all_but_last > (most := max(depth_of.values())):
+            raise ConfigError(
+                f"the model has {most} layers, fewer than {config.all_but_last}", "freeze.all_but_last", "lower it"
+            )
+        frozen |= {name for name, depth in depth_of.items() if depth >= config.all_but_last}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     if not any(parameter.requires_grad for parameter in model.parameters()):

@@ -44,6 +44,11 @@ class Config(BaseModel):
         """The section, its kind included, that a mapping without a kind stands for; None if it is not in short."""
         return None
 
+    @classmethod
+    def of_list(cls, _items: list[Any]) -> Mapping[str, Any] | None:
+        """The section that a list stands for; None if none does."""
+        return None
+
     @model_validator(mode="after")
     def _refuse_problems(self, info: ValidationInfo) -> Self:
         found = [] if info.context is FIELDS_ONLY else list(self.problems())

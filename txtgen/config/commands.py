@@ -19,7 +19,7 @@ from txtgen.config.data import (
     TokensChatFormat,
 )
 from txtgen.config.decoding import DecodingConfig, GreedyConfig, Mixture, SampleConfig
-from txtgen.config.finetuning import AdapterRecord, LoraConfig
+from txtgen.config.finetuning import AdapterRecord, FreezeConfig, LoraConfig
 from txtgen.config.model import EncoderDecoderConfig, ModelConfig, Native, Quantization, TransformerConfig
 from txtgen.config.objectives import TEXTS, Objective
 from txtgen.config.tokenizer import Framing, TokenizerConfig, VocabularyConfig
@@ -155,8 +155,8 @@ class FinetuneConfig(RunConfig):
     """New tokens, or another tokenizer; None: the base model's own."""
     source_tokenizer: VocabularyConfig | None = None
     """The same for the source, of an encoder-decoder with two tokenizers."""
-    freeze: tuple[str, ...] = ()
-    """Glob patterns of parameters that stay as they are, such as `*embedding*` or `decoder.layers.[0-3].*`."""
+    freeze: FreezeConfig = FreezeConfig()
+    """Parameters that stay as they are. A list is one of patterns."""
     adapter: LoraConfig | None = None
     """What is learnt in place of the base model's weights, which all stay as they are; None: these."""
     dropout: Share | None = None
@@ -171,7 +171,7 @@ class FinetuneConfig(RunConfig):
                     key,
                     "and adapter exclude each other: beside an adapter, the rows of new tokens could not be learnt",
                 )
-        if self.adapter is not None and self.freeze:
+        if self.adapter is not None and self.freeze != FreezeConfig():
             yield "freeze", "and adapter exclude each other: beside an adapter all weights are frozen"
 
 

@@ -1,6 +1,7 @@
 """Which weights finetuning may change: all, some, or only those of an adapter beside them."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -8,6 +9,22 @@ from txtgen.config.base import Config, Count, Share
 from txtgen.config.model import Quantization
 
 Patterns = tuple[Annotated[str, Field(min_length=1)], ...]
+
+
+class FreezeConfig(Config):
+    """Parameters that stay as they are."""
+
+    patterns: Patterns = ()
+    """Glob patterns of their names, such as `*embedding*` or `decoder.layers.[0-3].*`."""
+    embeddings: bool = False
+    """All embeddings: of tokens, positions and n-grams, of source and target."""
+    all_but_last: Count | None = None
+    """All but so many last layers of each stack, what stands behind these, and an output layer of its own."""
+
+    @classmethod
+    def of_list(cls, items: list[Any]) -> Mapping[str, Any] | None:
+        """A list is one of patterns."""
+        return {"patterns": items}
 
 
 class LoraConfig(Config):

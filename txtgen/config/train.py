@@ -9,6 +9,7 @@ from txtgen.config.base import Config, Count, NonNegative, Share
 
 Sharding = Literal["replicate", "shard"]
 LearningRate = Annotated[float, Field(gt=0.0, le=10.0)]
+LayerDecay = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class AdamWConfig(Config):
@@ -22,6 +23,10 @@ class AdamWConfig(Config):
     eps: Annotated[float, Field(gt=0.0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
     """On matrices only: never on biases, norms or embeddings."""
+    layer_decay: LayerDecay = 1.0
+    """Each layer learns at this share of the rate of the one above it; the last one, and what stands behind it, at the
+    full rate, embeddings slowest. Source: Clark et al. 2020, arXiv 2003.10555; Howard and Ruder 2018, arXiv
+    1801.06146."""
 
     def settled(self, ratio: float = 1.0) -> "AdamWConfig":
         """With its learning rate spelt out: what the user said, or the usual one times `ratio`."""
@@ -39,8 +44,15 @@ class MuonConfig(Config):
     """Peak learning rate of Muon; None: 0.02 when pretraining, 0.002 when finetuning."""
     momentum: Share = 0.95
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    layer_decay: LayerDecay = 1.0
+    """As that of AdamW, and for its part too."""
     adamw: AdamWConfig = AdamWConfig()
     """For embeddings, norms, biases and the output layer; its learning rate follows the same schedule."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """One decay for both."""
+        if self.adamw.layer_decay != 1.0:
+            yield "adamw.layer_decay", "is said by layer_decay of muon, for both of its parts"
 
     def settled(self, ratio: float = 1.0) -> "MuonConfig":
         """With its learning rates spelt out: what the user said, or the usual ones times `ratio`."""

@@ -120,7 +120,9 @@ def _is_unicode(text: str) -> bool:
 
 def _completed(annotation: Any, node: Any, default: Any = None) -> Any:
     """The tree in which every section has its kind: one that leaves it out is written in short, or amends the default
-    in its place, if any."""
+    in its place, if any. A list that stands for a section becomes it."""
+    if isinstance(node, list) and item_type(annotation) is None:
+        node = next(filter(None, (option.of_list(node) for option in sections(annotation))), node)
     if isinstance(node, list):
         return [_completed(item_type(annotation), item) for item in node]
     if not isinstance(node, dict):

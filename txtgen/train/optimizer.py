@@ -1,7 +1,8 @@
 """Optimizers and which parameters they treat how."""
 
+from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, assert_never
+from typing import Any, assert_never, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,13 @@ from txtgen.config.train import AdamWConfig, MuonConfig, OptimizerConfig
 from txtgen.distributed import World, reshard, share_out
 from txtgen.errors import CheckpointError
 from txtgen.model import Transformer
+from txtgen.model.depth import depths
 from txtgen.train.adamw import AdamW
 from txtgen.train.muon import Muon
 from txtgen.train.stepping import Stepping
+
+Names = dict[Tensor, str]
+"""Of parameters."""
 
 
 class Optimizers:
@@ -23,7 +28,7 @@ class Optimizers:
         names: of the parameters.
     """
 
-    def __init__(self, parts: dict[str, Stepping], names: dict[Tensor, str]) -> None:
+    def __init__(self, parts: dict[str, Stepping], names: Names) -> None:
         self.parts, self._names = parts, names
         self._peaks = [float(group["lr"]) for group in self.groups()]
 
@@ -122,20 +127,20 @@ def _by_name(saved: dict[str, Any], names: list[str]) -> dict[str, Any]:
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
     """The optimizers of the trainable parameters; `config` with its learning rates settled."""
     reshard(model)
-    names: dict[Tensor, str] = {weight: name for name, weight in model.named_parameters() if weight.requires_grad}
+    names: Names = {weight: name for name, weight in model.named_parameters() if weight.requires_grad}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     match config:
         case AdamWConfig():
-            return Optimizers({"adamw": _adamw(model, parameters, config)}, names)
-        case MuonConfig(adamw=adamw):
+            return Optimizers({"adamw": _adamw(model, parameters, config, names, config.layer_decay)}, names)
+        case MuonConfig(adamw=adamw, layer_decay=decay):
             inner = {id(weight) for weight in _inner_matrices(model)}
             matrices = [parameter for parameter in parameters if id(parameter) in inner]
             others = [parameter for parameter in parameters if id(parameter) not in inner]
             parts: dict[str, Stepping] = {}
             if matrices:
-                parts["muon"] = _muon(matrices, config)
+                parts["muon"] = _muon(model, matrices, config, names)
             if others:
-                parts["adamw"] = _adamw(model, others, adamw)
+                parts["adamw"] = _adamw(model, others, adamw, names, decay)
             return Optimizers(parts, names)
         case _:
             assert_never(config)
@@ -148,12 +153,25 @@ def _inner_matrices(model: nn.Module) -> list[Tensor]:
     return [module.weight for module in modules if isinstance(module, nn.Linear)]
 
 
-def _muon(matrices: list[nn.Parameter], config: MuonConfig) -> Muon:
+def _by_depth(group: dict[str, Any], model: nn.Module, names: Names, decay: float) -> list[dict[str, Any]]:
+    """A group in parts, one for each distance from the output, those that are further from it at lower rates."""
+    if decay == 1.0:
+        return [group]
+    depth_of, parts = depths(cast(Transformer, model)), defaultdict[int, list[nn.Parameter]](list)
+    for parameter in group["params"]:
+        parts[depth_of[names[parameter]]].append(parameter)
+    return [{**group, "params": parts[depth], "lr": group["lr"] * decay**depth} for depth in sorted(parts)]
+
+
+def _muon(model: nn.Module, matrices: list[nn.Parameter], config: MuonConfig, names: Names) -> Muon:
     rates = {"lr": config.settled().learning_rate or 0.0, "momentum": config.momentum}
-    return Muon([{"params": matrices, **rates, "weight_decay": config.weight_decay}])
+    group = {"params": matrices, **rates, "weight_decay": config.weight_decay}
+    return Muon(_by_depth(group, model, names, config.layer_decay))
 
 
-def _adamw(model: nn.Module, parameters: Iterable[nn.Parameter], config: AdamWConfig) -> AdamW:
+def _adamw(
+    model: nn.Module, parameters: Iterable[nn.Parameter], config: AdamWConfig, names: Names, decay: float
+) -> AdamW:
     """AdamW: weight decay on the matrices of linear layers, on nothing else.
 
     The choice is by module, not by shape: an embedding is a matrix too, but a row that the batch does not hold
@@ -164,9 +182,8 @@ def _adamw(model: nn.Module, parameters: Iterable[nn.Parameter], config: AdamWCo
     decayed = [parameter for parameter in parameters if id(parameter) in linears]
     others = [parameter for parameter in parameters if id(parameter) not in linears]
     rates = {"lr": config.settled().learning_rate or 0.0, "betas": (config.beta1, config.beta2), "eps": config.eps}
-    return AdamW(
-        [
-            {"params": decayed, **rates, "weight_decay": config.weight_decay},
-            {"params": others, **rates, "weight_decay": 0.0},
-        ]
+    groups = (
+        {"params": decayed, **rates, "weight_decay": config.weight_decay},
+        {"params": others, **rates, "weight_decay": 0.0},
     )
+    return AdamW([part for group in groups for part in _by_depth(group, model, names, decay)])
