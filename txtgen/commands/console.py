@@ -180,8 +180,10 @@ class ProgressDisplay(Display):
         self._progress.update(self._task, total=steps)
 
     def validation(self, metrics: dict[str, float]) -> None:
-        """Show what validation found, and keep its loss in the live line."""
-        self._validation = f"  val {metrics['val_loss']:.4f}"
+        """Show what validation found, and keep its loss, and how much is forgotten, in the live line."""
+        self._validation = f"  val {metrics['val_loss']:.4f}" if "val_loss" in metrics else self._validation
+        if (forgotten := metrics.get("val_forgotten_bits_per_byte")) is not None:
+            self._validation += f"  forgotten {forgotten:+.4f}"
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "step")
         self.note(f"validation  {shown}")
 

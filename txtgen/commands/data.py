@@ -9,7 +9,7 @@ from txtgen.commands.finetune import require_suitable
 from txtgen.commands.models import resolve_model
 from txtgen.commands.pretrain import new_tokenizers, sized
 from txtgen.config.commands import DataCheckConfig, FinetuneConfig, PretrainConfig, inherited, row_length
-from txtgen.config.data import DataConfig, SubwordSampling
+from txtgen.config.data import DataConfig, ObjectiveConfig, SubwordSampling
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
 from txtgen.config.tokenizer import Framing
 from txtgen.data import Objective, Survey, build_objective, survey
@@ -54,9 +54,9 @@ def check(config: DataCheckConfig, run: PretrainConfig | FinetuneConfig) -> Data
     """
     settled, model, tokenizer, source_tokenizer, framing = _subject(run)
 
-    def objective(sampling: SubwordSampling | None) -> Objective:
+    def objective(learnt: ObjectiveConfig, sampling: SubwordSampling | None = None) -> Objective:
         return build_objective(
-            settled.data.objective,
+            learnt,
             tokenizer,
             source_tokenizer,
             max_length=row_length(run.train.sequence_length, model, framing),
@@ -67,8 +67,8 @@ def check(config: DataCheckConfig, run: PretrainConfig | FinetuneConfig) -> Data
 
     training, validation = survey(
         run.data,
-        objective(run.data.subword_sampling),
-        objective(None),
+        objective(settled.data.training_objective, run.data.subword_sampling),
+        objective(settled.data.objective),
         source_tokenizer=source_tokenizer,
         seed=run.seed,
         max_bytes=config.max_bytes,

@@ -8,7 +8,7 @@ import torch
 from txtgen.commands.run_folder import RunFolder
 from txtgen.commands.starting import Start, rows_so_far
 from txtgen.config.commands import CheckpointConfig, FinetuneConfig, RunConfig, inherited, row_length
-from txtgen.config.data import DpoObjective, SubwordSampling
+from txtgen.config.data import DpoObjective, ObjectiveConfig, SubwordSampling
 from txtgen.config.tokenizer import Framing
 from txtgen.data import Objective, StreamOptions, build_objective
 from txtgen.distributed import World
@@ -76,10 +76,10 @@ class Job:
         said = train.sequence_length or rows_so_far(self.resumed, train.batch_tokens)
         return min(row_length(said, self.model.config, self.framing), self.model.config.max_length)
 
-    def objective(self, sampling: SubwordSampling | None = None) -> Objective:
-        """What the run learns. sampling: how the tokens of a training text are drawn; None: for validation."""
+    def objective(self, config: ObjectiveConfig, sampling: SubwordSampling | None = None) -> Objective:
+        """What examples are made by. sampling: how the tokens of a training text are drawn; None: for validation."""
         return build_objective(
-            self.settled.data.objective,
+            config,
             self.tokenizer,
             self.source_tokenizer,
             max_length=self.row_length,

@@ -45,6 +45,8 @@ CURVES: tuple[tuple[str, Mapping[str, str], dict[str, Any]], ...] = (
     ("Validation, bits per byte", {"val_bits_per_byte": ""}, {"clip_first": True}),
     ("Validation, BLEU", {"val_bleu": ""}, {}),
     ("Validation, chrF", {"val_chrf": ""}, {}),
+    ("Known text, bits per byte", {"val_known_bits_per_byte": ""}, {}),
+    ("Distance from the base", {"distance": ""}, {"from_zero": True}),
     ("Learning rate", {"learning_rate": ""}, {"from_zero": True}),
     ("Gradient norm before clipping", {"grad_norm": ""}, {}),
     ("Tokens per second", {"tokens_per_second": ""}, {"from_zero": True, "kind": "count"}),

@@ -24,7 +24,7 @@ def reference_table(job: Job, display: ProgressDisplay) -> ReferenceTable | None
         return None
     if job.resumed is not None:
         return ReferenceTable.from_state(job.resumed["reference"])
-    batches = every_batch(job.config.data, job.objective(), **job.stream_options)
+    batches = every_batch(job.config.data, job.objective(job.settled.data.objective), **job.stream_options)
     with display.counting("reference", batches.num_units) as advance:
         return ReferenceTable.of(_measured(job, batches, advance), job.world)
 

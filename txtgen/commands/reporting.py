@@ -94,6 +94,7 @@ class Reporter:
     def validation(self, step: int, metrics: dict[str, float], seconds: float) -> None:
         """What was measured on held-out text. seconds: of the run."""
         self.display.validation(metrics)
+        self.job.start.status.beat(validation={"step": step, **metrics})
         self.journal.write({"step": step, **metrics, "seconds": seconds})
         logger.info("validation at step %d: %s", step, metrics)
 

@@ -10,6 +10,8 @@ from txtgen.commands.output import write_json, write_result
 from txtgen.commands.run_record import number, section
 from txtgen.commands.runs import RunDetails, RunDifference, RunSummary, last_start
 
+PARTS = ("embedding", "attention", "feed_forward", "norm", "head")
+
 MEASURES = {
     "val_loss": ("loss", ".4f"),
     "val_bits_per_byte": ("bits per byte", ".4f"),
@@ -17,6 +19,10 @@ MEASURES = {
     "val_reward_accuracy": ("reward accuracy", ".1%"),
     "val_bleu": ("BLEU", ".2f"),
     "val_chrf": ("chrF", ".2f"),
+    "val_known_bits_per_byte": ("bits per byte of known text", ".4f"),
+    "val_forgotten_bits_per_byte": ("forgotten bits per byte", "+.4f"),
+    "distance": ("distance from the base", ".3%"),
+    **{f"distance_{part}": (f"distance, {part.replace('_', ' ')}", ".3%") for part in PARTS},
 }
 """What validation finds: its name, and how it is written."""
 

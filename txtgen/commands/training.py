@@ -98,11 +98,12 @@ class Session:
         if config.ema_decay is not None:
             self.state.average = WeightAverage(job.model, config.ema_decay)
         self.saving = Saving(job, self.state)
-        self.objective = job.objective(job.config.data.subword_sampling)
+        data = job.settled.data
+        self.objective = job.objective(data.training_objective, data.subword_sampling)
         loaded = LoadedModel(job.model, job.tokenizer, job.source_tokenizer, checkpoint_config(job))
         self.generator = Generator(loaded, batch_size=64)
         self.reference = reference_table(job, display)
-        self.validation = Validation(job, job.objective(), self.generator, self.reference)
+        self.validation = Validation(job, job.objective(data.objective), self.generator, self.reference)
         self.samples = Samples(job, self.generator)
         self.reporter = Reporter(job, display, journal)
         self.reading = StreamReport()
@@ -142,6 +143,8 @@ class Session:
                 return self.result(None)
             self.journal.begin(self.state.step, self.reading)
             self.status.set("running", step=self.state.step, steps=self.pace.end)
+            if not self.state.step:
+                self.measure_base()
             if not self.must_stop():
                 self.learn()
             if self.validation.step < self.state.step and not self.must_stop():
@@ -274,6 +277,14 @@ class Session:
         """Whether the run was stopped before a validation that was due at this very step."""
         return 0 < self.state.step != self.validation.step and self.pace.validates()
 
+    def measure_base(self) -> None:
+        """Measure how well the base model knows what must not be forgotten."""
+        metrics: dict[str, float] | None = None
+        with self.status.during("validating"), self.aside("validation", 0, alone=self.job.world.size == 1):
+            metrics = self.validation.retention.begin(self.stop, self.job.config.train.micro_batch_tokens)
+        if metrics and self.job.world.is_main:
+            self.reporter.validation(self.state.step, metrics, self.pace.elapsed())
+
     def validate(self) -> None:
         """Measure on the held-out text, if any is; keep the model as best.pth if it never was better."""
         metrics, config = None, self.job.config.train
@@ -287,7 +298,7 @@ class Session:
         if metrics:
             if self.job.world.is_main:
                 self.reporter.validation(self.state.step, metrics, self.pace.elapsed())
-            if self.validation.improves(metrics, self.saving.best):
+            if "val_loss" in metrics and self.validation.improves(metrics, self.saving.best):
                 self.better = {"step": self.state.step, **metrics}
         if not self.job.config.samples.every:
             self.sample()

@@ -5,6 +5,7 @@ from itertools import islice, takewhile
 from typing import Any
 
 from txtgen.commands.job import Job
+from txtgen.commands.retention import Retention
 from txtgen.commands.signals import StopRequest
 from txtgen.config.data import DpoObjective
 from txtgen.data import Batch, Objective, validation_pairs, validation_parts
@@ -24,6 +25,7 @@ class Validation:
         self.job, self.generator, self.reference = job, generator, reference
         data = job.config.data
         holds_out = bool(data.validation.sources or data.validation.fraction)
+        self.retention = Retention(job)
         self.weights = objective.weights
         self.parts = validation_parts(data, objective, **job.stream_options) if holds_out else {}
         self.step = 0
@@ -34,13 +36,15 @@ class Validation:
     def restore(self, training: dict[str, Any]) -> None:
         """Go on from the training state of a checkpoint."""
         self.step, self.no_better = training["validated"], training.get("no_better", 0)
+        self.retention.restore(training)
 
     def progress(self) -> dict[str, Any]:
         """What `restore` takes up."""
-        return {"validated": self.step, "no_better": self.no_better}
+        return {"validated": self.step, "no_better": self.no_better, **self.retention.progress()}
 
     def measure(self, stop: StopRequest, max_tokens: int | None = None) -> dict[str, float] | None:
-        """Loss, bits per byte, and BLEU and chrF if one of them is the metric; empty if no text is held out.
+        """Loss, bits per byte, and BLEU and chrF if one of them is the metric, if any text is held out; and what is
+        left of the base model.
 
         Of a mixture every part is measured on all of the text, and the loss of the whole is the mean by weight. Of
         pairs of answers, the loss and what else it tells of preferences.
@@ -50,6 +54,11 @@ class Validation:
             DataError: BLEU or chrF is wanted, and the held-out text has no pairs.
             OutOfMemoryError: on all ranks, but those of a sharded model, who wait for one another within it.
         """
+        metrics = self._measure_task(stop, max_tokens)
+        kept = None if metrics is None else self.retention.measure(stop, max_tokens)
+        return None if metrics is None or kept is None else {**metrics, **kept}
+
+    def _measure_task(self, stop: StopRequest, max_tokens: int | None) -> dict[str, float] | None:
         config = self.job.config.train
         if not self.parts:
             return {}

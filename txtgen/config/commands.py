@@ -100,6 +100,13 @@ def architecture_problems(
                     f"{group}.{number}.kind",
                     f"a {source.kind} source cannot serve the objective {data.objective.kind}",
                 )
+    for name, known in (("replay", data.replay), ("forgetting", data.forgetting)):
+        own = None if known is None else data.own_objective(known)
+        if own is not None and model.kind not in own.architectures:
+            yield (
+                f"data.{name}.objective",
+                f"{own.kind} needs {names[own.architectures[0]]}; give one that the model knows",
+            )
     length = row_length(train.sequence_length, model, framing)
     if length > model.max_length:
         yield "train.sequence_length", f"is {length}, more than the model's max_length {model.max_length}"

@@ -33,7 +33,7 @@ def describe(data: DataConfig) -> list[SourceSummary]:
     """
     return [
         SourceSummary(corpus.name, len(corpus.files), corpus.num_bytes, len(corpus.blocks))
-        for corpus in open_corpora(data.sources)
+        for corpus in open_corpora(data.training_sources)
     ]
 
 

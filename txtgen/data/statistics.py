@@ -78,7 +78,7 @@ def corpus_statistics(
     Raises:
         DataError: a source cannot be read or holds no text.
     """
-    corpora = open_corpora(data.sources)
+    corpora = open_corpora(data.training_sources)
     total = sum(corpus.num_bytes for corpus in corpora)
     return [
         _sampled(corpus, tokenizer, source_tokenizer, seed, SAMPLE_BYTES * corpus.num_bytes // total)

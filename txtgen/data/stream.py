@@ -69,7 +69,7 @@ def train_stream(
     """
     report = report or StreamReport()
     rows = rows_of_batch(batch_tokens, length, world_size) if objective.packed else 0
-    corpora = open_corpora(data.sources)
+    corpora = open_corpora(data.training_sources)
     header = Header("rows", seed, rows, corpora) if rows else Header("windows", seed, batch_tokens, corpora)
     report.changed_files = header.check(bookmark) if bookmark else []
     if not accept_changes:
@@ -119,7 +119,7 @@ class Plan:
 
     def packed(self, states: dict[int, list[Any]], report: StreamReport) -> Generator[Batch]:
         """The rows of some lanes, each from its state on."""
-        feeds, shares = self.feeds(report), _shares(self.corpora)
+        feeds, shares = self.feeds(report), _shares(self.corpora, self.data)
         lanes: dict[int, Lane] = {}
         for number, state in states.items():
             mixture = Mixture(feeds, shares, number, self.rows, self.seed, state[2:] or None)
@@ -134,7 +134,7 @@ class Plan:
         """The rank's rows of every batch of pairs."""
         number, used = (self.bookmark["window"], self.bookmark["used"]) if self.bookmark else (0, 0)
         places = self.bookmark["places"] if self.bookmark else None
-        mixture = Mixture(self.feeds(report), _shares(self.corpora), 0, 1, self.seed, places)
+        mixture = Mixture(self.feeds(report), _shares(self.corpora, self.data), 0, 1, self.seed, places)
         while True:
             places = mixture.state()
             window = read_window(lambda: mixture.take()[0].each(), mixture.epoch)
@@ -177,10 +177,16 @@ def rows_of_batch(batch_tokens: int, length: int, world_size: int) -> int:
     return rows
 
 
-def _shares(corpora: Sequence[Corpus]) -> list[float]:
-    """The share of each source in the tokens: by the weights that are given, or else by size."""
-    weights = [corpus.source.weight or float(corpus.num_bytes) for corpus in corpora]
-    return [weight / sum(weights) for weight in weights]
+def _shares(corpora: Sequence[Corpus], data: DataConfig) -> list[float]:
+    """The share of each source in the tokens: by the weights that are given, or else by size; of those that are
+    replayed, so that they have theirs together."""
+    count, replayed = len(data.sources), data.replay.share if data.replay else 0.0
+    return [
+        whole * weight / sum(weights)
+        for whole, group in ((1.0 - replayed, corpora[:count]), (replayed, corpora[count:]))
+        for weights in [[corpus.source.weight or float(corpus.num_bytes) for corpus in group]]
+        for weight in weights
+    ]
 
 
 def _look_over_small_corpus(plan: Plan) -> None:

@@ -104,7 +104,7 @@ def survey(
         TxtgenError: what an objective cannot do with any record.
     """
     fraction = data.validation.fraction
-    corpora, split = open_corpora(data.sources), Split(seed, fraction, held=False) if fraction else None
+    corpora, split = open_corpora(data.training_sources), Split(seed, fraction, held=False) if fraction else None
     seen = Hashes()
     found = _Surveyor(data, training, source_tokenizer, seen, num_samples)
     found.look_at([Feed(corpus, training, found.policy, seed, split) for corpus in corpora], max_bytes)

@@ -5,7 +5,7 @@ from txtgen.model.lora import adapters_off
 from txtgen.model.position import is_bounded
 from txtgen.model.state import TransformerState
 from txtgen.model.stepping import step_model
-from txtgen.model.transformer import Transformer, at_least_float32, build_model, count_parameters
+from txtgen.model.transformer import Transformer, at_least_float32, build_model, count_parameters, part_of
 
 __all__ = [
     "Transformer",
@@ -17,5 +17,6 @@ __all__ = [
     "init_weights",
     "initial_weight",
     "is_bounded",
+    "part_of",
     "step_model",
 ]

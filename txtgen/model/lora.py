@@ -114,6 +114,11 @@ def _adapted(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, _Adapted)]
 
 
+def adapters_of(model: nn.Module) -> dict[str, Lora]:
+    """The adapters, each by the name of the weight that it stands beside."""
+    return {f"{name}.weight": module.lora for name, module in model.named_modules() if isinstance(module, _Adapted)}
+
+
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """The model computes without its adapters while the block runs: as the base model, to the bit."""

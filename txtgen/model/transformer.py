@@ -343,15 +343,19 @@ def count_parameters(model: Transformer) -> dict[str, int]:
     counts = dict.fromkeys(("embedding", "attention", "feed_forward", "norm", "head"), 0)
     codes = ((name, tensor) for name, tensor in model.named_buffers() if name.endswith(".codes"))
     for name, tensor in chain(model.named_parameters(), codes):
-        if ".lora." in name:
-            part = "adapter"
-        elif name.removesuffix(".weight").removesuffix(".bias").endswith("_norm"):
-            part = "norm"
-        elif "_embedding." in name:
-            part = "embedding"
-        elif name in ("lm_head.weight", "lm_head.codes", "output_bias"):
-            part = "head"
-        else:
-            part = "feed_forward" if ".feed_forward." in name else "attention"
+        part = part_of(name)
         counts[part] = counts.get(part, 0) + tensor.numel() * (2 if tensor.dtype == torch.uint8 else 1)
     return counts | {"total": sum(counts.values())}
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a parameter belongs to, as `count_parameters` names it."""
+    if ".lora." in name:
+        return "adapter"
+    if name.removesuffix(".weight").removesuffix(".bias").endswith("_norm"):
+        return "norm"
+    if "_embedding." in name:
+        return "embedding"
+    if name in ("lm_head.weight", "lm_head.codes", "output_bias"):
+        return "head"
+    return "feed_forward" if ".feed_forward." in name else "attention"
