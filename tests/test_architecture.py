@@ -114,6 +114,7 @@ def test_the_library_never_prints() -> None:
         ["pretrain", "--help"],
         ["generate", "--help"],
         ["score", "--help"],
+        ["chat", "--help"],
         ["config", "show", "missing.yaml"],
         ["runs", "list"],
     ],

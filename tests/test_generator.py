@@ -197,7 +197,7 @@ def test_what_was_done_before_changes_no_batch(tokenizer):
     generator = Generator(load(tokenizer), batch_size=2)
     plan = generator.plan({number: "the " * (number % 5) for number in range(200)}, max_new_tokens=2)
     straight = [generator.complete(batch, plan.decoding) for batch in plan.batches]
-    for done in ((), (0,), range(63), range(64), range(7, 200, 3), range(200)):
+    for done in ((), range(64), range(7, 200, 3)):
         left = plan.without(done)
         found = [generator.complete(batch, plan.decoding) for batch in left.batches]
         assert found == [results for results in straight if not results.keys() <= set(done)]

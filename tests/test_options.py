@@ -6,11 +6,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from txtgen.config.commands import PromptedConfig
+from txtgen.config.commands import ModelUseConfig, PromptedConfig
 from txtgen.config.decoding import STRATEGIES
 from txtgen.config.decoding_options import option_names
 from txtgen.config.shape import arms, unwrapped
-from txtgen.options import DECODING, PROMPTED, Option, option, with_options
+from txtgen.options import DECODING, MODEL_USE, PROMPTED, Option, option, with_options
 
 
 def choices(annotation: Any) -> set[str]:
@@ -28,8 +28,10 @@ def test_options_of_decoding_are_keys_of_its_config() -> None:
 
 @pytest.mark.parametrize("key", PROMPTED)
 def test_options_of_what_reads_prompts_are_its_config(key) -> None:
+    assert (key in MODEL_USE) == (key in ModelUseConfig.model_fields)
     field = PromptedConfig.model_fields[key]
-    assert PROMPTED[key].default == field.default
+    unsaid = PROMPTED[key].value(PROMPTED[key].default)
+    assert unsaid in (None, field.default), "None leaves it to the config"
     assert choices(PROMPTED[key].annotation) == choices(field.annotation)
 
 

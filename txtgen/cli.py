@@ -12,6 +12,7 @@ from txtgen import __version__
 from txtgen.errors import TxtgenError, UsageError, safe_text
 from txtgen.options import (
     DECODING,
+    MODEL_USE,
     PROMPTED,
     Adapters,
     Device,
@@ -74,6 +75,9 @@ MaxRestarts = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Try a few steps, say what all would cost, keep nothing.")]
 DryRunJson = Annotated[bool, typer.Option("--json", help="Print the dry run as JSON.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Draft = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Let this smaller model guess: faster (greedy, sample).")
+]
 Given = dict[str, Any]
 """What was given of a group of options."""
 NOTHING: Given = {}
@@ -225,9 +229,7 @@ def generate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the way of --output.")] = False,
     workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes of one thread that share the work.")] = 0,
     decoding: Given = NOTHING,
-    draft: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Let this smaller model guess: faster (greedy, sample).")
-    ] = None,
+    draft: Draft = None,
     gap: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Stands in a prompt for what is to be filled in, such as ___.")
     ] = None,
@@ -251,13 +253,32 @@ def generate(
         "output": output,
         "overwrite": overwrite,
         "workers": workers,
-        "decoding": decoding if draft is None else {"speculation": {"kind": "draft"}, **decoding},
+        "decoding": drafted(decoding, draft),
         "draft": draft,
         "gap": gap,
         "json_schema": json_schema,
         "json_output": json_output,
     }
     command.run(from_flags(GenerateConfig, tree, settings))
+
+
+@app.command()
+@with_options(use=MODEL_USE, decoding=DECODING)
+def chat(
+    model: Model = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the system says first.")] = None,
+    decoding: Given = NOTHING,
+    draft: Draft = None,
+    use: Given = NOTHING,
+    settings: SetOptions = None,
+) -> None:
+    """Talk with a chat model: at a terminal, or a turn of the user a line of what is piped in."""
+    from txtgen.commands import chat as command
+    from txtgen.config.commands import ChatConfig
+    from txtgen.config.flags import from_flags
+
+    tree = {**use, "model": model, "system": system, "decoding": drafted(decoding, draft), "draft": draft}
+    command.run(from_flags(ChatConfig, tree, settings))
 
 
 @app.command()
@@ -582,6 +603,11 @@ def said_or_piped(
     if session and sys.stdout.isatty():
         return None
     raise UsageError(f"there is no {what}", "", f"give {flag} TEXT, --input FILE, or pipe {what}s in")
+
+
+def drafted(decoding: Given, draft: str | None) -> Given:
+    """Settings of generation, speculation among them where there is a draft model and no other is asked for."""
+    return decoding if draft is None else {"speculation": {"kind": "draft"}, **decoding}
 
 
 def sugar(flags: dict[str, Any], settings: list[str] | None) -> list[str]:

@@ -66,14 +66,10 @@ def option(
     return Option(Annotated[kind if default is not None else kind | None, facts], default, stands_for)
 
 
-PROMPTED: dict[str, Option] = {
+MODEL_USE: dict[str, Option] = {
     "adapters": Option(Adapters, None),
     "batch_size": option(int, "Prompts at a time.", default=16, least=1),
     "independent": option(bool, "Each prompt by itself, exactly.", "--independent", default=False),
-    "raw": option(bool, "Do not wrap the prompt of a chat model as a user turn.", "--raw", default=False),
-    "special": option(
-        bool, "Spellings of special tokens in the prompt become those tokens.", "--special", default=False
-    ),
     "dtype": Option(Dtype, "auto"),
     "quantize": option(QuantizationName, "Weights in so many bits."),
     "native": option(NativeName, "Machine code on a CPU: where it can be built, never, always.", default="auto"),
@@ -87,6 +83,15 @@ PROMPTED: dict[str, Option] = {
     ),
     "device": Option(Device, "auto"),
     "runs_path": Option(RunsPath, "runs"),
+}
+"""How a model computes: keys of `ModelUseConfig`."""
+
+PROMPTED: dict[str, Option] = {
+    "raw": option(bool, "Do not wrap the prompt of a chat model as a user turn.", "--raw", default=False),
+    "special": option(
+        bool, "Spellings of special tokens in the prompt become those tokens.", "--special", default=False
+    ),
+    **MODEL_USE,
 }
 """How a model reads prompts and computes: keys of `PromptedConfig`."""
 

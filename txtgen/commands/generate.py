@@ -1,6 +1,7 @@
 """`txtgen generate`: prompts in, text out; nothing but text goes to stdout."""
 
 import sys
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from txtgen.commands.models import load_for
 from txtgen.commands.output import write_result
 from txtgen.commands.prompted import PromptJob
 from txtgen.commands.result_file import ResultFile
+from txtgen.commands.session import Command, Replies, Session
 from txtgen.config.commands import GenerateConfig
 from txtgen.config.decoding_options import resolve_decoding
 from txtgen.errors import UsageError
@@ -17,7 +19,7 @@ from txtgen.generator import Generator, Prompt, in_order
 
 
 def run(config: GenerateConfig) -> None:
-    """Generate for every prompt and write the results in the order of the prompts.
+    """Generate for every prompt and write the results in the order of the prompts; ask for prompts if there are none.
 
     One prompt with one result is written as it is decided. With a file of prompts a line, each result is one line
     (newlines in it become spaces, so that line i answers prompt i); `json_output` is exact in every case.
@@ -32,11 +34,14 @@ def run(config: GenerateConfig) -> None:
     if config.input is not None:
         found, lines = read_prompts(config.input)
         prompts += found
-    if not prompts:
+    if not prompts and config.input is not None:
         raise UsageError("there is no prompt", "", "give --prompt TEXT, --input FILE, or pipe prompts in")
     if config.json_schema is not None:
         schema = {"json_schema": read_text(config.json_schema, "the JSON schema")}
         config = config.model_copy(update={"decoding": config.decoding | schema})
+    if not prompts:
+        _converse(config)
+        return
     if config.output is not None:
         with ResultFile(Path(config.output), config.overwrite) as file:
             _write_file(file, PromptJob(config, prompts, lines))
@@ -87,3 +92,32 @@ def _stream(generator: Generator, prompt: Prompt, config: GenerateConfig) -> Non
             write_result(piece, end="")
     finally:
         write_result("")
+
+
+def _converse(config: GenerateConfig) -> None:
+    """A session: what the user types is gone on from."""
+    for name in ("output", "json_output", "workers"):
+        if getattr(config, name):
+            raise UsageError(f"{name} has no meaning in a session", name, "give --prompt TEXT or --input FILE")
+    replies = Replies.of(config)
+    Session(replies, Continuation(replies, config)).run()
+
+
+class Continuation:
+    """What a session makes of lines: texts that go on from them."""
+
+    def __init__(self, replies: Replies, config: GenerateConfig) -> None:
+        self.replies, self.config = replies, config
+
+    def commands(self) -> Mapping[str, Command]:
+        """None of its own."""
+        return {}
+
+    def answer(self, line: str) -> None:
+        """Go on from a line; all results at once where they are several, or a text with its gaps filled."""
+        replies, how = self.replies, {"raw": self.config.raw, "special": self.config.special}
+        if self.config.gap is None and replies.decoding.num_return == 1:
+            replies.stream(line, **how)
+            return
+        for generation in replies.generator.generate(line, gap=self.config.gap, **how, **replies.options):
+            write_result(generation.text)

@@ -12,7 +12,7 @@ import txtgen
 from txtgen.checkpoint import FORMAT, Checkpoint, LoadedModel, load_checkpoint, materialise, save_checkpoint
 from txtgen.commands.adapters import Named, with_adapters
 from txtgen.commands.run_folder import RunFolder
-from txtgen.config.commands import GenerateConfig, PromptedConfig
+from txtgen.config.commands import GeneratingConfig, ModelUseConfig
 from txtgen.config.decoding import EQUAL_SHARES, Mixture
 from txtgen.config.model import Native, Quantization
 from txtgen.convert import import_folder
@@ -231,10 +231,13 @@ def load(
     adapters: Sequence[str | Path] = (),
     ensemble: Sequence[str | Path] = (),
     mixture: Mixture = EQUAL_SHARES,
+    remembers: bool = False,
 ) -> Generator:
     """Load a model for generation: a .pth file, a run folder, or the newest run; adapters of it become part of it.
 
     draft: a smaller model that guesses for it. ensemble: models that decide together with it, as `mixture` says.
+
+    Of a single prompt, a generator that remembers reads only what the one before and its result did not have.
 
     Raises:
         CheckpointError: there is none, it is damaged, or another model or an adapter does not fit it.
@@ -254,11 +257,12 @@ def load(
         draft=None if draft is None else read(draft),
         ensemble=[read(name) for name in ensemble],
         mixture=mixture,
+        remembers=remembers,
     )
 
 
-def load_for(config: PromptedConfig) -> Generator:
-    """The generator that a command which reads prompts was told to use; errors as for `load`."""
+def load_for(config: ModelUseConfig, *, remembers: bool = False) -> Generator:
+    """The generator that a command was told to use; `remembers` as in `Generator`; errors as for `load`."""
     return load(
         config.model,
         runs_path=config.runs_path,
@@ -268,14 +272,15 @@ def load_for(config: PromptedConfig) -> Generator:
         independent=config.independent,
         quantize=config.quantize,
         native=config.native,
-        draft=config.draft if isinstance(config, GenerateConfig) else None,
         adapters=config.adapters,
         ensemble=config.ensemble,
         mixture=config.mixture,
+        draft=config.draft if isinstance(config, GeneratingConfig) else None,
+        remembers=remembers,
     )
 
 
-def load_shared(path: Path, fingerprint: str, config: PromptedConfig) -> Generator:
+def load_shared(path: Path, fingerprint: str, config: ModelUseConfig) -> Generator:
     """The generator of one of several processes on this machine, which has read no weights that another one has.
 
     Raises:

@@ -182,23 +182,17 @@ class FinetuneConfig(RunConfig):
             yield "freeze", "and adapter exclude each other: beside an adapter all weights are frozen"
 
 
-class PromptedConfig(Config):
-    """What is told to every command that reads prompts: the prompts, the model, and how it computes."""
+class ModelUseConfig(Config):
+    """What is told to every command that uses a model: which one, and how it computes."""
 
     model: str | None = None
     """A .pth or a run folder; None: the newest run under runs_path."""
     adapters: tuple[str, ...] = ()
     """Adapters of this model, each a .pth or a run folder; what they change is added up."""
     runs_path: str = "runs"
-    prompts: tuple[str, ...] = ()
     batch_size: Count = 16
     independent: bool = False
     """Each row on its own: exactly the same result whatever else is computed."""
-    raw: bool = False
-    """Do not put the prompt of a chat model into a user turn."""
-    special: bool = False
-    """Spellings of special tokens in a prompt are those tokens."""
-    json_output: bool = False
     device: Device = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantize: Quantization | None = None
@@ -218,7 +212,35 @@ class PromptedConfig(Config):
             yield "mixture.mean", f"is {self.mixture.mean}, but a single model decides; give --ensemble MODEL"
 
 
-class GenerateConfig(PromptedConfig):
+class PromptedConfig(ModelUseConfig):
+    """What is told to every command that reads prompts."""
+
+    prompts: tuple[str, ...] = ()
+    raw: bool = False
+    """Do not put the prompt of a chat model into a user turn."""
+    special: bool = False
+    """Spellings of special tokens in a prompt are those tokens."""
+    json_output: bool = False
+
+
+class GeneratingConfig(ModelUseConfig):
+    """What is told to every command that generates."""
+
+    decoding: dict[str, Any] = Field(default_factory=dict)
+    """Options of the strategy that the user gave; the checkpoint's defaults fill the rest."""
+    draft: str | None = None
+    """A smaller model with the same tokens, for decoding.speculation of kind draft."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """A draft is for speculation."""
+        yield from super().problems()
+        speculation = self.decoding.get("speculation")
+        kind = speculation.get("kind") if isinstance(speculation, dict) else speculation
+        if self.draft is not None and kind != "draft":
+            yield "draft", f"is given, but decoding.speculation is {kind}; choose one of the two"
+
+
+class GenerateConfig(PromptedConfig, GeneratingConfig):
     """`txtgen generate`."""
 
     input: str | None = None
@@ -229,17 +251,13 @@ class GenerateConfig(PromptedConfig):
     """Replace what is in the way of the output."""
     workers: NonNegative = 0
     """Processes of one thread that share out the batches; 0: this process generates, by all of its threads."""
-    decoding: dict[str, Any] = Field(default_factory=dict)
-    """Options of the strategy that the user gave; the checkpoint's defaults fill the rest."""
     gap: Annotated[str, Field(min_length=1)] | None = None
     """What stands in a prompt for text to be filled in; None: prompts are gone on from."""
     json_schema: str | None = None
     """A file with the JSON schema of what is generated."""
-    draft: str | None = None
-    """A smaller model with the same tokens, for decoding.speculation of kind draft."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What belongs to an output needs one; workers have one model, on the CPU; a draft is for speculation."""
+        """What belongs to an output needs one; workers have one model, on the CPU."""
         yield from super().problems()
         if self.overwrite and self.output is None:
             yield "overwrite", "says what becomes of an output, and there is none; give --output FILE"
@@ -248,10 +266,13 @@ class GenerateConfig(PromptedConfig):
         for name in ("draft", "ensemble"):
             if self.workers and getattr(self, name):
                 yield "workers", f"have one model each, and {name} is given; leave one of them out"
-        speculation = self.decoding.get("speculation")
-        kind = speculation.get("kind") if isinstance(speculation, dict) else speculation
-        if self.draft is not None and kind != "draft":
-            yield "draft", f"is given, but decoding.speculation is {kind}; choose one of the two"
+
+
+class ChatConfig(GeneratingConfig):
+    """`txtgen chat`."""
+
+    system: str | None = None
+    """What the system says before the first turn."""
 
 
 class ScoreConfig(PromptedConfig):

@@ -3,21 +3,24 @@
 from txtgen.decode.constraint import Constraint
 from txtgen.decode.ensemble import Ensemble
 from txtgen.decode.inclusion import Inclusion
+from txtgen.decode.remembering import Remembering
 from txtgen.decode.sampling import Decided, Steps
 from txtgen.decode.scoring import token_logprobs
 from txtgen.decode.search import OnToken, run_steps, search, search_steps
 from txtgen.decode.stopping import StopCheck
-from txtgen.decode.types import FinishReason, Hypothesis, PromptBatch, StepModel, StepState
+from txtgen.decode.types import FinishReason, HiddenModel, Hypothesis, PromptBatch, StepModel, StepState
 
 __all__ = [
     "Constraint",
     "Decided",
     "Ensemble",
     "FinishReason",
+    "HiddenModel",
     "Hypothesis",
     "Inclusion",
     "OnToken",
     "PromptBatch",
+    "Remembering",
     "StepModel",
     "StepState",
     "Steps",

@@ -2,9 +2,20 @@
 
 from txtgen.generator.batches import Plan, in_order
 from txtgen.generator.generator import Generator
-from txtgen.generator.types import Generation, Message, Prompt, Score
+from txtgen.generator.prompts import DEFAULT_NEW_TOKENS
+from txtgen.generator.types import Generation, Message, Prompt, Score, StreamPiece
 from txtgen.generator.workers import Results, complete_by_workers
 
 __all__ = [
-    "Generation", "Generator", "Message", "Plan", "Prompt", "Results", "Score", "complete_by_workers", "in_order",
-]  # fmt: skip
+    "DEFAULT_NEW_TOKENS",
+    "Generation",
+    "Generator",
+    "Message",
+    "Plan",
+    "Prompt",
+    "Results",
+    "Score",
+    "StreamPiece",
+    "complete_by_workers",
+    "in_order",
+]

@@ -8,7 +8,17 @@ from typing import Any
 from txtgen.checkpoint import LoadedModel
 from txtgen.config.decoding import EQUAL_SHARES, DecodingConfig, Mixture, SampleConfig
 from txtgen.config.model import Native
-from txtgen.decode import Ensemble, Hypothesis, StepModel, Steps, run_steps, search_steps, token_logprobs
+from txtgen.decode import (
+    Ensemble,
+    HiddenModel,
+    Hypothesis,
+    Remembering,
+    StepModel,
+    Steps,
+    run_steps,
+    search_steps,
+    token_logprobs,
+)
 from txtgen.errors import OutOfMemoryError, UsageError
 from txtgen.generator.batches import Batch, Plan, in_order, make_plan
 from txtgen.generator.consensus import most_alike
@@ -17,11 +27,11 @@ from txtgen.generator.partners import Partner
 from txtgen.generator.prompts import PromptReader
 from txtgen.generator.scoring import UNLIMITED, Target, TargetReader, score_of
 from txtgen.generator.settings import resolve_settings
-from txtgen.generator.types import EncodedPrompt, Generation, Prompt, Score
+from txtgen.generator.types import EncodedPrompt, Generation, Prompt, Score, StreamPiece
 from txtgen.generator.writing import StopStrings, begins, filled_text
 from txtgen.infilling import gap_marks
 from txtgen.memory import is_out_of_memory
-from txtgen.model import Transformer, step_model
+from txtgen.model import Transformer, is_bounded, step_model
 from txtgen.tokenizer import IncrementalDecoder, never_written
 
 
@@ -37,6 +47,7 @@ class Generator:
         draft: a smaller model with the same tokens, which proposes them where `speculation` asks for it.
         ensemble: models with the same tokens that decide together with the first one.
         mixture: how they do.
+        remembers: of a single prompt, read only what the one before and its result did not have, as in a conversation.
 
     Raises:
         UsageError: the batch size is below 1.
@@ -55,11 +66,14 @@ class Generator:
         draft: LoadedModel | None = None,
         ensemble: Sequence[LoadedModel] = (),
         mixture: Mixture = EQUAL_SHARES,
+        remembers: bool = False,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}", "batch_size", "give at least 1")
         self.loaded = loaded
-        self._model: StepModel[Any] = step_model(loaded.model, native)
+        model: HiddenModel[Any] = step_model(loaded.model, native)
+        most = loaded.model.config.max_length if is_bounded(loaded.model.config.position) else None
+        self._model: StepModel[Any] = Remembering(model, most) if remembers else model
         self.batch_size, self.batch_tokens = 1 if independent else batch_size, batch_tokens
         self._reader = PromptReader(loaded)
         self._draft = None if draft is None else Partner(draft, self._reader, "draft", native)
@@ -150,10 +164,30 @@ class Generator:
         Raises:
             UsageError: as for `generate`, or more than one result is asked for.
         """
+        pieces = self.stream_pieces(prompt, raw=raw, special=special, **options)
+        return (piece.text for piece in pieces if piece.text)
+
+    def stream_pieces(
+        self, prompt: Prompt, *, number: int = 0, raw: bool = False, special: bool = False, **options: Any
+    ) -> Iterator[StreamPiece]:
+        """As `stream`, but each step of the search is told of, also where it adds no text.
+
+        Args:
+            prompt, raw, special, options: as for `generate`.
+            number: of the prompt, by which samples of one seed differ.
+        """
         decoding = resolve_settings(self.loaded, {"num_return": 1, **options})
         if decoding.num_return > 1:
             raise UsageError(f"num_return is {decoding.num_return}", "stream", "a stream shows one result")
-        return self._stream(self._encode({0: prompt}, raw, special, None, decoding)[0], decoding)
+        return self._stream(self._encode({number: prompt}, raw, special, None, decoding)[0], decoding)
+
+    def room(self, prompt: Prompt) -> int | None:
+        """How many tokens may follow a prompt; below 1 if the model cannot read it, None if it can read any number.
+
+        Raises:
+            UsageError: as for `generate`.
+        """
+        return self._reader.room(prompt)
 
     def score(
         self,
@@ -265,9 +299,10 @@ class Generator:
                 found = [before + new for before, new in zip(found, more, strict=True)]
             return found
 
-    def _stream(self, prompt: EncodedPrompt, decoding: DecodingConfig) -> Iterator[str]:
+    def _stream(self, prompt: EncodedPrompt, decoding: DecodingConfig) -> Iterator[StreamPiece]:
         if isinstance(decoding, SampleConfig) and decoding.mbr is not None:
-            yield self.complete((prompt,), decoding)[prompt.number][0].text
+            (best, *_) = self.complete((prompt,), decoding)[prompt.number]
+            yield StreamPiece(best.text, len(best.token_ids), best.finish_reason)
             return
         decoder, known = self._decoder(prompt, decoding), 0
         with _ready(self.loaded.model):
@@ -279,11 +314,9 @@ class Generator:
                     ((hypothesis, *_),) = end.value
                     break
                 known += len(decided)
-                if piece := "".join(decoder.push(token_id) for _, token_id in decided):
-                    yield piece
-        rest = [decoder.push(token_id) for token_id in hypothesis.token_ids[known:]]
-        if last := "".join(rest) + decoder.flush():
-            yield last
+                yield StreamPiece("".join(decoder.push(token_id) for _, token_id in decided), known)
+        rest = "".join(map(decoder.push, hypothesis.token_ids[known:])) + decoder.flush()
+        yield StreamPiece(rest, len(hypothesis.token_ids), hypothesis.finish_reason)
 
     def _decoder(self, prompt: EncodedPrompt, decoding: DecodingConfig) -> IncrementalDecoder:
         """What turns the tokens that follow a prompt into text, up to a stop string."""

@@ -71,14 +71,11 @@ class PromptReader:
             told = "a stop string ends a text, and this model writes the text of gaps, one after the other"
             raise UsageError(told, "stop", "leave it out")
         text = prompt if isinstance(prompt, str) else self.tokenizer.decode(ids)
-        chat = None if raw else self.loaded.config.chat
-        prefix = () if chat is not None and chat.complete else self.framing.prefix
-        if not self._max_source_length:
-            ids = [*prefix, *ids] or [self.tokenizer.special.bos_id]
-            return EncodedPrompt(number, text, tuple(ids), self._limit(len(ids), where, decoding), gaps)
-        if not ids:
+        if self._max_source_length and not ids:
             raise UsageError("an empty prompt", where, "an encoder-decoder needs a source")
-        ids = [*prefix, *ids, *self.framing.suffix]
+        ids = self._framed(ids, raw)
+        if not self._max_source_length:
+            return EncodedPrompt(number, text, tuple(ids), self._limit(len(ids), where, decoding), gaps)
         if self._bounded and len(ids) > self._max_source_length:
             raise NoRoomError(
                 f"the prompt has {len(ids)} tokens, and max_source_length is {self._max_source_length}",
@@ -87,6 +84,27 @@ class PromptReader:
             )
         limit = self._limit(len(self.framing.decoder_start), where, decoding)
         return EncodedPrompt(number, text, tuple(ids), limit, gaps)
+
+    def room(self, prompt: Prompt) -> int | None:
+        """How many tokens may follow a prompt; below 1 if the model cannot read it, None if it can read any number.
+
+        Raises:
+            UsageError: a prompt that cannot be used.
+        """
+        if not self._bounded:
+            return None
+        count = len(self._framed(self._prompt_ids(prompt, False, False, "the conversation"), False))
+        longest = self.loaded.model.config.max_length
+        if not self._max_source_length:
+            return longest - count
+        return min(longest - len(self.framing.decoder_start), 1 + self._max_source_length - count)
+
+    def _framed(self, ids: Sequence[int], raw: bool) -> list[int]:
+        """What a model is given for the tokens of a prompt."""
+        chat = None if raw else self.loaded.config.chat
+        prefix = () if chat is not None and chat.complete else self.framing.prefix
+        suffix = self.framing.suffix if self._max_source_length else ()
+        return [*prefix, *ids, *suffix] or [self.tokenizer.special.bos_id]
 
     def _gaps(self, prompt: Prompt, gap: str, special: bool, where: str) -> Gaps:
         """A text with gaps."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from txtgen.decode import FinishReason
 from txtgen.infilling import Gaps
@@ -45,6 +46,17 @@ class Generation:
     def __str__(self) -> str:
         """The generated text."""
         return self.text
+
+
+class StreamPiece(NamedTuple):
+    """A part of a text that has just been decided, perhaps empty.
+
+    tokens: how many the text has so far. finish_reason: why it ended, with the last piece.
+    """
+
+    text: str
+    tokens: int
+    finish_reason: FinishReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
