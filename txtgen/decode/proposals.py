@@ -91,6 +91,7 @@ class Draft(Generic[State]):
 
     def begin(self, prompts: PromptBatch, copies: int, capacity: int, _vocabulary: int) -> None:
         """Read the prompts."""
+        self._prompt_lengths: list[int] = prompts.lengths.repeat_interleave(copies).tolist()
         _, self.state = self.model.prefill(prompts, capacity)
         if copies > 1:
             self.state.select(torch.arange(len(prompts)).repeat_interleave(copies))
@@ -104,14 +105,9 @@ class Draft(Generic[State]):
         counts = [min(count, self.num_tokens) for count in most]
         if not any(counts):
             return offers
-        # What was proposed in vain is forgotten; of what is new, all rows read as much as the one that lacks most.
-        held = self.state.lengths.tolist()
-        behind = max(1, *(length - known for length, known in zip(texts.lengths, held, strict=True)))
-        lengths = [length - behind for length in texts.lengths]
-        tokens = texts.last(behind)
+        lengths, tokens = self._catch_up(texts, results)
         while True:
-            self.state.truncate(torch.tensor(lengths))
-            logits = self.model.extend(tokens, self.state)[:, -1].float()
+            logits = self._read(tokens, lengths)[:, -1].float()
             lengths = self.state.lengths.tolist()
             wanting = [row for row, count in enumerate(counts) if len(offers[row]) < count]
             more = self._offers(logits[wanting], [results[row] for row in wanting])
@@ -125,6 +121,30 @@ class Draft(Generic[State]):
                     tokens[row] = offers[row][-1].token_id
                 else:
                     lengths[row] -= 1
+
+    def _catch_up(self, texts: Texts, results: Sequence[int]) -> tuple[list[int], Tensor]:
+        """Read what is new in the texts but for the end of it. Returns where that begins, and the tokens, [R,N] int64.
+
+        What was proposed in vain is forgotten. All rows read as much as the one that lacks most, but at a time no more
+        than each has beyond its prompt.
+        """
+        begins = [self._prompt_lengths[result] for result in results]
+        behind = max(
+            1, *(length - held for length, held in zip(texts.lengths, self.state.lengths.tolist(), strict=True))
+        )
+        at_once = min(length - begin for length, begin in zip(texts.lengths, begins, strict=True))
+        while True:
+            starts = [max(begin, length - behind) for length, begin in zip(texts.lengths, begins, strict=True)]
+            tokens = texts.read(starts, min(behind, at_once))
+            if behind <= at_once:
+                return starts, tokens
+            self._read(tokens, starts)
+            behind -= at_once
+
+    def _read(self, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Logits [R,N,V] after tokens [R,N] that follow so many of each row."""
+        self.state.truncate(torch.tensor(lengths))
+        return self.model.extend(tokens, self.state)
 
     def _offers(self, logits: Tensor, results: Sequence[int]) -> list[Offer]:
         """A token for each row of logits [R,V]."""

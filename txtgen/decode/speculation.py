@@ -36,12 +36,12 @@ class Texts:
 
     def write(self, tokens: Tensor) -> None:
         """Note what stands from the last decided token on, [R,N] int64, itself included."""
-        count = tokens.shape[1]
-        self.token_ids.scatter_(1, self._places(-1, count), tokens)
+        starts = [length - 1 for length in self.lengths]
+        self.token_ids.scatter_(1, self._places(starts, tokens.shape[1]), tokens)
 
-    def last(self, count: int) -> Tensor:
-        """The last decided tokens, [R,N] int64."""
-        return self.token_ids.gather(1, self._places(-count, count))
+    def read(self, starts: Sequence[int], count: int) -> Tensor:
+        """So many tokens of every row from its start on, [R,N] int64."""
+        return self.token_ids.gather(1, self._places(starts, count))
 
     def before(self, rows: Sequence[int], ahead: int) -> Tensor:
         """All tokens of some rows, and so many after the decided ones, as filters read sequences."""
@@ -52,9 +52,9 @@ class Texts:
         """Keep these rows."""
         self.token_ids, self.lengths = self.token_ids[rows], [self.lengths[row] for row in rows]
 
-    def _places(self, first: int, count: int) -> Tensor:
+    def _places(self, starts: Sequence[int], count: int) -> Tensor:
         device = self.token_ids.device
-        return torch.tensor(self.lengths, device=device)[:, None] + torch.arange(first, first + count, device=device)
+        return torch.tensor(starts, device=device)[:, None] + torch.arange(count, device=device)
 
 
 class Proposer(Protocol):
