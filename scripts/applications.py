@@ -8,6 +8,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,7 @@ def perplexity(model: Generator, pairs: Sequence[tuple[Any, str]]) -> float:
 
 def figures_of(found: Sequence[Generation]) -> dict[str, float]:
     """What generated texts are like, for people."""
-    metrics = describe(found)
-    return {name: round(float(getattr(metrics, name)), 4) for name in metrics.__dataclass_fields__}
+    return {name: round(value, 4) for name, value in asdict(describe(found)).items()}
 
 
 def poems(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -149,10 +149,18 @@ def poems(arguments: argparse.Namespace) -> dict[str, Any]:
     firsts = [re.split("(?<=[，。？！；])", row["target"])[0] for row in begun]
     continued = [model.generate(row["source"], prefix=first, seed=arguments.seed)[0].text
                  for row, first in zip(begun, firsts, strict=True)]  # fmt: skip
+    bound = [
+        keeps_width(each.text, form)
+        for form in sorted({row["form"] for row in rows})
+        for each in model.generate(
+            [row["source"] for row in rows if row["form"] == form], seed=arguments.seed, regex=metre(form)
+        )
+    ]
     corpus = [words(row["text"]) for row in read_jsonl(OUT / "poems" / "text.jsonl")]
     return {
         "poems": figures_of(found),
         "line lengths kept": sum(kept) / len(kept),
+        "line lengths kept, held to the metre by a regular expression": sum(bound) / len(bound),
         "number of lines kept, of forms that fix it": sum(counted) / len(counted),
         "from a given first line": sum(
             text.startswith(first) and keeps_width(text, row["form"])
@@ -163,6 +171,14 @@ def poems(arguments: argparse.Namespace) -> dict[str, Any]:
         "examples": [(row["source"], each.text) for row, each in zip(rows, found, strict=True)][:6]
         + list(zip(firsts, continued, strict=True))[:4],
     }  # fmt: skip
+
+
+def metre(form: str) -> str:
+    """The regular expression of a form: couplets of five or seven characters, as many as the form has."""
+    lines = {name: size[1] for size, name in FORMS.items()}.get(form)
+    line = f"[\u4e00-\u9fff]{{{5 if form.startswith('五') else 7}}}"
+    couplet = f"{line}，{line}。"
+    return f"{couplet}(\n{couplet}){{{lines // 2 - 1 if lines else '1,7'}}}"
 
 
 def keeps_width(poem: str, form: str) -> bool:

@@ -1,5 +1,6 @@
 """What the scripts of the worked applications prepare and count."""
 
+import re
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -48,6 +49,18 @@ def test_forms_are_lengths_and_numbers_of_lines(scripts, text, form) -> None:
         assert scripts["applications"].keeps_width(text, form)
         assert not scripts["applications"].keeps_width(text + "好。", form)
         assert not scripts["applications"].keeps_width(text, "七言" if form.startswith("五") else "五言")
+
+
+@pytest.mark.parametrize("form", ["五言絕句", "七言絕句", "五言律詩", "七言律詩", "五言古詩", "七言古詩"])
+def test_what_a_metre_allows_keeps_the_form(scripts, form) -> None:
+    line = "月落烏啼霜滿天"[: 5 if form.startswith("五") else 7]
+    allowed = [
+        couplets
+        for couplets in range(1, 12)
+        if re.fullmatch(scripts["applications"].metre(form), "\n".join([f"{line}，{line}。"] * couplets))
+    ]
+    assert allowed == {"絕句": [2], "律詩": [4], "古詩": [*range(2, 9)]}[form[2:]]
+    assert scripts["applications"].keeps_width(f"{line}，{line}。\n{line}，{line}。", form)
 
 
 def test_values_are_what_a_reply_must_copy(scripts) -> None:
