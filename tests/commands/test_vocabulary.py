@@ -2,6 +2,7 @@
 
 import json
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from txtgen.checkpoint import load_checkpoint, load_model, save_checkpoint
 from txtgen.cli import run
 from txtgen.commands import training
 from txtgen.commands.vocabulary import with_vocabulary
+from txtgen.config.decoding import GreedyConfig
 from txtgen.config.model import NgramConfig
 from txtgen.config.tokenizer import VocabularyConfig
 from txtgen.errors import CheckpointError, ConfigError
@@ -158,3 +160,23 @@ def test_what_cannot_be_changed_is_refused(workshop, trained, capfd) -> None:
     assert (
         len(with_vocabulary(old, VocabularyConfig(pieces=("fox",)), None, "base").tokenizer) == len(old.tokenizer) + 1
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({"dry": {"multiplier": 1.0, "breaker_ids": [[7]]}}, True),
+        ({"dry": {"multiplier": 1.0}}, False),
+        ({"sequence_bias": [{"token_ids": [7], "bias": 1.0}]}, True),
+        ({"sequence_bias": [{"text": "fox", "bias": 1.0}]}, False),
+        ({"forced_bos_token_id": 0}, True),
+    ],
+)
+def test_generation_defaults_that_know_ids_keep_the_tokenizer(workshop, trained, settings, refused) -> None:
+    assert run(["tokenizer", "train", "pairs.tsv", "--out", "other.model", "--vocab-size", "300"]) == 0
+    old = base(trained, "decoder")
+    generation = GreedyConfig.model_validate_json(json.dumps(settings))
+    old = replace(old, config=old.config.model_copy(update={"generation": generation}))
+    with pytest.raises(CheckpointError, match="its generation defaults") if refused else nullcontext():
+        with_vocabulary(old, VocabularyConfig(path="other.model"), None, "base")
+    with_vocabulary(old, VocabularyConfig(pieces=("fox",)), None, "base")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +24,13 @@ VOCABULARIES = {
 _OF_IDS = (
     "bad_words_ids",
     "begin_suppress_tokens",
+    "breaker_ids",
     "forced_bos_token_id",
     "forced_eos_token_id",
-    "sequence_bias",
     "suppress_tokens",
+    "token_ids",
 )
+"""Settings of generation, and of its sections, that know tokens by their ids."""
 
 
 def with_vocabulary(
@@ -105,14 +108,24 @@ def _require_no_ids(base: Checkpoint, where: str) -> None:
     reasons = {
         "the tokens around its texts, as it comes from elsewhere": base.config.framing is not None,
         "its n-grams": base.config.model.ngrams is not None,
-        "its generation defaults": any(
-            value not in (None, []) for key, value in base.config.generation.plain().items() if key in _OF_IDS
-        ),
+        "its generation defaults": _knows_ids(base.config.generation.plain()),
     }
     for what, holds in reasons.items():
         if holds:
             fix = "keep its tokenizer, to which control_symbols and pieces may be added"
             raise CheckpointError(f"the base model's tokens cannot get other ids: {what} are known by them", where, fix)
+
+
+def _knows_ids(settings: Any) -> bool:
+    match settings:
+        case dict():
+            return any(
+                _knows_ids(value) or (key in _OF_IDS and value not in (None, [])) for key, value in settings.items()
+            )
+        case list():
+            return any(map(_knows_ids, settings))
+        case _:
+            return False
 
 
 def fitted_rows(weight: Tensor, origins: Sequence[Sequence[int]], count: int) -> Tensor:
