@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
 from txtgen.commands import training
 from txtgen.commands.run_folder import RunFolder
+from txtgen.config.commands import PretrainConfig
+from txtgen.config.loader import load_config
 from txtgen.train.loss import batch_loss
 
 
@@ -136,6 +139,22 @@ def test_a_run_killed_before_last_pth_was_made_resumes_by_name(workshop) -> None
     Path("runs/a/best.pth").unlink(missing_ok=True)
     assert run(["pretrain", "--resume", "--name", "a", "--steps", "7"]) == 0
     assert load_checkpoint(Path("runs/a/last.pth"), training=True).training["step"] == 7
+
+
+def test_the_folder_that_is_named_goes_on_wherever_its_run_was_begun(workshop) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--runs-path", "old", "--steps", "2"]) == 0
+    shutil.copytree("old/a", "new/b")
+    shutil.copytree("old/a", "runs/c")
+    assert run(["pretrain", "--resume", "--name", "b", "--runs-path", "new", "--steps", "3"]) == 0
+    assert run(["pretrain", "--resume", "--steps", "4"]) == 0  # the newest under runs/
+    steps = {
+        path: load_checkpoint(Path(path, "last.pth"), training=True).training["step"]
+        for path in ("old/a", "new/b", "runs/c")
+    }
+    assert steps == {"old/a": 2, "new/b": 3, "runs/c": 4}
+    assert sorted(path.name for path in Path("old").iterdir()) == ["a"]
+    saved = load_config(PretrainConfig, Path("runs/c/config.yaml"))
+    assert (saved.runs_path, saved.name) == ("runs", "c")
 
 
 def test_ctrl_c_in_a_real_process_saves_and_exits_130(workshop) -> None:

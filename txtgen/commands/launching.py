@@ -117,7 +117,9 @@ def _config(request: Request) -> tuple[Path, str, list[str]]:
             raise UsageError("nothing to train on", "", f"give a config or text files: txtgen {request.command} FILES")
         runs = Path(request.runs_path)
         folder = runs / request.name if request.name else resolve_model(None, request.runs_path).parent
-        return folder / "config.yaml", folder.name, [f"name={json.dumps(folder.name)}"]
+        # Whatever the config in it says: it may have been copied or moved since.
+        here = {"name": folder.name, "runs_path": str(folder.parent)}
+        return folder / "config.yaml", folder.name, [f"{key}={json.dumps(value)}" for key, value in here.items()]
     with as_file(files("txtgen.config") / "builtin" / f"{request.command}.yaml") as path:
         return path, Path(inputs[0]).name.partition(".")[0] or "text", _builtin_settings(request)
 
