@@ -106,6 +106,16 @@ def test_the_library_never_prints() -> None:
         assert not [call for call in calls if ast.unparse(call.func) == "print"], path
 
 
+def test_rich_has_one_place() -> None:
+    found = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found |= {str(path.relative_to(PACKAGE)) for name in names if name.split(".")[0] == "rich"}
+    assert found == {str(Path("commands", "console.py"))}
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -250,6 +250,12 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def tell(message: str, style: str) -> None:
+    """Show a line of plain text on stderr where nothing else is shown, in a style such as dim or red."""
+    console = Console(file=cast(IO[str], Terminal()), highlight=False, emoji=False, markup=False)
+    console.print(Text(safe_text(message), style=style), soft_wrap=True)
+
+
 def table(title: str, rows: dict[str, object]) -> None:
     """Print names and values to stdout."""
     grid = Table(title=title or None, show_header=False, box=None, pad_edge=False, title_justify="left")
@@ -269,6 +275,15 @@ def columns(title: str, heads: Sequence[str], rows: Sequence[Sequence[object]]) 
     for row in rows:
         grid.add_row(*(Text(safe_text(str(value))) for value in row))
     _print(grid)
+
+
+def marked(what: str, parts: Sequence[tuple[str, bool]], more: str = "") -> None:
+    """Print parts of a text in one line to stdout, for a terminal: those that are marked in colour."""
+    line = Text(f"{what}: ")
+    for part, flag in parts:
+        line.append(safe_text(part), style="bold green" if flag else "dim")
+        line.append(" ")
+    Console(highlight=False, emoji=False, markup=False).print(line.append(more))
 
 
 def _print(grid: Table) -> None:

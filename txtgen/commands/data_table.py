@@ -4,14 +4,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from rich.console import Console
-from rich.text import Text
-
-from txtgen.commands.console import columns, table
+from txtgen.commands.console import columns, marked, table
 from txtgen.commands.data import DataCheck
 from txtgen.commands.output import write_json, write_result
 from txtgen.data import Sample, Survey
-from txtgen.errors import safe_text
 
 MAX_TOKENS = 400
 """Of an example, more are not shown."""
@@ -95,11 +91,7 @@ def _tokens(what: str, tokens: list[tuple[str, bool]]) -> None:
     if not sys.stdout.isatty():
         write_result(f"{what}: {' '.join(_bracketed(shown))}{more}")
         return
-    line = Text(f"{what}: ")
-    for piece, flag in shown:
-        line.append(safe_text(_visible(piece)), style="bold green" if flag else "dim")
-        line.append(" ")
-    Console(highlight=False, emoji=False, markup=False).print(line.append(more))
+    marked(what, [(_visible(piece), flag) for piece, flag in shown], more)
 
 
 def _bracketed(tokens: list[tuple[str, bool]]) -> Iterator[str]:

@@ -5,11 +5,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
-from txtgen.commands.console import Terminal
-from txtgen.errors import TxtgenError, UsageError, safe_text
+from txtgen.commands.console import tell
+from txtgen.errors import TxtgenError, UsageError
 
 MARK, MORE = "> ", "… "
 
@@ -22,7 +19,6 @@ class Lines:
 
     def __init__(self) -> None:
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
-        self._console = Console(file=Terminal(), highlight=False, emoji=False, markup=False)  # type: ignore[arg-type]
         self._readline: Any = None
         if self.interactive:
             with suppress(ImportError):  # Windows has none
@@ -71,8 +67,8 @@ class Lines:
     def note(self, message: str) -> None:
         """Tell the user something, in grey."""
         if self.interactive:
-            self._console.print(Text(safe_text(message), style="dim"), soft_wrap=True)
+            tell(message, "dim")
 
     def complain(self, error: TxtgenError) -> None:
         """Tell the user of a mistake."""
-        self._console.print(Text(safe_text(f"error: {error}"), style="red"), soft_wrap=True)
+        tell(f"error: {error}", "red")
