@@ -7,7 +7,7 @@ restricted to tensors and plain data (`weights_only=True`).
 import errno
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
@@ -300,17 +300,16 @@ def load_weights(model: Transformer, weights: dict[str, Tensor], where: str, *, 
     Raises:
         CheckpointError: as for `check_weights`.
     """
-    check_weights(model, weights, where)
+    check_weights(model.state_dict(), weights, where)
     model.load_state_dict(weights, strict=True, assign=assign)
 
 
-def check_weights(model: Transformer, weights: dict[str, Tensor], where: str) -> None:
-    """Refuse weights whose names and shapes are not those of the model.
+def check_weights(own: Mapping[str, Tensor], weights: dict[str, Tensor], where: str) -> None:
+    """Refuse weights whose names and shapes are not those of a model's own.
 
     Raises:
         CheckpointError: the first differences in names or shapes, or a weight that is not finite.
     """
-    own = model.state_dict()
     complaints = [f"missing {name}" for name in own if name not in weights]
     complaints += [f"unexpected {name}" for name in weights if name not in own]
     complaints += [

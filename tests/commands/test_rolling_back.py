@@ -165,3 +165,18 @@ def test_where_nothing_was_saved_the_end_says_so(workshop, capfd, poison) -> Non
     poison(1)
     assert pretrain("decoder", name="a") == 7
     assert "nothing was saved yet" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("trainable", ["[]", "['*_norm.*']"], ids=["alone", "and norms"])
+def test_with_an_adapter_it_goes_on_behind_the_step_and_the_base_stays(workshop, poison, trainable) -> None:
+    assert pretrain("decoder", "--steps", "2", name="base") == 0
+    adapter = ["--set", f"adapter={{kind: lora, rank: 2, trainable: {trainable}}}", "--set", "adapter.base_bits=8"]
+    common = [*adapter, "--steps", "6", "--set", "train.keep_last=9", "--set", "train.batch_tokens=128"]
+    finetune = ["finetune", "text/a.txt", "--base", "runs/base", *common, "--name"]
+    assert run([*finetune, "healthy", "--set", "train.save_every=1"]) == 0
+    without_what_was_read("healthy", since=2, up_to=4, new="expected")
+    assert run(["finetune", "--resume", "--name", "expected"]) == 0
+    poison(4)
+    assert run([*finetune, "a", "--set", "train.save_every=2", *ROLL_BACK]) == 0
+    assert [change["rolled_back_from"] for change in last("a").lineage["changes"]] == [4]
+    assert_same_end("a", "expected")

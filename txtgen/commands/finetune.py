@@ -52,7 +52,7 @@ def build(config: FinetuneConfig, start: Start, display: ProgressDisplay) -> Job
     model = prepare(base, config, where)
     start.require_memory(model, config.train)
     place(model, config.train.sharding, start.device, start.world)
-    take_over(model, base, where, start.world)
+    take_over(model.state_dict(), base, where, start.world)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     display.note(f"model: {trained:,} parameters to train on {start.device}, {start.dtype}")
     for told in ({key: base.lineage[key]} for key in VOCABULARIES if start.resumed is None and key in base.lineage):

@@ -41,7 +41,7 @@ def build(config: PretrainConfig, start: Start, display: ProgressDisplay) -> Job
     start.require_memory(model, config.train)
     place(model, config.train.sharding, start.device, start.world)
     if start.resumed is not None:
-        take_over(model, start.resumed, str(start.folder.path), start.world)
+        take_over(model.state_dict(), start.resumed, str(start.folder.path), start.world)
     else:
         begin(model, config.seed)
     display.note(f"model: {sum(p.numel() for p in model.parameters()):,} parameters on {start.device}, {start.dtype}")

@@ -53,7 +53,7 @@ def roll_back(saving: Saving, report: StepReport) -> dict[str, Any]:
     # What the memory allows and what was compiled is still so, and best.pth is what it is.
     kept = saving.best, state.micro_batch_tokens, state.compilation
     reshard(state.model)
-    take_over(state.model, checkpoint, str(path), world)
+    take_over(saving.weights(), checkpoint, str(path), world)
     if saving.config.ema_decay is not None:
         state.average = WeightAverage(state.model, saving.config.ema_decay)
     saving.restore(training)

@@ -1,8 +1,7 @@
 """The weights of a run: where its ranks hold them, and where they come from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -34,17 +33,17 @@ def begin(model: Transformer, seed: int) -> None:
         fill(parameter, initial_weight(model.config, name, parameter.shape, seed))
 
 
-def take_over(model: Transformer, checkpoint: Checkpoint, where: str, world: World) -> None:
-    """Set the weights to those of a checkpoint, which rank 0 has read; every name and shape must match.
+def take_over(weights: Mapping[str, Tensor], checkpoint: Checkpoint, where: str, world: World) -> None:
+    """Set weights of a model to those of a checkpoint, which rank 0 has read; every name and shape must match.
 
     Afterwards the checkpoint has none: a run that goes on is not to hold two models.
 
     Raises:
         CheckpointError: one does not match, or is not finite.
     """
-    world.from_main(lambda: check_weights(model, checkpoint.model, where))
+    world.from_main(lambda: check_weights(weights, checkpoint.model, where))
     with torch.no_grad():
-        for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        for name, tensor in weights.items():
             weight = checkpoint.model.pop(name).to(tensor.dtype)
             tensor.copy_(share_out(weight, tensor, world))
 
