@@ -253,6 +253,25 @@ def test_finetuning_starts_from_the_base_and_says_so(workshop, trained) -> None:
     assert Path("runs/b/config.yaml").read_text().count("learning_rate: 1.0e-30") == 1
 
 
+@pytest.mark.parametrize(
+    ("data", "more", "rate"),
+    [
+        ("chats.jsonl", [], 1e-4),
+        ("chats.jsonl", ["--set", "adapter.rank=8"], 1e-3),
+        ("chosen.jsonl", [], 1e-5),
+        ("chosen.jsonl", ["--set", "adapter.rank=8"], 1e-4),
+        ("chosen.jsonl", ["--set", "train.optimizer.learning_rate=0.5"], 0.5),
+    ],
+)
+def test_the_usual_rate_is_that_of_what_is_learnt(workshop, trained, data, more, rate) -> None:
+    pairs = [{"prompt": f"a {n}?", "chosen": f"a cat {n}", "rejected": f"a dog {n}"} for n in range(9)]
+    Path("chosen.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    base = str(trained / "runs" / "decoder")
+    assert run(["finetune", data, "--base", base, "--steps", "1", "--name", "b", *more]) == 0
+    optimizer = load_checkpoint(Path("runs/b/last.pth")).config.run["train"]["optimizer"]
+    assert optimizer["learning_rate"] == pytest.approx(rate)
+
+
 def test_frozen_parameters_do_not_move(workshop, trained) -> None:
     base = trained / "runs" / "decoder"
     freeze = ["--set", 'freeze=["*embedding*", "decoder.layers.0.self_attention.*"]']

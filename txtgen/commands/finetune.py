@@ -28,8 +28,7 @@ from txtgen.model.lora import add_adapters, initial_adapter, is_of_adapter
 from txtgen.model.quantize import quantize_model
 
 SMALLER = 0.1
-"""Of the learning rate that pretraining has: finetuning should move the weights far less. What an adapter adds begins
-at zero, and is learnt at the full rate."""
+"""Of a learning rate: what is left of it where weights should move far less."""
 
 
 def run(config: FinetuneConfig, launch: Launch | None = None) -> RunResult:
@@ -38,12 +37,19 @@ def run(config: FinetuneConfig, launch: Launch | None = None) -> RunResult:
     Raises:
         TxtgenError: the config, the base model, the corpus or the machine does not allow it.
     """
-    config = with_learning_rates(config, 1.0 if config.adapter else SMALLER)
+    config = with_learning_rates(config, share_of_rate(config))
     with start_run(config, launch or Launch()) as start:
         display = ProgressDisplay(config.train.steps, quiet=not start.world.is_main)
         for warning in start.warnings:
             display.note(warning)
         return run_training(build(config, start, display), display)
+
+
+def share_of_rate(config: FinetuneConfig) -> float:
+    """The usual learning rate as a share of pretraining's: a tenth, so that what is known stays; all of it for an
+    adapter, which begins at zero; and a tenth of either for preferences, which are to shift a model and no more."""
+    share = 1.0 if config.adapter else SMALLER
+    return share * SMALLER if isinstance(config.data.objective, DpoObjective) else share
 
 
 def build(config: FinetuneConfig, start: Start, display: ProgressDisplay) -> Job:
@@ -76,7 +82,7 @@ def build(config: FinetuneConfig, start: Start, display: ProgressDisplay) -> Job
 
 def dry_run(config: FinetuneConfig) -> Iterator[Section]:
     """What the run would cost. Nothing of it stays, but a few steps are trained."""
-    config = with_learning_rates(config, 1.0 if config.adapter else SMALLER)
+    config = with_learning_rates(config, share_of_rate(config))
 
     def sketch(world: World) -> Transformer:
         return prepare(_begin(config, None, world), config, where=config.base or "")
