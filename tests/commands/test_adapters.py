@@ -12,7 +12,9 @@ from txtgen import load
 from txtgen.checkpoint import load_checkpoint, save_checkpoint
 from txtgen.cli import run
 from txtgen.commands.adapters import weights_sha256
-from txtgen.commands.models import read_model
+from txtgen.commands.models import load_shared, read_model, shared_file
+from txtgen.config.commands import GenerateConfig
+from txtgen.errors import CheckpointError
 
 LORA = ["--set", "adapter={kind: lora, rank: 2}", "--set", "train.optimizer.learning_rate=0.01"]
 EVERY = ["--set", "train.save_every=1", "--set", "train.validate_every=2", "--set", "data.validation.fraction=0.2"]
@@ -123,6 +125,39 @@ def test_two_adapters_add_up(base) -> None:
     assert all(torch.equal(both[name], tensor) for name, tensor in on_one.items())
     generator = load(base, adapters=[one, two])
     assert generator.generate(["the cat"], max_new_tokens=2)
+
+
+def test_what_is_made_has_the_dtype_of_the_base_and_is_rounded_once(base) -> None:
+    checkpoint = load_checkpoint(base)
+    half = {name: tensor.bfloat16() for name, tensor in checkpoint.model.items()}
+    save_checkpoint(Path("half.pth"), replace(checkpoint, model=half))
+    more = ["--set", "adapter.trainable=['*_norm.*']"]
+    one, two = finetune(Path("half.pth"), "one", *more), finetune(Path("half.pth"), "two", "--set", "seed=1")
+    merged = read_model("half.pth", adapters=[one, two])[1].model
+    learnt = [load_checkpoint(folder / "best.pth").model for folder in (one, two)]
+    for name, tensor in half.items():
+        lora, expected = name.removesuffix("weight") + "lora.", learnt[0].get(name, tensor).float()
+        if f"{lora}up.weight" in learnt[0]:
+            expected += sum(8.0 * (each[f"{lora}up.weight"] @ each[f"{lora}down.weight"]) for each in learnt)
+        assert torch.equal(merged[name], expected.bfloat16()), name
+    few = finetune(Path("half.pth"), "few", "--set", "adapter.base_bits=8", steps=1)
+    assert {tensor.dtype for tensor in read_model(few)[1].model.values()} == {torch.bfloat16}
+
+
+def test_processes_share_a_file_that_is_made_once(base) -> None:
+    config = GenerateConfig(model=str(base), adapters=("runs/a",))
+    _, merged = read_model(base, adapters=["runs/a"])
+    with shared_file(base, merged.fingerprint, config) as (path, fingerprint):
+        generators = [load_shared(path, fingerprint, config) for _ in range(2)]
+        for generator in generators:
+            state = generator.loaded.model.state_dict()
+            assert all(torch.equal(state[name], tensor) for name, tensor in merged.model.items())
+    assert not path.exists()
+    whole = load_checkpoint(base).fingerprint
+    with shared_file(base, whole, config.model_copy(update={"adapters": ()})) as found:
+        assert found == (base, whole)
+    with pytest.raises(CheckpointError, match="changed meanwhile"), shared_file(base, whole, config):
+        pass
 
 
 def test_an_interrupted_run_goes_on_exactly(base) -> None:

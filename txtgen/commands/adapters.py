@@ -66,7 +66,8 @@ def require_base(adapters: Sequence[Named], base: Named) -> None:
 
 
 def with_adapters(base: Named, adapters: Sequence[Named]) -> Checkpoint:
-    """The whole model that a base and adapters of it make, whose changes are added up, its weights in float32.
+    """The whole model that a base and adapters of it make, whose changes are added up. All is computed in float32 and
+    rounded once, to the dtype of the base.
 
     All but the weights is that of the last adapter. Base weights that an adapter was trained over in few bits are
     these few bits' values.
@@ -84,11 +85,13 @@ def with_adapters(base: Named, adapters: Sequence[Named]) -> Checkpoint:
         )
     path, checkpoint = base
     (kind,) = kinds
-    model = materialise(checkpoint, str(path), dtype=torch.float32, quantization=kind).model
-    dequantize_model(model)
+    model = materialise(checkpoint, str(path), quantization=kind).model
+    dtype = model.compute_dtype
+    dequantize_model(model.float())
     taken: set[str] = set()
     for where, adapter in adapters:
         _add(model, adapter, str(where), taken)
+    model.to(dtype)
     last = adapters[-1][1]
     config = last.config.model_copy(update={"adapter": None})
     # An adapter's fingerprint tells its base, too.

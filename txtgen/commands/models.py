@@ -2,9 +2,11 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -280,14 +282,40 @@ def load_for(config: ModelUseConfig, *, remembers: bool = False) -> Generator:
     )
 
 
+@contextmanager
+def shared_file(path: Path, fingerprint: str, config: ModelUseConfig) -> Iterator[tuple[Path, str]]:
+    """The file of a whole model that several processes on this machine are to map, and its fingerprint: the file that
+    is meant, or with adapters a temporary one of what they make together, which is gone afterwards.
+
+    Raises:
+        CheckpointError: the model is no longer the one with this fingerprint.
+        ResourceError: there is no room for the temporary file.
+    """
+    checkpoint = load_checkpoint(path, mapped=True)
+    if checkpoint.config.adapter is None and not config.adapters:
+        yield path, fingerprint
+        return
+    merged = _unchanged(whole((path, checkpoint), config.adapters, config.runs_path), fingerprint, path)
+    with TemporaryDirectory(prefix="txtgen-") as folder:
+        file = Path(folder) / "merged.pth"
+        fingerprint = save_checkpoint(file, merged)
+        del checkpoint, merged  # their weights are in the file
+        yield file, fingerprint
+
+
 def load_shared(path: Path, fingerprint: str, config: ModelUseConfig) -> Generator:
-    """The generator of one of several processes on this machine, which has read no weights that another one has.
+    """The generator of one of the processes that map a whole model. They hold its weights once between them, as far as
+    these stay as they are in the file: another dtype, fewer bits and machine code are each process's own.
 
     Raises:
         CheckpointError: the file is no longer the one with this fingerprint.
     """
-    checkpoint = whole((path, load_checkpoint(path, mapped=True)), config.adapters, config.runs_path)
+    checkpoint = _unchanged(load_checkpoint(path, mapped=True), fingerprint, path)
     loaded = materialise(checkpoint, str(path), None, inference_dtype(config.dtype), config.quantize)
-    if loaded.fingerprint != fingerprint:
-        raise CheckpointError("the model has changed meanwhile", str(path), "give the same command again")
     return Generator(loaded, batch_size=config.batch_size, independent=config.independent, native=config.native)
+
+
+def _unchanged(checkpoint: Checkpoint, fingerprint: str, path: Path) -> Checkpoint:
+    if checkpoint.fingerprint != fingerprint:
+        raise CheckpointError("the model has changed meanwhile", str(path), "give the same command again")
+    return checkpoint

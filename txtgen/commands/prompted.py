@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 import txtgen
-from txtgen.commands.models import load_for, load_shared, resolve_model
+from txtgen.commands.models import load_for, load_shared, resolve_model, shared_file
 from txtgen.config.commands import GenerateConfig
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.generator import Generation, Prompt, Results, complete_by_workers
@@ -74,8 +74,9 @@ class PromptJob:
             yield {number: [self._empty(number)] for number in blank}
         plan = self._plan.without(done)
         if self.config.workers:
-            make = partial(load_shared, self._path, self._fingerprint, self.config)
-            yield from complete_by_workers(make, plan.batches, plan.decoding, self.config.workers)
+            with shared_file(self._path, self._fingerprint, self.config) as (path, fingerprint):
+                make = partial(load_shared, path, fingerprint, self.config)
+                yield from complete_by_workers(make, plan.batches, plan.decoding, self.config.workers)
         else:
             yield from (self._generator.complete(batch, plan.decoding) for batch in plan.batches)
 
