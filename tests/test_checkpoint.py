@@ -125,6 +125,16 @@ def test_every_flipped_bit_is_noticed(saved) -> None:
         assert loaded.training == intact.training
 
 
+def test_a_tensor_marked_as_a_folder_is_refused(saved) -> None:
+    """One bit in the list of entries, and torch reads nothing: the tensor has whatever stood in memory before."""
+    path, _ = saved
+    content = bytearray(path.read_bytes())
+    content[content.rfind(b"PK\x01\x02", 0, content.rfind(b"/data/0")) + 38] |= 0x10
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="marked as a folder"):
+        load_checkpoint(path)
+
+
 @pytest.mark.parametrize(
     ("content", "look"),
     [

@@ -20,6 +20,8 @@ MAX_ENTRIES = 200_000
 MAX_DIRECTORY_BYTES = 32 << 20
 """Of the archive's list of entries: enough for as many, and read before they can be counted."""
 MAX_MANIFEST_BYTES = 64 << 20
+FOLDER = 0x10
+"""Among an entry's attributes. torch.load then reads nothing, and takes whatever memory holds for the tensor."""
 
 
 def seal(handle: IO[bytes]) -> None:
@@ -101,6 +103,8 @@ def check_records(archive: zipfile.ZipFile, size: int, path: Path) -> None:
         raise damaged(path, f"it has {len(entries)} entries, more than {MAX_ENTRIES}")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise damaged(path, "its entries are compressed, which no checkpoint's are")
+    if any(entry.external_attr & FOLDER or entry.is_dir() for entry in entries):
+        raise damaged(path, "an entry is marked as a folder, which no checkpoint has")
     if sum(entry.file_size for entry in entries) > size:
         raise damaged(path, "its entries claim more bytes than the file has")
 

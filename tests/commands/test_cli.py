@@ -361,9 +361,9 @@ def test_a_terminal_gets_control_characters_escaped() -> None:
     assert safe_text("[bold]:smile:[/x] 你好 😀 é") == "[bold]:smile:[/x] 你好 😀 é"
 
 
-@pytest.mark.parametrize("arguments", [[], ["--num-return", "3"]], ids=["one", "many"])
+@pytest.mark.parametrize("arguments", [[], ["--prompt", "a dog", "--num-return", "2"]], ids=["one", "many"])
 def test_ctrl_c_ends_the_line_after_what_was_written(decoder, monkeypatch, capfd, arguments) -> None:
-    """A real signal, as the second piece of text, or the second result, is about to be written."""
+    """A real signal, as the second piece of text, or what the second prompt gave, is about to be written."""
     command = ["generate", decoder, "--prompt", "the cat", "--strategy", "sample", "--seed", "3", *arguments]
     assert run(command) == 0
     whole, pieces = capfd.readouterr().out, count(1)

@@ -40,6 +40,7 @@ KINDS: dict[str, Kind] = {
     "train.patience": "harmless",
     # Files may move: their fingerprints tell whether they are the same.
     "data.sources.*path": "harmless",
+    "data.replay.sources.*path": "harmless",
     "data.on_bad_record": "harmless",
     "data.max_bad_fraction": "harmless",
     "data.workers": "harmless",
@@ -60,6 +61,7 @@ KINDS: dict[str, Kind] = {
     # What is measured, and so which checkpoint is the best.
     "data.validation.fraction": "impossible",
     "data.validation.*": "risky",
+    "data.forgetting*": "risky",
     "train.validation_metric": "risky",
     # What the weights are, and which text has been learnt already.
     "seed": "impossible",
@@ -70,6 +72,7 @@ KINDS: dict[str, Kind] = {
     "source_tokenizer*": "impossible",
     "data.objective.*": "impossible",
     "data.sources*": "impossible",
+    "data.replay*": "impossible",
 }
 """By patterns of dotted keys, the first that fits; a key that none fits must not change."""
 
