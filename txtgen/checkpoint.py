@@ -77,7 +77,9 @@ class Checkpoint:
         """
         record = self.config.adapter
         if record is not None:
-            raise CheckpointError(f"this is an adapter of {record.base_path}", where, "apply it to that model first")
+            raise CheckpointError(
+                f"this is an adapter of {record.base_path}", where, "merge them first: txtgen convert merge"
+            )
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,10 @@ def average(
     runs_path: RunsPath = "runs",
     json_output: Json = False,
 ) -> None:
-    """Make one model of several checkpoints: the mean of their weights."""
+    """Make one model of several checkpoints: the mean of their weights.
+
+    With adapters: merge them first (convert merge).
+    """
     from txtgen.commands import average as command
     from txtgen.commands.result_tables import report_average
     from txtgen.config.commands import AverageConfig
@@ -205,7 +208,10 @@ def quantize(
     runs_path: RunsPath = "runs",
     json_output: Json = False,
 ) -> None:
-    """Write a model with its weights in 8 or 4 bits, for generation and evaluation."""
+    """Write a model with its weights in 8 or 4 bits, for generation and evaluation.
+
+    With adapters: merge them first (convert merge).
+    """
     from txtgen.commands import quantize as command
     from txtgen.commands.result_tables import report_quantization
     from txtgen.config.commands import QuantizeConfig
@@ -412,7 +418,10 @@ def convert_to_hf(
     json_output: Json = False,
     settings: SetOptions = None,
 ) -> None:
-    """Write a model as a folder that transformers loads."""
+    """Write a model as a folder that transformers loads.
+
+    With adapters: merge them first (convert merge).
+    """
     from txtgen.commands import convert as command
     from txtgen.commands.result_tables import report_conversion
     from txtgen.config.commands import ExportConfig

@@ -249,6 +249,14 @@ def test_another_base_is_refused_by_its_hash(base, trained, capfd) -> None:
     assert run(["generate", str(folder), "--prompt", "a"]) == 5
     assert "is not at" in (told := capfd.readouterr().err)
     assert "--adapter" in told
+    out = ["--out", "out.pth"]
+    for arguments in (
+        ["quantize", "runs/a", *out],
+        ["average", "runs/a", "runs/a", *out],
+        ["convert", "to-hf", "runs/a", "hf"],
+    ):
+        assert run(arguments) == 5
+        assert "merging the two: txtgen convert merge BASE --adapter" in capfd.readouterr().err
     assert run(["inspect", str(folder)]) == 0
     assert "rank 2" in capfd.readouterr().out
 

@@ -125,6 +125,12 @@ def test_an_adapter_is_its_own_reference(asked, trained, monkeypatch) -> None:
     assert first["loss"] == pytest.approx(math.log(2), rel=1e-7)
 
 
+def test_beside_other_weights_an_adapter_is_no_reference_and_the_pairs_are_read_first(asked, trained) -> None:
+    settings = ["--set", "adapter={kind: lora, rank: 4, trainable: ['*_norm.*']}", "--steps", "1"]
+    assert finetune(trained, "decoder", "a", *settings) == 0
+    assert load_checkpoint(Path("runs/a/last.pth"), training=True).training["reference"]
+
+
 def test_other_pairs_than_those_at_the_beginning_are_refused(asked, trained, capfd) -> None:
     assert finetune(trained, "decoder", "a", "--steps", "2") == 0
     write("pairs.jsonl", preferences(["cow"] * 5, "is it a {}?"))

@@ -89,7 +89,8 @@ def whole(found: Named, adapters: Sequence[str | Path] = (), runs_path: str = "r
         raise CheckpointError(
             f"the base model of this adapter is not at {base} any more (weights {record.base_sha256[:16]})",
             str(path),
-            "name the base as the model, and this with --adapter",
+            "name the base as the model and this with --adapter, where there is no such option after merging the two: "
+            "txtgen convert merge BASE --adapter ADAPTER --out MODEL.pth",
         )
     return with_adapters(read_found(base), [found, *given])
 
