@@ -51,6 +51,7 @@ def test_two_shrunk_steps_run(path, tmp_path, monkeypatch) -> None:
     for key in ("max_new_tokens", "max_length"):
         if tree["generation"].get(key):
             tree["generation"][key] = 8
+    tree["generation"]["min_new_tokens"] = 0
     if isinstance(config, PretrainConfig):
         tree["tokenizer"] |= {"path": None, "vocab_size": 300 + len(config.data.objective.control_symbols)}
         small = {key: value for key, value in SMALL_MODEL.items() if tree["model"].get(key) is not None}
