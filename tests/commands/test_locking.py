@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from txtgen.commands import locking
 from txtgen.commands.locking import hold, is_held
 from txtgen.errors import BusyError
 
@@ -88,3 +90,28 @@ def test_a_folder_that_was_copied_with_its_lock_file_is_free(tmp_path, monkeypat
     refuse_locks(monkeypatch, "ENOSYS")
     with hold(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("kind", ["flock", "ENOSYS"])
+def test_a_temporary_folder_goes_when_it_is_empty_and_not_from_under_another_holder(
+    tmp_path, monkeypatch, kind
+) -> None:
+    refuse_locks(monkeypatch, kind)
+    folder, others = tmp_path / "held", ExitStack()
+    folder.mkdir()
+    with hold(folder, temporary=True):
+        (folder / "other").touch()
+    (folder / "other").unlink()
+    lock = locking.FileLock if kind == "flock" else locking.SoftFileLock
+    release = lock.release
+
+    def taken_at_once(self, *arguments, **options) -> None:
+        release(self, *arguments, **options)
+        monkeypatch.setattr(lock, "release", release)
+        others.enter_context(hold(folder, temporary=True))
+
+    with others:
+        with hold(folder, temporary=True):
+            monkeypatch.setattr(lock, "release", taken_at_once)
+        assert is_held(folder)
+    assert not folder.exists()

@@ -155,6 +155,41 @@ def test_nobody_else_writes_meanwhile(path) -> None:
     assert complete(path) == BATCHES[1:]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_somebody_else_stays(path, overwrite) -> None:
+    precious = path.with_name("out.txt.partial") / "deep" / "precious"
+    precious.parent.mkdir(parents=True)
+    precious.write_bytes(b"years of work")
+    with pytest.raises(BusyError, match=r"something else, such as deep; .*out\.txt\.partial; move it away"):
+        complete(path, overwrite=overwrite)
+    assert list(path.parent.rglob("*")) == [precious.parent.parent, precious.parent, precious]
+
+
+def test_what_comes_into_the_folder_meanwhile_stays(path) -> None:
+    with ResultFile(path, overwrite=False) as file:
+        file.begin(JOB, len(TEXTS))
+        (file.folder / "precious").write_bytes(b"years of work")
+    assert (file.folder / "precious").read_bytes() == b"years of work"
+    assert not journal_of(path).exists()
+
+
+def test_the_journal_is_closed_before_it_goes(path, monkeypatch) -> None:
+    """Else Windows would not let go of it."""
+    unlink, opened = Path.unlink, []
+
+    def careful(self: Path, **more: bool) -> None:
+        if self == journal_of(path):
+            opened.extend(os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd"))
+        unlink(self, **more)
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("needs Linux")
+    monkeypatch.setattr(Path, "unlink", careful)
+    complete(path)
+    assert opened
+    assert str(journal_of(path)) not in opened
+
+
 def test_a_full_disk_is_told_and_what_was_kept_stays(path, monkeypatch) -> None:
     interrupted(path, 2)
 

@@ -25,7 +25,11 @@ SOFT_SECONDS = 5.0
 
 @contextmanager
 def hold(
-    folder: Path, what: str = "the run folder", fix: str = "wait for that run, or choose another --name"
+    folder: Path,
+    what: str = "the run folder",
+    fix: str = "wait for that run, or choose another --name",
+    *,
+    temporary: bool = False,
 ) -> Iterator[None]:
     """Hold a folder while the block runs. The system lets go of it when the process ends in whatever way.
 
@@ -36,6 +40,7 @@ def hold(
         folder: to hold.
         what: it is called in messages.
         fix: what to do if it is held.
+        temporary: the folder goes with the hold if there is nothing else in it.
 
     Raises:
         BusyError: another process holds it.
@@ -54,7 +59,18 @@ def hold(
     finally:
         with suppress(OSError):
             owner.unlink()
+        with suppress(OSError):  # Windows removes no file that is open, but this one with its release
+            if temporary and all(is_of_hold(path) for path in folder.iterdir()):
+                (folder / LOCK).unlink()
         lock.release()
+        if temporary:
+            with suppress(OSError):  # it is not empty, perhaps because another process holds it by now
+                folder.rmdir()
+
+
+def is_of_hold(path: Path) -> bool:
+    """Whether a file in a folder is there because it is held, or was."""
+    return path.name == OWNER or path.name.startswith(LOCK)
 
 
 def is_held(folder: Path) -> bool:

@@ -6,14 +6,13 @@ job is, and then one for each batch. A line that a kill cut off is dropped.
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from txtgen.commands.locking import hold
+from txtgen.commands.locking import hold, is_of_hold
 from txtgen.errors import BusyError
 from txtgen.files import flush, replace_file, write_error
 
@@ -42,7 +41,7 @@ class ResultFile:
         """Take hold of the place.
 
         Raises:
-            BusyError: the file is there already, or another process is writing it.
+            BusyError: the file is there already, another process is writing it, or its folder is somebody else's.
             ResourceError: the place cannot be written.
         """
         if self.path.exists() and not self.path.is_file():
@@ -51,7 +50,9 @@ class ResultFile:
             raise self._occupied()
         try:
             self.folder.mkdir(exist_ok=True)
-            self._held.enter_context(hold(self.folder, "the output", "wait for it, or choose another --output"))
+            self._refuse_foreign()
+            fix = "wait for it, or choose another --output"
+            self._held.enter_context(hold(self.folder, "the output", fix, temporary=True))
         except OSError as error:
             raise write_error(self.folder, error) from error
         return self
@@ -63,9 +64,10 @@ class ResultFile:
         if self._handle is not None:
             with suppress(OSError):  # what could not be written was told
                 self._handle.close()
+            if not self.texts:
+                with suppress(OSError):
+                    self._journal.unlink()
         self._held.close()
-        if not self._journal.exists() or (self._handle is not None and not self.texts):
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def begin(self, job: Facts, count: int) -> None:
         """Read what there is of a job with so many texts, or begin it.
@@ -111,6 +113,8 @@ class ResultFile:
             raise self._occupied()
         with replace_file(self.path, needs=len(content)) as handle:
             handle.write(content)
+        if self._handle is not None:
+            self._handle.close()
         self._journal.unlink()
 
     def _append(self, line: Facts) -> None:
@@ -139,6 +143,15 @@ class ResultFile:
                 self.texts.update(texts)
                 usable += size
         return usable
+
+    def _refuse_foreign(self) -> None:
+        foreign = min((path.name for path in self.folder.iterdir() if not self._is_ours(path)), default=None)
+        if foreign is not None:
+            what = f"results are kept here until they are whole, but there is something else, such as {foreign}"
+            raise BusyError(what, str(self.folder), "move it away, or choose another --output")
+
+    def _is_ours(self, path: Path) -> bool:
+        return path == self._journal or is_of_hold(path)
 
     def _occupied(self) -> BusyError:
         return BusyError("the output is there already", str(self.path), "choose another --output, or give --overwrite")
