@@ -41,6 +41,12 @@ def test_a_draft_changes_no_text(pair, native):
         assert not any(g.proposed for g in generator.generate(prompts, **options)), "nobody asked for it"
 
 
+def test_a_draft_that_is_not_there_is_told_when_it_is_asked_for(pair):
+    """Before the first result is: training asks early, and looks at results late."""
+    with pytest.raises(UsageError, match="there is no draft model"):
+        Generator(pair[0]).iterate(usable(pair[0]), **DRAFTED)
+
+
 def test_samples_that_were_drafted_do_not_depend_on_the_batch(pair):
     loaded, small = pair
     prompts, options = usable(loaded), {"strategy": "sample", "num_return": 2, "max_new_tokens": 12, **DRAFTED}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from txtgen.config.base import Config
-from txtgen.config.commands import CheckpointConfig, PretrainConfig, SamplesConfig
+from txtgen.config.commands import CheckpointConfig, PretrainConfig, SamplesConfig, inherited
 from txtgen.config.data import TextSource
 from txtgen.config.decoding import SampleConfig
 from txtgen.config.loader import config_from_text, config_from_tree
@@ -64,6 +64,14 @@ def test_wrong_type_for_a_whole_number(value: str, got: str) -> None:
         ("train: {dtype: float16}", "expected one of auto, float32, bfloat16, got 'float16'"),
         ("d_model: 8", "it belongs at model.d_model"),
         ("generation: {strategy: greedy, temperature: 1}", "it needs strategy: sample"),
+        (
+            "samples: {decoding: {strategy: sample, speculation: {kind: draft}}}",
+            "samples.decoding.speculation: draft needs a second model",
+        ),
+        (
+            "generation: {strategy: greedy, speculation: {kind: draft}}",
+            "generation.speculation: draft needs a second model",
+        ),
         ("trian: {}", "did you mean train?"),
         ("zzz: 1", "known keys: name, runs_path, seed"),
         ("'a\\x1b[2Jb': 1", r"a\x1b[2Jb: unknown key"),
@@ -261,3 +269,12 @@ def test_whatever_is_wrong_is_a_config_error(data: st.DataObject) -> None:
         config_from_tree(PretrainConfig, tree)
     assert "pydantic" not in str(caught.value)
     assert "Input should" not in str(caught.value)
+
+
+def test_a_base_model_whose_defaults_need_a_draft_is_refused_in_time() -> None:
+    tree = {"model": {"kind": "decoder"}, "generation": {"strategy": "sample", "speculation": {"kind": "draft"}}}
+    base, config = config_from_tree(CheckpointConfig, tree), run()
+    with pytest.raises(ConfigError, match=r"ask for a draft model.*generation\.speculation"):
+        inherited(config, base)
+    own = config.model_copy(update={"generation": SampleConfig()})
+    assert inherited(own, base).generation == SampleConfig()

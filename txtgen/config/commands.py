@@ -60,6 +60,12 @@ class RunConfig(Config):
     generation: DecodingConfig = GreedyConfig()
     """Defaults of `txtgen generate` for this model; where nothing is said, those of the base model."""
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """A run has one model, and its checkpoints name no other."""
+        for key, decoding in (("samples.decoding", self.samples.decoding), ("generation", self.generation)):
+            if decoding.needs_draft:
+                yield f"{key}.speculation", "draft needs a second model, which a run has not; use prompt_lookup"
+
 
 ROW_LENGTH_FROM_ELSEWHERE = 1024
 """A model from elsewhere may allow 100,000 positions, which few machines could train on or measure in one row."""
@@ -135,6 +141,7 @@ class PretrainConfig(RunConfig):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """The model, the objective, the sources and the batch must fit together."""
+        yield from super().problems()
         yield from architecture_problems(self.model, self.data, self.train)
         if isinstance(self.data.objective, DpoObjective):
             yield "data.objective.kind", "dpo needs a trained model to be compared with; use txtgen finetune"
@@ -172,6 +179,7 @@ class FinetuneConfig(RunConfig):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Beside an adapter there is nothing left to freeze, and nothing that could learn new tokens."""
+        yield from super().problems()
         for key in ("tokenizer", "source_tokenizer"):
             if self.adapter is not None and getattr(self, key) is not None:
                 yield (
@@ -488,7 +496,8 @@ def inherited(config: Run, base: CheckpointConfig) -> Run:
     """The config with what it leaves open taken from the model that the run goes on from.
 
     Raises:
-        ConfigError: the objective cannot be taught in the base model's conversation format.
+        ConfigError: the objective cannot be taught in the base model's conversation format, or the base model's
+            defaults of generation need a second model.
     """
     objective = config.data.objective
     if isinstance(objective, MixtureObjective):
@@ -501,6 +510,11 @@ def inherited(config: Run, base: CheckpointConfig) -> Run:
         settled = _in_format_of(base, objective)
     data = config.data.model_copy(update={"objective": settled})
     generation = base.generation if config.generation == GreedyConfig() else config.generation
+    if generation.needs_draft:
+        told = "the base model's defaults of generation ask for a draft model, and a run has none"
+        raise ConfigError(
+            told, "generation.speculation", "set it to {kind: prompt_lookup}, or set generation otherwise"
+        )
     return config.model_copy(update={"data": data, "generation": generation})
 
 

@@ -183,6 +183,11 @@ class StrategyConfig(Config):
         return bool(self.bad_words or self.demands)
 
     @property
+    def needs_draft(self) -> bool:
+        """Whether it asks for another model, which whoever loads this one must name beside it."""
+        return False
+
+    @property
     def demands(self) -> list[str]:
         """The settings that say what the text must be."""
         return [name for name in ("prefix", "include", "regex", "json_schema") if self.is_set(name)]
@@ -249,6 +254,11 @@ class SequentialConfig(StrategyConfig):
 
     Source: Leviathan et al. 2022, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318.
     """
+
+    @property
+    def needs_draft(self) -> bool:
+        """Whether another model proposes."""
+        return isinstance(self.speculation, DraftModel)
 
 
 class GreedyConfig(SequentialConfig):

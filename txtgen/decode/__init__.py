@@ -6,7 +6,7 @@ from txtgen.decode.inclusion import Inclusion
 from txtgen.decode.remembering import Remembering
 from txtgen.decode.sampling import Decided, Steps
 from txtgen.decode.scoring import token_logprobs
-from txtgen.decode.search import OnToken, run_steps, search, search_steps
+from txtgen.decode.search import OnToken, require_draft, run_steps, search, search_steps
 from txtgen.decode.stopping import StopCheck
 from txtgen.decode.types import FinishReason, HiddenModel, Hypothesis, PromptBatch, StepModel, StepState
 
@@ -25,6 +25,7 @@ __all__ = [
     "StepState",
     "Steps",
     "StopCheck",
+    "require_draft",
     "run_steps",
     "search",
     "search_steps",

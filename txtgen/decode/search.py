@@ -118,6 +118,7 @@ def search_steps(
     draft: StepModel[Any] | None = None,
 ) -> Steps:
     """As `search`, a step at a time: yields what each step decides, and returns the hypotheses."""
+    require_draft(config, draft)
     if not any(limits):
         return [_empty_results(config) for _ in limits]
     indices = range(len(prompts)) if prompt_indices is None else prompt_indices
@@ -158,14 +159,23 @@ def search_steps(
     return found
 
 
+def require_draft(config: DecodingConfig, draft: object | None) -> None:
+    """Refuse to look for the proposals of a model that is not there.
+
+    Raises:
+        UsageError: the settings ask for one.
+    """
+    if config.needs_draft and draft is None:
+        raise UsageError("there is no draft model", "speculation", "load one beside the model: --draft MODEL")
+
+
 def _proposer(speculation: Speculation, draft: StepModel[Any] | None, draw: Draw | None) -> Proposer:
     """Who guesses. draw: from the distributions of the draft model; None: its best tokens are proposed."""
     match speculation:
         case PromptLookup():
             return Lookup(speculation)
         case DraftModel():
-            if draft is None:
-                raise UsageError("there is no draft model", "speculation", "load one beside the model: --draft MODEL")
+            assert draft is not None
             return Draft(draft, speculation.num_tokens, draw)
         case _:
             assert_never(speculation)

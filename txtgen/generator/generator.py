@@ -15,6 +15,7 @@ from txtgen.decode import (
     Remembering,
     StepModel,
     Steps,
+    require_draft,
     run_steps,
     search_steps,
     token_logprobs,
@@ -253,6 +254,7 @@ class Generator:
         if gap is not None and decoding.demands:
             told = f"{' and '.join(decoding.demands)} say what a text must be, and not what fills its gaps"
             raise UsageError(told, "gap", "give either of the two")
+        require_draft(decoding, self._draft)
         encoded = self._reader.encode_all(prompts, raw, special, gap, decoding)
         if self._draft is not None and decoding.is_set("speculation"):
             self._draft.check(encoded)
