@@ -110,6 +110,29 @@ def test_a_long_conversation_is_split_and_every_turn_is_learnt_once(format, syst
         assert len(objective(chat(*turns_of([one[-1], *other], system)))) > 1
 
 
+@pytest.mark.parametrize("format", ["tokens", "text"])
+@pytest.mark.parametrize("roles", [("system", "assistant"), ("system", "user", "assistant"), ("system", "user")])
+@settings(max_examples=30)
+@given(exchanges=EXCHANGES, asked=st.lists(WORDS, max_size=2), length=st.integers(50, 90))
+def test_a_system_message_before_every_part_is_learnt_in_the_first(format, roles, exchanges, asked, length):
+    """Every scored turn once, also where what is left before the parts is the system message and unanswered turns."""
+    turns = [("system", "be kind"), *(("user", each) for each in asked), *turns_of(exchanges)]
+    options = {"format": FORMATS[format] if format == "tokens" else {**FORMATS[format], "system": "{content}\1"}}
+    if format == "text":
+        options["format"] |= {"user": "User: {content}\1", "assistant": "Assistant: {content}\1"}
+    objective = chat_objective(length, roles=roles, **options)
+    examples = objective(chat(*turns))
+    texts = [text.strip("\1") for each in examples for part in learnt(each) for text in part.split("\1")]
+    assert [text for text in texts if text] == [content for role, content in turns if role in roles]
+    assert all("be kind" in ByteTokenizer().decode(each.input_ids) for each in examples)
+
+
+def test_only_the_system_message_is_learnt_of_a_conversation_without_other_scored_turns():
+    turns = turns_of([("a long question " * 2, "a long answer " * 2)], "be kind")
+    (example,) = chat_objective(40, roles=["system"])(chat(*turns))
+    assert learnt(example) == ["be kind", ""]
+
+
 @given(exchanges=EXCHANGES, length=st.integers(50, 90), system=st.sampled_from(["", "be kind"]))
 def test_the_oldest_turns_are_dropped(exchanges, length, system):
     record = chat(*turns_of(exchanges, system))

@@ -53,7 +53,7 @@ def since(turn: int, turns: Turns) -> Turns:
 
 
 def _has_system(turns: Turns) -> bool:
-    return turns[0][0] == "system"
+    return bool(turns) and turns[0][0] == "system"
 
 
 class Chat(Objective):
@@ -102,8 +102,10 @@ class Chat(Objective):
         while stop := self._end_of_scored(turns):
             turns = turns[:stop]
             start = first_of_latest(turns, lambda left: self._fits(self._encoded(left)))
-            examples.append(self._example(self._encoded(since(start, turns)), record))
-            turns = turns[:start] if self._when_long == "split" else []
+            part, before = since(start, turns), turns[:start] if self._when_long == "split" else []
+            # A system message that stands before every part is learnt in the first one, and makes none by itself.
+            turns = before if self._end_of_scored(before) > _has_system(before) else []
+            examples.append(self._example(self._encoded(part, told=_has_system(part) if turns else 0), record))
         examples = examples[::-1] or [self._example(whole, record)]
         examples[0].cut = True
         return examples
@@ -120,7 +122,11 @@ class Chat(Objective):
     def _fits(self, encoded: Encoded) -> bool:
         return len(encoded[0]) - 1 <= self._max_length
 
-    def _encoded(self, turns: Turns) -> Encoded:
+    def _encoded(self, turns: Turns, told: int = 0) -> Encoded:
+        """The first `told` turns are not scored."""
         ids, scored = encode_chat(turns, self._format, self.tokenizer, self._roles)
+        if told:
+            known = len(encode_chat(turns[:told], self._format, self.tokenizer)[0])
+            scored = [*[False] * known, *scored[known:]]
         prefix = () if self._format.complete else self.framing.prefix
         return tokens_of([*prefix, *ids]), np.array([*[False] * len(prefix), *scored], np.bool_)
