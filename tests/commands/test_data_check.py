@@ -1,12 +1,15 @@
 """`txtgen data check`: the report of a run's data before it is begun, and what a run says of odd data itself."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from txtgen.checkpoint import load_checkpoint, save_checkpoint
 from txtgen.cli import run
 from txtgen.commands import data_table
+from txtgen.tokenizer import load_tokenizer
 
 BAD = '{"messages": [{"role": "user", "content": "nobody answers"}]}\n'
 
@@ -36,6 +39,30 @@ def test_files_and_a_base_model(workshop, trained, capfd) -> None:
     assert first["tokens"][1][0] == "<|user|>"
     assert first["tokens"][-1][0] == "</s>"
     assert first["tokens"][-1][2] is True
+
+
+def test_a_base_model_gets_the_tokens_that_the_run_would_give_it(workshop, trained, capfd) -> None:
+    base = ["chats.jsonl", "--base", str(trained / "runs" / "decoder")]
+    _, old = checked(capfd, *base)
+    code, new = checked(capfd, *base, "--set", "tokenizer.pieces=[what is a]")
+    assert code == 0
+    assert any("what" in piece and "is" in piece for piece, *_ in new["training"]["samples"][0]["tokens"])
+    assert new["training"]["tokens"] < old["training"]["tokens"]
+    # A base without the symbols of conversations gets them.
+    symbols = ["--set", "tokenizer.control_symbols=[<|system|>, <|user|>, <|assistant|>]"]
+    train = ["tokenizer", "train", "text/a.txt", "--out", "plain.model", "--vocab-size", "290"]
+    assert run([*train, "--set", "control_symbols=[]"]) == 0
+    plain = replace(
+        load_checkpoint(trained / "runs" / "decoder" / "last.pth"), tokenizer=load_tokenizer(Path("plain.model"))
+    )
+    save_checkpoint(Path("plain.pth"), plain)
+    base = ["chats.jsonl", "--base", "plain.pth"]
+    assert run(["data", "check", *base]) != 0
+    assert "<|user|>" in capfd.readouterr().err
+    code, found = checked(capfd, *base, *symbols)
+    assert (code, found["errors"]) == (0, [])
+    assert found["training"]["samples"][0]["tokens"][1][0] == "<|user|>"
+    assert run(["finetune", *base, *symbols, "--steps", "1", "--name", "a"]) == 0
 
 
 def test_bad_records_are_an_error_of_data(workshop, trained, capfd) -> None:

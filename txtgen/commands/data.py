@@ -8,6 +8,7 @@ from txtgen.commands.console import ProgressDisplay
 from txtgen.commands.finetune import require_suitable
 from txtgen.commands.models import resolve_model
 from txtgen.commands.pretrain import new_tokenizers, sized
+from txtgen.commands.vocabulary import with_tokenizers
 from txtgen.config.commands import DataCheckConfig, FinetuneConfig, PretrainConfig, inherited, row_length
 from txtgen.config.data import DataConfig, ObjectiveConfig, SubwordSampling
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
@@ -92,6 +93,7 @@ def _subject(run: PretrainConfig | FinetuneConfig) -> Subject:
         case FinetuneConfig():
             path = resolve_model(run.base, run.runs_path)
             base = load_checkpoint(path, weights=False)
+            base = with_tokenizers(base, run.tokenizer, run.source_tokenizer, str(path))
             require_suitable(base, run, str(path))
             about, framing = base.config, base.config.framing
             return inherited(run, about), about.model, base.tokenizer, base.source_tokenizer, framing

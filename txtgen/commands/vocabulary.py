@@ -9,7 +9,6 @@ from torch import Tensor
 
 from txtgen.checkpoint import Checkpoint
 from txtgen.commands.models import resolve_tokenizer
-from txtgen.config.model import EncoderDecoderConfig
 from txtgen.config.tokenizer import VocabularyConfig
 from txtgen.errors import CheckpointError, ConfigError
 from txtgen.tokenizer import Tokenizer, extended, row_origins
@@ -38,7 +37,31 @@ def with_vocabulary(
 ) -> Checkpoint:
     """The model with other tokens, as the config says; what was done is told in its lineage under the tokenizer's key.
 
-    A source that has no tokenizer of its own follows that of the target.
+    Raises:
+        CheckpointError, ConfigError: as for `with_tokenizers`.
+    """
+    changed = with_tokenizers(base, wanted, wanted_source, where)
+    if changed is base:
+        return base
+    old, new = _tokenizers(base), _tokenizers(changed)
+    model, told = dict(base.model), dict[str, str]()
+    for key, (size, names) in VOCABULARIES.items():
+        names = tuple(name for name in names if name in model)
+        if old[key] is new[key] or not names:
+            continue
+        origins, count = row_origins(old[key], new[key]), getattr(changed.config.model, size)
+        for name in names:
+            rows = fitted_rows(model[name], origins, len(old[key]))
+            model[name] = torch.cat([rows, model[name][len(rows) : count]])
+        told[key] = _told(old[key], new[key], origins)
+    return replace(changed, model=model, lineage={**base.lineage, **told})
+
+
+def with_tokenizers(
+    base: Checkpoint, wanted: VocabularyConfig | None, wanted_source: VocabularyConfig | None, where: str
+) -> Checkpoint:
+    """The model's other tokenizers, and its config with the sizes of their vocabularies; the weights, which need not be
+    there, are as they were. A source that has no tokenizer of its own follows that of the target.
 
     Raises:
         CheckpointError: the tokenizer or the model cannot be changed.
@@ -54,31 +77,21 @@ def with_vocabulary(
     kept = all(_is_kept(old, new) for old, new in ((base.tokenizer, target), (base.source_tokenizer, source)))
     if not kept:
         _require_no_ids(base, where)
-    old = {"tokenizer": base.tokenizer, "source_tokenizer": base.source_tokenizer or base.tokenizer}
-    new = {"tokenizer": target, "source_tokenizer": source or target}
-    model, sizes, told = dict(base.model), dict[str, int](), dict[str, str]()
-    for key, (size, names) in VOCABULARIES.items():
-        if old[key] is new[key]:
-            continue
-        origins, spare = row_origins(old[key], new[key]), getattr(base.config.model, size, None) or 0
-        names = tuple(name for name in names if name in model)
-        for name in names:
-            rows = fitted_rows(model[name], origins, len(old[key]))
-            model[name] = torch.cat([rows, model[name][len(rows) :]]) if kept and len(rows) < spare else rows
-            sizes[size] = len(model[name])
-        if names:
-            told[key] = _told(old[key], new[key], origins)
-    config = base.config.model
-    if isinstance(config, EncoderDecoderConfig) and config.share_embeddings and config.source_vocab_size is not None:
-        sizes["source_vocab_size"] = sizes["vocab_size"]
-    return replace(
-        base,
-        model=model,
-        tokenizer=target,
-        source_tokenizer=source,
-        config=base.config.model_copy(update={"model": config.model_copy(update=sizes)}),
-        lineage={**base.lineage, **told},
-    )
+    changed = replace(base, tokenizer=target, source_tokenizer=source)
+    old, new = _tokenizers(base), _tokenizers(changed)
+    config, sizes = base.config.model, dict[str, int]()
+    for key, (size, _) in VOCABULARIES.items():
+        rows = getattr(config, size, None)  # more than there are tokens, or none of the source's own
+        if old[key] is not new[key] and rows is not None:
+            sizes[size] = max(rows, len(new[key])) if kept else len(new[key])
+    model = config.model_copy(update=sizes)
+    return replace(changed, config=base.config.model_copy(update={"model": model}))
+
+
+def _tokenizers(checkpoint: Checkpoint) -> dict[str, Tokenizer]:
+    """By the keys of `VOCABULARIES`."""
+    source = checkpoint.source_tokenizer or checkpoint.tokenizer
+    return {"tokenizer": checkpoint.tokenizer, "source_tokenizer": source}
 
 
 def _changed(tokenizer: Tokenizer, wanted: VocabularyConfig | None) -> Tokenizer:
