@@ -1,6 +1,8 @@
 """A tiny corpus of every kind, and runs on it through the command line."""
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,27 @@ def trained(tmp_path_factory) -> Path:
     for name in ("decoder", "translator"):
         assert run(["pretrain", str(folder / f"{name}.yaml"), "--name", name, "--runs-path", str(folder / "runs")]) == 0
     return folder
+
+
+@pytest.fixture
+def decoder(trained) -> str:
+    return str(trained / "runs" / "decoder")
+
+
+@pytest.fixture
+def translator(trained) -> str:
+    return str(trained / "runs" / "translator")
+
+
+@pytest.fixture
+def stdin(monkeypatch):
+    """Set what is piped in."""
+
+    def pipe(content: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+    pipe(b"")
+    return pipe
 
 
 def write_corpus(folder: Path) -> None:

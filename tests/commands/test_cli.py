@@ -22,28 +22,6 @@ from txtgen.commands.output import write_result
 from txtgen.errors import safe_text
 from txtgen.native import UnavailableError
 
-
-@pytest.fixture
-def decoder(trained) -> str:
-    return str(trained / "runs" / "decoder")
-
-
-@pytest.fixture
-def translator(trained) -> str:
-    return str(trained / "runs" / "translator")
-
-
-@pytest.fixture
-def stdin(monkeypatch):
-    """Set what is piped in."""
-
-    def pipe(content: bytes) -> None:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
-
-    pipe(b"")
-    return pipe
-
-
 # -- generate
 
 

@@ -116,10 +116,14 @@ class LoopStop(Config):
     times: Annotated[int, Field(ge=2, le=2**31 - 1)] = 4
 
 
+NewTokens = Annotated[int, Field(ge=0, le=2**30)]
+"""More than any model is read for; with a prompt before them, still a position that fits in 32 bits."""
+
+
 class StrategyConfig(Config):
     """What every strategy has in common. Filters are applied in the order of Hugging Face `generate`."""
 
-    max_new_tokens: NonNegative | None = None
+    max_new_tokens: NewTokens | None = None
     """Generated tokens at most. None: up to max_length, or 256 if that is not given either."""
     max_length: Count | None = None
     """Prompt and generated tokens together (encoder-decoder: the start token and generated tokens)."""

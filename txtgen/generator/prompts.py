@@ -55,6 +55,11 @@ class PromptReader:
             longest = self.loaded.model.config.max_length
             note = "max_new_tokens %d does not fit %d of %d prompts: the model goes up to %d tokens in all"
             logger.warning(note, wanted, cut, len(encoded), longest)
+        unknown = self.tokenizer.special.unk_id
+        lossy = sum(unknown in prompt.token_ids for prompt in encoded) if self.tokenizer.token_bytes(unknown) else 0
+        if lossy:
+            note = "%d of %d prompts have characters that the tokenizer does not know, and that the model cannot read"
+            logger.warning(note, lossy, len(encoded))
         return encoded
 
     def _encode(
