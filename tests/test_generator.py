@@ -389,7 +389,40 @@ def test_a_result_depends_on_its_prompt_and_place_alone(loaded, number):
         assert [r.token_ids for r in alone] == expected, "nor on its place, where nothing is drawn"
 
 
+@pytest.mark.parametrize("native", ["off", "auto"])
+@pytest.mark.parametrize("options", STRATEGIES)
+def test_the_number_of_threads_does_not_matter(tokenizer, options, native):
+    """In a model that is large enough for threads to share its products."""
+    found, before = [], torch.get_num_threads()
+    generator = Generator(load(tokenizer, d_model=256, d_ff=1024, init_std=0.1), native=native)
+    try:
+        for threads in (1, 2, 2):
+            torch.set_num_threads(threads)
+            found.append([result.token_ids for result in generator.generate(PROMPTS[:3], max_new_tokens=4, **options)])
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
+
+
 # -- lengths
+
+
+@pytest.mark.parametrize("native", ["off", "auto"])
+def test_a_prompt_may_leave_room_for_a_single_token(tokenizer, native):
+    """Of 60 positions, or 50 of the source. Each q is a token, and one more stands before or behind them."""
+    decoder, translator = (Generator(load(tokenizer, kind), native=native) for kind in ("decoder", "encoder_decoder"))
+    for count, new in ((57, 2), (58, 1)):
+        (result,) = decoder.generate("q" * count, min_new_tokens=2)
+        assert (len(result.prompt_token_ids), len(result.token_ids)) == (count + 1, new)
+        assert result.finish_reason == "length"
+        assert "".join(decoder.stream("q" * count, min_new_tokens=2)) == result.text
+    for count in (59, 60):
+        told = f"max_length is 60, and {count + 1} tokens are taken before.*shorten the prompt by {count - 58} tokens"
+        with pytest.raises(UsageError, match=told):
+            decoder.generate("q" * count)
+    assert len(translator.generate("q" * 49)[0].prompt_token_ids) == 50
+    with pytest.raises(UsageError, match="the prompt has 51 tokens, and max_source_length is 50"):
+        translator.generate("q" * 50)
 
 
 def test_lengths(tokenizer, caplog):

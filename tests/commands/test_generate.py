@@ -181,7 +181,7 @@ def test_a_weight_that_is_not_a_number_is_named(changed, capfd, name, strategy, 
     refused([model, *flags], 5, f"weight {weight} is not finite", model, "use an earlier checkpoint", capfd=capfd)
 
 
-def test_wherever_it_comes_from(changed, decoder, capfd) -> None:
+def test_weights_of_other_models_are_looked_at_too(changed, decoder, capfd) -> None:
     model = changed("decoder", lambda weights: weights["token_embedding.weight"][7, 2].fill_(torch.inf))
     for flags in ([model, "--quantize", "int8"], [decoder, "--draft", model], [decoder, "--ensemble", model]):
         refused([*flags, "--prompt", "the cat"], 5, "token_embedding.weight is not finite", model, capfd=capfd)
