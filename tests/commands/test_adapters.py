@@ -12,8 +12,11 @@ from txtgen import load
 from txtgen.checkpoint import load_checkpoint, save_checkpoint
 from txtgen.cli import run
 from txtgen.commands.adapters import weights_sha256
+from txtgen.commands.finetune import share_of_rate
 from txtgen.commands.models import load_shared, read_model, shared_file
-from txtgen.config.commands import GenerateConfig
+from txtgen.commands.starting import with_learning_rates
+from txtgen.config.commands import FinetuneConfig, GenerateConfig
+from txtgen.config.loader import config_from_tree
 from txtgen.errors import CheckpointError
 
 LORA = ["--set", "adapter={kind: lora, rank: 2}", "--set", "train.optimizer.learning_rate=0.01"]
@@ -309,3 +312,12 @@ def test_a_full_finetuning_may_begin_with_an_adapter_applied(base) -> None:
     assert run(["finetune", "chats.jsonl", "--base", str(folder), "--name", "full", "--steps", "1", *rate]) == 0
     ours, merged = load_checkpoint(Path("runs/full/last.pth")).model, read_model(folder)[1].model
     assert all(torch.allclose(tensor, merged[name], atol=1e-6) for name, tensor in ours.items())
+
+
+@pytest.mark.parametrize(("kind", "rate"), [("adamw", 1e-3), ("muon", 2e-3)])
+def test_rates_where_nobody_says(kind, rate) -> None:
+    tree = {"data": {"sources": [{"kind": "text", "path": "a"}]}, "train": {"optimizer": {"kind": kind}}}
+    configs = [config_from_tree(FinetuneConfig, {**tree, **more}) for more in ({}, {"adapter": {"rank": 2}})]
+    whole, adapter = (with_learning_rates(config, share_of_rate(config)).train.optimizer for config in configs)
+    assert adapter.learning_rate == pytest.approx(rate)
+    assert whole.learning_rate == pytest.approx({"adamw": 1e-4, "muon": 2e-3}[kind])
