@@ -47,7 +47,8 @@ def run(config: FinetuneConfig, launch: Launch | None = None) -> RunResult:
 
 def share_of_rate(config: FinetuneConfig) -> float:
     """The usual learning rate as a share of pretraining's: a tenth, so that what is known stays; all of it for an
-    adapter that AdamW learns, which begins at zero; and a tenth of either for preferences, which are to shift a model and no more."""
+    adapter that AdamW learns, which begins at zero; and a tenth of either for preferences, which are to shift a model
+    and no more."""
     # Steps of Muon have a size of their own, at which thin matrices would go too far.
     share = 1.0 if config.adapter and config.train.optimizer.kind == "adamw" else SMALLER
     return share * SMALLER if isinstance(config.data.objective, DpoObjective) else share
