@@ -14,6 +14,7 @@ from txtgen.cli import run
 from txtgen.commands.adapters import weights_sha256
 from txtgen.commands.finetune import share_of_rate
 from txtgen.commands.models import load_shared, read_model, shared_file
+from txtgen.commands.prompted import PromptJob
 from txtgen.commands.starting import with_learning_rates
 from txtgen.config.commands import FinetuneConfig, GenerateConfig
 from txtgen.config.loader import config_from_tree
@@ -161,6 +162,17 @@ def test_processes_share_a_file_that_is_made_once(base) -> None:
         assert found == (base, whole)
     with pytest.raises(CheckpointError, match="changed meanwhile"), shared_file(base, whole, config):
         pass
+
+
+def test_results_go_on_with_the_same_adapter_wherever_it_lies(base) -> None:
+    def facts(*adapters: str) -> dict:
+        return PromptJob(GenerateConfig(model=str(base), adapters=adapters), ["the cat"], lines=False).facts()
+
+    shutil.copy("runs/a/best.pth", "moved.pth")
+    assert facts("moved.pth") == facts("runs/a")
+    for other in ((), ("runs/b",), ("runs/a", "runs/b")):
+        changed = {key for key, value in facts(*other).items() if value != facts("runs/a")[key]}
+        assert changed == {"sha256 of the model"}
 
 
 def test_an_interrupted_run_goes_on_exactly(base) -> None:

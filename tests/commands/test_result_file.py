@@ -9,13 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from forked import ForkServer
 
 from txtgen import processes
 from txtgen.cli import run
 from txtgen.commands.console import PromptsDisplay
+from txtgen.commands.prompted import PromptJob
 from txtgen.commands.result_file import ResultFile
+from txtgen.config.commands import GenerateConfig
 from txtgen.errors import BusyError, ResourceError
+from txtgen.native import UnavailableError
 
 JOB = {"model": "a", "decoding": {"temperature": 0.5}}
 TEXTS = {number: f"{number} ü\u2028\n" for number in range(9)}
@@ -281,6 +285,27 @@ def test_what_changes_the_results_is_another_job(place, capfd, monkeypatch) -> N
     assert "sha256 of the model" in capfd.readouterr().err
     assert run(command(place, "changed.txt")) == 0
     assert "3 of 60 prompts are done already" in capfd.readouterr().err
+
+
+def test_what_computes_counts_and_not_how_it_was_asked_for(place, monkeypatch) -> None:
+    def unavailable() -> None:
+        raise UnavailableError("no compiler")
+
+    def facts(**more) -> dict:
+        config = GenerateConfig(model=str(place / "runs" / "decoder"), **more)
+        return PromptJob(config, ["the cat"], lines=False).facts()
+
+    usual = facts()
+    assert usual["device"] == ("cpu" if not torch.cuda.is_available() else torch.cuda.get_device_name())
+    on_cpu = facts(device="cpu")
+    assert facts(workers=2) == facts(device="cpu", workers=1) == on_cpu
+    assert (usual == on_cpu) == (not torch.cuda.is_available())
+    assert facts(device="cpu", native="off")["native"] is False
+    if on_cpu["native"]:
+        assert facts(device="cpu", native="require") == on_cpu
+    monkeypatch.setattr("txtgen.model.stepping.load_library", unavailable)
+    for workers in (0, 2):
+        assert facts(device="cpu", workers=workers) == facts(device="cpu", native="off")
 
 
 @pytest.mark.parametrize("model", ["decoder", pytest.param("translator", marks=pytest.mark.slow)])

@@ -199,6 +199,11 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda", int(rank))
 
 
+def device_name(device: torch.device) -> str:
+    """What tells devices apart that round differently."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def training_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype of the matrix products while training; auto is bfloat16 where the hardware computes in it."""
     if name == "auto":

@@ -8,15 +8,18 @@ from hashlib import sha256
 from typing import Any
 
 import txtgen
-from txtgen.commands.models import load_for, load_shared, resolve_model, shared_file
+from txtgen.commands.models import device_name, load_for, load_shared, resolve_model, shared_file
 from txtgen.config.commands import GenerateConfig
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.generator import Generation, Prompt, Results, complete_by_workers
+from txtgen.model import NativeTransformer, step_model
 
 NOT_OF_THE_RESULT = {
-    "model", "draft", "ensemble", "runs_path", "prompts", "input", "output", "overwrite", "workers", "json_schema",
+    "model", "adapters", "draft", "ensemble", "runs_path", "prompts", "input", "output", "overwrite", "workers",
+    "json_schema", "device", "native",
 }  # fmt: skip
-"""What a command may be told otherwise and yet go on; of models, prompts and schema the content counts."""
+"""What a command may be told otherwise and yet go on; of models, prompts and schema the content counts, of device and
+machine code what is computed by in the end."""
 
 
 class PromptJob:
@@ -38,9 +41,11 @@ class PromptJob:
             self._path = resolve_model(config.model, config.runs_path)
             place = {"model": str(self._path), "device": "cpu", "quantize": None, "native": "off"}
             generator = load_for(config.model_copy(update=place))
+            self._is_native = isinstance(step_model(generator.loaded.model, config.native), NativeTransformer)
         else:
             generator = load_for(config)
-            self._generator = generator
+            self._generator, self._is_native = generator, generator.is_native
+        self._device = device_name(next(generator.loaded.model.parameters()).device)
         self._fingerprint, self._others = generator.loaded.fingerprint, generator.other_fingerprints
         # A blank line has nothing to translate, and gives an empty result.
         translates = lines and isinstance(generator.loaded.config.model, EncoderDecoderConfig)
@@ -56,6 +61,8 @@ class PromptJob:
             "sha256 of other models": self._others,
             "sha256 of the prompts": sha256(json.dumps(self.prompts).encode()).hexdigest(),
             "lines": self.lines,
+            "device": self._device,
+            "native": self._is_native,
             **self.config.model_dump(mode="json", exclude=NOT_OF_THE_RESULT),
         }
         found: dict[str, Any] = json.loads(json.dumps(facts))
@@ -74,8 +81,9 @@ class PromptJob:
             yield {number: [self._empty(number)] for number in blank}
         plan = self._plan.without(done)
         if self.config.workers:
-            with shared_file(self._path, self._fingerprint, self.config) as (path, fingerprint):
-                make = partial(load_shared, path, fingerprint, self.config)
+            config = self.config.model_copy(update={"native": "require" if self._is_native else "off"})
+            with shared_file(self._path, self._fingerprint, config) as (path, fingerprint):
+                make = partial(load_shared, path, fingerprint, config)
                 yield from complete_by_workers(make, plan.batches, plan.decoding, self.config.workers)
         else:
             yield from (self._generator.complete(batch, plan.decoding) for batch in plan.batches)

@@ -11,7 +11,7 @@ import torch
 
 from txtgen.checkpoint import Checkpoint
 from txtgen.commands.changes import compare, require_same_run, told
-from txtgen.commands.models import select_device, training_dtype
+from txtgen.commands.models import device_name, select_device, training_dtype
 from txtgen.commands.run_folder import RunFolder, begun_by, latest_name, next_name
 from txtgen.commands.signals import StopRequest, listen
 from txtgen.commands.status import Status
@@ -204,7 +204,7 @@ def environment(train: TrainConfig, device: torch.device, dtype: torch.dtype, wo
         "torch": str(torch.__version__),
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": device_name(device),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "world_size": world.size,

@@ -32,7 +32,7 @@ from txtgen.generator.types import EncodedPrompt, Generation, Prompt, Score, Str
 from txtgen.generator.writing import StopStrings, begins, filled_text
 from txtgen.infilling import gap_marks
 from txtgen.memory import is_out_of_memory
-from txtgen.model import Transformer, is_bounded, step_model
+from txtgen.model import NativeTransformer, Transformer, is_bounded, step_model
 from txtgen.tokenizer import IncrementalDecoder, never_written
 
 
@@ -73,6 +73,8 @@ class Generator:
             raise UsageError(f"batch_size is {batch_size}", "batch_size", "give at least 1")
         self.loaded = loaded
         model: HiddenModel[Any] = step_model(loaded.model, native)
+        self.is_native = isinstance(model, NativeTransformer)
+        """Whether machine code computes."""
         most = loaded.model.config.max_length if is_bounded(loaded.model.config.position) else None
         self._model: StepModel[Any] = Remembering(model, most) if remembers else model
         self.batch_size, self.batch_tokens = 1 if independent else batch_size, batch_tokens
