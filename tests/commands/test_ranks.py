@@ -117,3 +117,25 @@ def test_ranks_that_share_the_weights_average_like_one(workshop) -> None:
     for name in ("one", "two"):
         assert run(["pretrain", "--resume", "--name", name, "--steps", "5"]) == 0
     assert losses("two") == pytest.approx(losses("one"), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [[], ["--set", "adapter={rank: 2}"]])
+def test_ranks_that_share_the_weights_measure_the_distance_like_one(workshop, trained, adapter) -> None:
+    arguments = ["finetune", "chats.jsonl", "--base", str(trained / "runs" / "decoder"), "--steps", "3", *adapter]
+    arguments += ["--dtype", "float32", "--set", "dropout=0.0", "--set", "data.validation.fraction=0.2"]
+    arguments += ["--set", "train.optimizer.learning_rate=0.01", "--set", "train.validate_every=3"]
+    assert run([*arguments, "--name", "one"]) == 0
+    on_two_ranks(*arguments, "--name", "two", "--set", "train.sharding=shard")
+    one, two = (
+        next(
+            line
+            for line in map(json.loads, Path(f"runs/{name}/metrics.jsonl").read_text().splitlines())
+            if "distance" in line
+        )
+        for name in ("one", "two")
+    )
+    names = {name for name in one if name.startswith("distance")}
+    assert {"distance", "distance_attention", "distance_embedding"} <= names <= set(two)
+    assert {name: two[name] for name in names} == pytest.approx({name: one[name] for name in names}, rel=1e-3)
+    assert one["distance"] > 0
