@@ -6,6 +6,7 @@
     python scripts/bench.py first --shape gpt2     # seconds from the shell to the first token, beside `import torch`
     python scripts/bench.py loss CONFIG            # seconds to a validation loss, beside nanoGPT's recipe
     python scripts/bench.py start CONFIG           # seconds to the first step, beside `import torch`
+    python scripts/bench.py feed --text FILE       # tokens per second of text into batches, beside SentencePiece alone
 
 The peers (transformers, litgpt, CTranslate2, llama.cpp, a plain GPT-2 as nanoGPT trains it) are installed into an
 environment of their own, .venv-bench, which this script makes; building llama.cpp takes some six minutes. All have
@@ -35,7 +36,7 @@ SHAPES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "decode", "translate", "first", "loss", "start"])
+    parser.add_argument("what", choices=["train", "decode", "translate", "first", "loss", "start", "feed"])
     parser.add_argument("config", nargs="?", help="of the run, for loss and start")
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--rounds", type=int, default=5)
@@ -46,7 +47,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--peers", nargs="*", help="only these, such as plain")
     parser.add_argument("--target", type=float, default=1.88, help="validation loss to reach")
-    parser.add_argument("--text", type=Path, default=ROOT / "../shared/data/shakespeare", help="train.txt and val.txt")
+    parser.add_argument(
+        "--text", type=Path, default=ROOT / "../shared/data/shakespeare", help="texts, or of feed a file"
+    )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.what in ("loss", "start") and arguments.config is None:
@@ -59,6 +62,10 @@ def main() -> None:
             show(time_to_first_step(arguments), "seconds", arguments)
         case "first":
             show(time_to_first_token(arguments), "seconds", arguments)
+        case "feed":
+            from bench_feeding import feeding
+
+            show(measure(feeding(arguments.text), arguments.rounds, arguments.seconds), "tokens/s", arguments)
         case "train":
             from bench_candidates import training
 
