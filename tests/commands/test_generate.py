@@ -119,7 +119,7 @@ def test_a_prompt_of_ten_megabytes_is_refused_with_its_length(decoder, stdin, ca
 def test_ten_megabytes_of_anything_take_little_memory(decoder, translator, tmp_path, shape) -> None:
     """In a process that may take 1.5 GB more than it has when it begins to read them."""
     path = tmp_path / "prompts.txt"
-    path.write_text(LONG[shape] * (10_000_000 // len(LONG[shape].encode())), encoding="utf-8")
+    path.write_text("the" + LONG[shape] * (10_000_000 // len(LONG[shape].encode())), encoding="utf-8")
     code = """
 import resource, sys
 from txtgen.cli import run
