@@ -128,7 +128,8 @@ def test_a_tokenizer_without_segmentations_to_draw_is_refused(data):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"objective": {"kind": "chat"}}, "conversations cannot be drawn"),
+        ({"objective": {"kind": "chat"}}, "of conversations and preferences cannot be drawn"),
+        ({"objective": {"kind": "dpo"}}, "of conversations and preferences cannot be drawn"),
         ({"objective": {"kind": "causal_lm"}, "side": "source"}, "plain text has no sides"),
     ],
 )
