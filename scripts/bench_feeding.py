@@ -17,7 +17,8 @@ def feeding(text: Path) -> dict[str, tuple[Candidate, int]]:
 
     documents = [part for part in text.read_text(encoding="utf-8").split("\n\n") if part]
     tokenizer, _ = train_sentencepiece(SentencePieceConfig(vocab_size=8000), documents)
-    data = DataConfig.model_validate({"sources": [{"kind": "text", "path": str(text), "documents": "paragraph"}]})
+    source = {"kind": "text", "path": str(text), "documents": "paragraph"}
+    data = DataConfig.model_validate({"sources": (source,)}, strict=False)
     objective = build_objective(data.objective, tokenizer, max_length=1024, max_source_length=None)
     processor = SentencePieceProcessor(model_proto=tokenizer.model)
 
