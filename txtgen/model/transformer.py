@@ -332,9 +332,8 @@ def build_model(config: ModelConfig, device: torch.device | str = "cpu") -> Tran
     Raises:
         ConfigError: vocab_size, or source_vocab_size without shared embeddings, is not set.
     """
-    with torch.device("meta"), Unset():
-        model = Transformer(config)
-    return model if torch.device(device).type == "meta" else model.to_empty(device=device)
+    with torch.device(device), Unset():
+        return Transformer(config)
 
 
 def count_parameters(model: Transformer) -> dict[str, int]:
