@@ -159,7 +159,7 @@ print(model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=1, do_sample=Fals
 def first_token_commands(shape: dict[str, int], folder: Path) -> dict[str, list[str]]:
     """Commands until a first token, and what no command can be faster than."""
     from txtgen.checkpoint import Checkpoint, save_checkpoint
-    from txtgen.config.commands import CheckpointConfig
+    from txtgen.config.checkpoint import CheckpointConfig
     from txtgen.config.tokenizer import SentencePieceConfig
     from txtgen.tokenizer import train_sentencepiece
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from txtgen.chat import Piece, encode_pieces, render
-from txtgen.config.data import ChatFormat, TextChatFormat, TokensChatFormat
+from txtgen.config.chat_formats import ChatFormat, TextChatFormat, TokensChatFormat
 from txtgen.config.tokenizer import SentencePieceConfig
 from txtgen.errors import ConfigError, DataError
 from txtgen.tokenizer import SentencePieceTokenizer, train_sentencepiece

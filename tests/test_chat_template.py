@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from txtgen.chat import Piece, encode_chat, encode_pieces, render
-from txtgen.config.data import ChatObjective, TemplateChatFormat
+from txtgen.config.chat_formats import TemplateChatFormat
+from txtgen.config.objectives import ChatObjective
 from txtgen.errors import CheckpointError, ConfigError, DataError
 from txtgen.tokenizer import Tokenizer, tokenizer_from_hf_folder
 

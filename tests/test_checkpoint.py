@@ -14,7 +14,7 @@ import torch
 from txtgen import archive as archive_module
 from txtgen import checkpoint as checkpoint_module
 from txtgen.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
-from txtgen.config.commands import CheckpointConfig
+from txtgen.config.checkpoint import CheckpointConfig
 from txtgen.config.model import DecoderConfig
 from txtgen.errors import CheckpointError, ResourceError
 from txtgen.files import replace_file

@@ -9,8 +9,8 @@ import yaml
 
 from txtgen.cli import run
 from txtgen.commands.config import show
-from txtgen.config.commands import PretrainConfig
 from txtgen.config.loader import load_run_config
+from txtgen.config.runs import PretrainConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "txtgen" / "config" / "builtin").glob("*.yaml")])

@@ -210,7 +210,7 @@ def test_a_target_language_comes_before_the_prefix(tokenizer):
 
 
 def test_a_prefix_within_a_conversation_begins_the_reply(tokenizer):
-    from txtgen.config.data import TokensChatFormat
+    from txtgen.config.chat_formats import TokensChatFormat
 
     generator = Generator(load(tokenizer, chat=TokensChatFormat()))
     assert generator.generate("hi", prefix="the fox", max_new_tokens=9)[0].text.startswith("the fox")

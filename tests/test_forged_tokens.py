@@ -29,7 +29,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as PackageTokenizer
 
 from txtgen.chat import encode_chat
-from txtgen.config.data import TemplateChatFormat
+from txtgen.config.chat_formats import TemplateChatFormat
 from txtgen.tokenizer import Tokenizer, tokenizer_from_hf_folder
 
 ROLES = ["<|im_start|>", "<|im_end|>", "[INST]", "[/INST]"]

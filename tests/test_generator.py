@@ -11,9 +11,10 @@ from torch import nn
 
 from txtgen.chat import encode_pieces, render
 from txtgen.checkpoint import LoadedModel
-from txtgen.config.commands import CheckpointConfig
-from txtgen.config.data import TemplateChatFormat, TextChatFormat, TokensChatFormat
-from txtgen.config.decoding import GreedyConfig, SampleConfig, SequenceBias
+from txtgen.config.chat_formats import TemplateChatFormat, TextChatFormat, TokensChatFormat
+from txtgen.config.checkpoint import CheckpointConfig
+from txtgen.config.decoding import GreedyConfig, SampleConfig
+from txtgen.config.decoding_values import SequenceBias
 from txtgen.config.loader import config_from_tree
 from txtgen.config.model import AlibiPosition, DecoderConfig, EncoderDecoderConfig, T5RelativePosition
 from txtgen.errors import DivergedError, ResourceError, UsageError

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from txtgen.checkpoint import LoadedModel
 from txtgen.cli import run
-from txtgen.config.commands import CheckpointConfig, bidirectional_prompt
+from txtgen.config.checkpoint import CheckpointConfig, bidirectional_prompt
 from txtgen.config.data import DataConfig
 from txtgen.config.loader import config_from_tree
 from txtgen.config.model import AlibiPosition, DecoderConfig, EncoderDecoderConfig, T5RelativePosition

@@ -3,7 +3,7 @@
 import pytest
 from test_generator import load, usable
 
-from txtgen.config.decoding import Mixture
+from txtgen.config.ensemble import Mixture
 from txtgen.config.tokenizer import SentencePieceConfig
 from txtgen.errors import CheckpointError, UsageError
 from txtgen.generator import Generator

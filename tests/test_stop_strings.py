@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from txtgen.checkpoint import LoadedModel
-from txtgen.config.commands import CheckpointConfig
+from txtgen.config.checkpoint import CheckpointConfig
 from txtgen.config.model import DecoderConfig
 from txtgen.generator import Generator
 from txtgen.tokenizer import IncrementalDecoder

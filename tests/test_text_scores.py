@@ -5,7 +5,7 @@ import math
 import pytest
 from test_generator import STRATEGIES, load, scripted, spaced_tokenizer, usable
 
-from txtgen.config.data import TokensChatFormat
+from txtgen.config.chat_formats import TokensChatFormat
 from txtgen.errors import UsageError
 from txtgen.generator import Generator
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol, assert_never
 
-from txtgen.config.data import ChatFormat, TemplateChatFormat, TextChatFormat, TokensChatFormat
+from txtgen.config.chat_formats import ChatFormat, TemplateChatFormat, TextChatFormat, TokensChatFormat
 from txtgen.config.tokenizer import CHAT_ROLES
 from txtgen.errors import ConfigError, DataError
 

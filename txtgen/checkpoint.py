@@ -18,7 +18,7 @@ from torch import Tensor
 
 import txtgen
 from txtgen.archive import damaged, seal, verify
-from txtgen.config.commands import CheckpointConfig
+from txtgen.config.checkpoint import CheckpointConfig
 from txtgen.config.model import Quantization
 from txtgen.errors import CheckpointError, ResourceError
 from txtgen.files import os_error, replace_file, retried, write_error

@@ -16,8 +16,9 @@ from txtgen.commands.finetune import share_of_rate
 from txtgen.commands.models import load_shared, read_model, shared_file
 from txtgen.commands.prompted import PromptJob
 from txtgen.commands.starting import with_learning_rates
-from txtgen.config.commands import FinetuneConfig, GenerateConfig
+from txtgen.config.commands import GenerateConfig
 from txtgen.config.loader import config_from_tree
+from txtgen.config.runs import FinetuneConfig
 from txtgen.errors import CheckpointError
 
 LORA = ["--set", "adapter={kind: lora, rank: 2}", "--set", "train.optimizer.learning_rate=0.01"]

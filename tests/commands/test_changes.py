@@ -11,8 +11,8 @@ from txtgen.cli import run
 from txtgen.commands import training
 from txtgen.commands.changes import KINDS, compare, kind_of
 from txtgen.config.base import Config
-from txtgen.config.commands import FinetuneConfig, PretrainConfig
 from txtgen.config.loader import load_config
+from txtgen.config.runs import FinetuneConfig, PretrainConfig
 from txtgen.config.shape import item_type, sections
 
 

@@ -12,7 +12,7 @@ from txtgen import checkpoint as checkpoint_module
 from txtgen.checkpoint import load_checkpoint, save_checkpoint
 from txtgen.cli import run
 from txtgen.commands.run_folder import RunFolder
-from txtgen.config.commands import CheckpointConfig
+from txtgen.config.checkpoint import CheckpointConfig
 
 OLD_RUN = Path(__file__).parent.parent / "old_run"
 """As txtgen left it on 25 November 2026 (3ab78b9), stopped after step 400 of 404: never to be made anew."""

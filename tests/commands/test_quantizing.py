@@ -10,7 +10,7 @@ import torch
 import txtgen
 from txtgen.checkpoint import Checkpoint, load_checkpoint, load_model, quantized, save_checkpoint
 from txtgen.cli import run
-from txtgen.config.commands import CheckpointConfig
+from txtgen.config.checkpoint import CheckpointConfig
 from txtgen.config.model import DecoderConfig
 from txtgen.errors import CheckpointError
 from txtgen.model import build_model, init_weights

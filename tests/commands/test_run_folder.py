@@ -17,7 +17,7 @@ from txtgen.checkpoint import Checkpoint, load_checkpoint
 from txtgen.commands.models import resolve_model
 from txtgen.commands.run_folder import RunFolder, latest_name, next_name
 from txtgen.commands.status import Status
-from txtgen.config.commands import CheckpointConfig
+from txtgen.config.checkpoint import CheckpointConfig
 from txtgen.config.model import DecoderConfig
 from txtgen.errors import BusyError, CheckpointError, ResourceError
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from txtgen.cli import run
-from txtgen.config.commands import PretrainConfig
 from txtgen.config.loader import load_config
+from txtgen.config.runs import PretrainConfig
 
 ROOT = Path(__file__).parents[2]
 PLAN = """

@@ -18,8 +18,8 @@ from txtgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from txtgen.cli import run
 from txtgen.commands import session
 from txtgen.commands.lines import Lines
-from txtgen.config.commands import CheckpointConfig
-from txtgen.config.data import TextChatFormat
+from txtgen.config.chat_formats import TextChatFormat
+from txtgen.config.checkpoint import CheckpointConfig
 from txtgen.config.model import AlibiPosition, DecoderConfig
 from txtgen.errors import safe_text
 from txtgen.model import build_model, init_weights

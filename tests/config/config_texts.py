@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from txtgen.config.commands import PretrainConfig
 from txtgen.config.loader import config_from_text
+from txtgen.config.runs import PretrainConfig
 from txtgen.errors import ConfigError
 
 RUN = """\

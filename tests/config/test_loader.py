@@ -12,12 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from txtgen.commands import config as config_command
-from txtgen.config.commands import CheckpointConfig, FinetuneConfig, PretrainConfig, SamplesConfig
-from txtgen.config.data import ChatObjective, DataConfig, JsonlSource, TemplateChatFormat, TextChatFormat, TextSource
+from txtgen.config.chat_formats import TemplateChatFormat, TextChatFormat
+from txtgen.config.checkpoint import CheckpointConfig
+from txtgen.config.data import DataConfig
 from txtgen.config.decoding import BeamConfig, DecodingConfig, SampleConfig
 from txtgen.config.finetuning import FreezeConfig
 from txtgen.config.loader import config_from_text, config_from_tree, dump_config, load_run_config, schema
 from txtgen.config.model import AlibiPosition, DecoderConfig, ModelConfig, RotaryPosition
+from txtgen.config.objectives import ChatObjective
+from txtgen.config.runs import FinetuneConfig, PretrainConfig, SamplesConfig
+from txtgen.config.sources import JsonlSource, TextSource
 from txtgen.config.train import AdamWConfig, ConstantSchedule, TrainConfig
 from txtgen.config.yaml import read_yaml
 from txtgen.errors import ConfigError, UsageError

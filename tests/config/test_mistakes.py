@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from txtgen.config.base import Config
-from txtgen.config.commands import CheckpointConfig, PretrainConfig, SamplesConfig, inherited
-from txtgen.config.data import TextSource
+from txtgen.config.checkpoint import CheckpointConfig, inherited
 from txtgen.config.decoding import SampleConfig
 from txtgen.config.loader import config_from_text, config_from_tree
+from txtgen.config.runs import PretrainConfig, SamplesConfig
+from txtgen.config.sources import TextSource
 from txtgen.config.train import TrainConfig
 from txtgen.config.yaml import read_yaml
 from txtgen.errors import ConfigError

@@ -8,20 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from txtgen.config.base import Config
-from txtgen.config.commands import FinetuneConfig, PretrainConfig, chat_format
-from txtgen.config.data import (
-    CausalLmObjective,
-    ChatObjective,
-    ChatSource,
-    DataConfig,
-    ParallelSource,
-    Seq2SeqObjective,
-    TextChatFormat,
-    TextSource,
-    TokensChatFormat,
-    TsvSource,
-    ValidationConfig,
-)
+from txtgen.config.chat_formats import TextChatFormat, TokensChatFormat
+from txtgen.config.checkpoint import chat_format
+from txtgen.config.data import DataConfig, ValidationConfig
 from txtgen.config.decoding import BeamConfig, GreedyConfig, SampleConfig
 from txtgen.config.model import (
     DecoderConfig,
@@ -30,7 +19,10 @@ from txtgen.config.model import (
     SinusoidalPosition,
     T5RelativePosition,
 )
+from txtgen.config.objectives import CausalLmObjective, ChatObjective, Seq2SeqObjective
+from txtgen.config.runs import FinetuneConfig, PretrainConfig
 from txtgen.config.shape import all_sections
+from txtgen.config.sources import ChatSource, ParallelSource, TextSource, TsvSource
 from txtgen.config.tokenizer import SentencePieceConfig
 from txtgen.config.train import AdamWConfig, ConstantSchedule, TrainConfig
 

@@ -13,8 +13,8 @@ import transformers
 from whole_folders import FAMILIES, transformers_pair, whole_folder
 
 from txtgen.checkpoint import Checkpoint, load_model, save_checkpoint
-from txtgen.config.commands import CheckpointConfig
-from txtgen.config.data import TokensChatFormat
+from txtgen.config.chat_formats import TokensChatFormat
+from txtgen.config.checkpoint import CheckpointConfig
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
 from txtgen.convert import export_folder, import_folder
 from txtgen.errors import BusyError, CheckpointError

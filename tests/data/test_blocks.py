@@ -8,7 +8,7 @@ from data_fakes import data_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from txtgen.config.data import ParallelSource, TextSource
+from txtgen.config.sources import ParallelSource, TextSource
 from txtgen.data.blocks import cut_file, cut_pair
 from txtgen.data.corpora import open_corpora, open_corpus
 from txtgen.data.files import open_text

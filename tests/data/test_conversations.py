@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from txtgen.chat import encode_chat
-from txtgen.config.commands import FinetuneConfig
-from txtgen.config.data import ChatObjective, TextChatFormat, TokensChatFormat
+from txtgen.config.chat_formats import TextChatFormat, TokensChatFormat
 from txtgen.config.loader import load_config
 from txtgen.config.model import DecoderConfig
+from txtgen.config.objectives import ChatObjective
+from txtgen.config.runs import FinetuneConfig
 from txtgen.data import StreamReport, build_objective, train_stream
 from txtgen.data.report import MAX_NAMED, Oddity
 from txtgen.data.types import IGNORE, BadRecord, ChatRecord, Message, Origin

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from data_fakes import BOS, CONTROL, EOS, ByteTokenizer, data_config, write_jsonl
 
-from txtgen.config.data import TextChatFormat
+from txtgen.config.chat_formats import TextChatFormat
 from txtgen.config.objectives import CausalLmObjective
 from txtgen.config.tokenizer import Framing
 from txtgen.data import build_objective, every_batch, train_stream

@@ -9,7 +9,9 @@ import pytest
 import torch
 from data_fakes import EOS, ByteTokenizer, data_config, documents_of, objective_of, plain, write_jsonl, write_lines
 
-from txtgen.config.data import DataConfig, Seq2SeqObjective, TsvSource
+from txtgen.config.data import DataConfig
+from txtgen.config.objectives import Seq2SeqObjective
+from txtgen.config.sources import TsvSource
 from txtgen.data import StreamReport, blocks, buckets, build_objective, merge_bookmarks, train_stream
 from txtgen.data.corpora import open_corpora
 from txtgen.data.order import keyed_permutation, keyed_word

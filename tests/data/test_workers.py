@@ -12,7 +12,7 @@ import pytest
 import torch
 from data_fakes import FaultyTokenizer, data_config, objective_of, plain, write_jsonl, write_lines
 
-from txtgen.config.data import CausalLmObjective
+from txtgen.config.objectives import CausalLmObjective
 from txtgen.data import StreamReport, build_objective, merge_bookmarks, train_stream
 from txtgen.data.types import Batch
 from txtgen.data.workers import dealt

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from decode_fakes import TableState, batch
 
-from txtgen.config.decoding import BeamConfig, GreedyConfig, LengthDecay, SampleConfig, SequenceBias
+from txtgen.config.decoding import BeamConfig, GreedyConfig, SampleConfig
+from txtgen.config.decoding_values import LengthDecay, SequenceBias
 from txtgen.decode import PromptBatch, search
 from txtgen.decode.chain import Place, make_filters
 from txtgen.decode.distribution import shape_distribution

@@ -7,7 +7,8 @@ import pytest
 import torch
 from decode_fakes import TableModel, batch, random_case, slow_beam
 
-from txtgen.config.decoding import BeamSampleConfig, Xtc
+from txtgen.config.decoding import BeamSampleConfig
+from txtgen.config.decoding_values import Xtc
 from txtgen.decode import search
 from txtgen.decode.beam_sampling import gumbel_noise
 from txtgen.decode.distribution import shape_distribution

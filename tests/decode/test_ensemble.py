@@ -5,7 +5,8 @@ import pytest
 import torch
 from decode_fakes import TableModel, batch, random_case
 
-from txtgen.config.decoding import BeamConfig, ContrastiveConfig, GreedyConfig, PromptLookup, SampleConfig
+from txtgen.config.decoding import BeamConfig, ContrastiveConfig, GreedyConfig, SampleConfig
+from txtgen.config.decoding_values import PromptLookup
 from txtgen.decode import Ensemble, search, token_logprobs
 from txtgen.errors import DivergedError, UsageError
 

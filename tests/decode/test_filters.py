@@ -6,7 +6,8 @@ from decode_fakes import Rules, batch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from txtgen.config.decoding import SAMPLER_ORDER, SampleConfig, StrategyConfig, Xtc
+from txtgen.config.decoding import SampleConfig, StrategyConfig
+from txtgen.config.decoding_values import SAMPLER_ORDER, Xtc
 from txtgen.decode import distribution, filters
 from txtgen.decode.chain import FILTERS, Place, make_filters
 from txtgen.decode.distribution import SAMPLERS, shape_distribution

@@ -5,7 +5,8 @@ from decode_fakes import TableModel, batch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from txtgen.config.decoding import BeamConfig, GreedyConfig, LoopStop, SampleConfig
+from txtgen.config.decoding import BeamConfig, GreedyConfig, SampleConfig
+from txtgen.config.decoding_values import LoopStop
 from txtgen.decode import search
 from txtgen.decode.stopping import ends_in_loop
 

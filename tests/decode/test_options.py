@@ -7,12 +7,11 @@ from txtgen.config.decoding import (
     BeamConfig,
     BeamSampleConfig,
     ContrastiveConfig,
-    DryPenalty,
     GreedyConfig,
     SampleConfig,
-    Xtc,
 )
 from txtgen.config.decoding_options import option_names, resolve_decoding
+from txtgen.config.decoding_values import DryPenalty, Xtc
 from txtgen.errors import UsageError
 
 

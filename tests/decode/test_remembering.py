@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from txtgen.config.decoding import BeamConfig, ContrastiveConfig, GreedyConfig, PromptLookup, SampleConfig
+from txtgen.config.decoding import BeamConfig, ContrastiveConfig, GreedyConfig, SampleConfig
+from txtgen.config.decoding_values import PromptLookup
 from txtgen.config.model import AlibiPosition, DecoderConfig
 from txtgen.decode import PromptBatch, Remembering, run_steps, search_steps
 from txtgen.model import build_model, init_weights, step_model

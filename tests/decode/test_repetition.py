@@ -7,7 +7,8 @@ from decode_fakes import TableModel, batch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from txtgen.config.decoding import BeamConfig, DryPenalty, GreedyConfig, SampleConfig
+from txtgen.config.decoding import BeamConfig, GreedyConfig, SampleConfig
+from txtgen.config.decoding_values import DryPenalty
 from txtgen.decode import search
 from txtgen.decode.chain import Place, make_filters
 from txtgen.decode.filters import align_right

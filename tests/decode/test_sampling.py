@@ -6,7 +6,8 @@ import pytest
 import torch
 from decode_fakes import Rules, TableModel, batch, random_case, slow_greedy
 
-from txtgen.config.decoding import BeamConfig, GreedyConfig, SampleConfig, Xtc
+from txtgen.config.decoding import BeamConfig, GreedyConfig, SampleConfig
+from txtgen.config.decoding_values import Xtc
 from txtgen.decode import search, search_steps
 from txtgen.decode.distribution import shape_distribution
 from txtgen.decode.sampling import Draw

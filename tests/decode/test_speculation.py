@@ -8,17 +8,8 @@ import torch
 from decode_fakes import TableModel, batch, random_case
 from test_contrastive import cases, prompt_batch
 
-from txtgen.config.decoding import (
-    DraftModel,
-    DryPenalty,
-    GreedyConfig,
-    LengthDecay,
-    LoopStop,
-    PromptLookup,
-    SampleConfig,
-    SequenceBias,
-    Xtc,
-)
+from txtgen.config.decoding import GreedyConfig, SampleConfig
+from txtgen.config.decoding_values import DraftModel, DryPenalty, LengthDecay, LoopStop, PromptLookup, SequenceBias, Xtc
 from txtgen.decode import PromptBatch, search, search_steps
 from txtgen.decode.distribution import shape_distribution
 from txtgen.decode.proposals import Lookup

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from txtgen.commands.weights import begin, place
-from txtgen.config.data import DpoObjective
 from txtgen.config.model import DecoderConfig
+from txtgen.config.objectives import DpoObjective
 from txtgen.config.train import AdamWConfig, ConstantSchedule, TrainConfig
 from txtgen.data.types import IGNORE, Batch, Origin
 from txtgen.distributed import World, reshard

@@ -9,8 +9,8 @@ import torch
 from txtgen.commands import starting
 from txtgen.commands.run_folder import RunFolder
 from txtgen.commands.starting import Launch, start_run
-from txtgen.config.commands import PretrainConfig
 from txtgen.config.loader import config_from_tree
+from txtgen.config.runs import PretrainConfig
 from txtgen.distributed import World
 from txtgen.distributed import world as world_module
 from txtgen.errors import DistributedError

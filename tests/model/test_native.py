@@ -14,7 +14,8 @@ from tiny_models import ARCHITECTURES, POSITIONS, VOCAB, random_ids, source_for,
 
 import txtgen.model.native as native
 import txtgen.model.stepping as stepping
-from txtgen.config.decoding import BeamConfig, ContrastiveConfig, DraftModel, GreedyConfig, PromptLookup, SampleConfig
+from txtgen.config.decoding import BeamConfig, ContrastiveConfig, GreedyConfig, SampleConfig
+from txtgen.config.decoding_values import DraftModel, PromptLookup
 from txtgen.config.model import NgramConfig
 from txtgen.decode import PromptBatch, search
 from txtgen.errors import ResourceError, UsageError

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from txtgen.config.data import DpoObjective
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
+from txtgen.config.objectives import DpoObjective
 from txtgen.config.train import AdamWConfig, ConstantSchedule, TrainConfig
 from txtgen.data.buckets import pad_pairs
 from txtgen.data.types import IGNORE, Batch, Example, Origin

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from txtgen.config.commands import RunConfig
 from txtgen.config.loader import config_from_tree
+from txtgen.config.runs import RunConfig
 from txtgen.errors import ConfigError, TxtgenError
 
 Kind = Literal["harmless", "risky", "impossible"]

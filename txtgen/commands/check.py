@@ -20,7 +20,8 @@ from txtgen.commands.run_folder import RunFolder
 from txtgen.commands.run_record import find_run, read_lines
 from txtgen.commands.starting import Start, config_of, differing
 from txtgen.commands.training import Session
-from txtgen.config.commands import CheckConfig, PretrainConfig
+from txtgen.config.commands import CheckConfig
+from txtgen.config.runs import PretrainConfig
 from txtgen.data import Batch
 from txtgen.distributed import World
 from txtgen.errors import CheckpointError

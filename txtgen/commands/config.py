@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from txtgen.config.commands import FinetuneConfig, PretrainConfig
 from txtgen.config.loader import dump_config, load_run_config
 from txtgen.config.loader import schema as schema_of
+from txtgen.config.runs import FinetuneConfig, PretrainConfig
 from txtgen.errors import UsageError
 
 RunKind = Literal["pretrain", "finetune"]

@@ -14,7 +14,8 @@ from txtgen.commands import finetune, pretrain
 from txtgen.commands.changes import compare, require_same_run
 from txtgen.commands.starting import Launch, config_of
 from txtgen.commands.training import RunResult
-from txtgen.config.commands import CooldownConfig, PretrainConfig
+from txtgen.config.commands import CooldownConfig
+from txtgen.config.runs import PretrainConfig
 from txtgen.config.train import UNLIMITED, ConstantSchedule, ScheduleConfig, TrainConfig, TrapezoidSchedule
 from txtgen.errors import CheckpointError, ConfigError
 from txtgen.train import Horizon, share_of_peak

@@ -9,9 +9,12 @@ from txtgen.commands.finetune import require_suitable
 from txtgen.commands.models import resolve_model
 from txtgen.commands.pretrain import new_tokenizers, sized
 from txtgen.commands.vocabulary import with_tokenizers
-from txtgen.config.commands import DataCheckConfig, FinetuneConfig, PretrainConfig, inherited, row_length
-from txtgen.config.data import DataConfig, ObjectiveConfig, SubwordSampling
+from txtgen.config.checkpoint import inherited
+from txtgen.config.commands import DataCheckConfig
+from txtgen.config.data import DataConfig, SubwordSampling
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
+from txtgen.config.objectives import ObjectiveConfig
+from txtgen.config.runs import FinetuneConfig, PretrainConfig, row_length
 from txtgen.config.tokenizer import Framing
 from txtgen.data import Objective, Survey, build_objective, survey
 from txtgen.errors import ConfigError, DataError

@@ -7,11 +7,13 @@ from pathlib import Path
 from txtgen.checkpoint import LoadedModel, materialise
 from txtgen.commands.models import inference_dtype, read_model, select_device
 from txtgen.commands.sources import guess_source
-from txtgen.config.commands import CheckpointConfig, EvaluateConfig, row_length
-from txtgen.config.data import DataConfig, DpoObjective, ObjectiveConfig, Seq2SeqObjective
+from txtgen.config.checkpoint import CheckpointConfig
+from txtgen.config.commands import EvaluateConfig
+from txtgen.config.data import DataConfig
 from txtgen.config.loader import config_from_tree
 from txtgen.config.model import EncoderDecoderConfig
-from txtgen.config.objectives import TEXTS
+from txtgen.config.objectives import TEXTS, DpoObjective, ObjectiveConfig, Seq2SeqObjective
+from txtgen.config.runs import row_length
 from txtgen.data import build_objective, validation_pairs, validation_parts, validation_records
 from txtgen.errors import ConfigError, DataError, NoRoomError, UsageError
 from txtgen.evaluate import (

@@ -16,10 +16,10 @@ from txtgen.commands.training import RunResult
 from txtgen.commands.training import run as run_training
 from txtgen.commands.vocabulary import VOCABULARIES, with_vocabulary
 from txtgen.commands.weights import place, read_once, take_over
-from txtgen.config.commands import FinetuneConfig, architecture_problems
-from txtgen.config.data import DpoObjective
 from txtgen.config.finetuning import FreezeConfig, LoraConfig
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
+from txtgen.config.objectives import DpoObjective
+from txtgen.config.runs import FinetuneConfig, architecture_problems
 from txtgen.distributed import World
 from txtgen.errors import ConfigError
 from txtgen.model import Transformer, build_model

@@ -7,8 +7,10 @@ import torch
 
 from txtgen.commands.run_folder import RunFolder
 from txtgen.commands.starting import Start, rows_so_far
-from txtgen.config.commands import CheckpointConfig, FinetuneConfig, RunConfig, inherited, row_length
-from txtgen.config.data import DpoObjective, ObjectiveConfig, SubwordSampling
+from txtgen.config.checkpoint import CheckpointConfig, inherited
+from txtgen.config.data import SubwordSampling
+from txtgen.config.objectives import DpoObjective, ObjectiveConfig
+from txtgen.config.runs import FinetuneConfig, RunConfig, row_length
 from txtgen.config.tokenizer import Framing
 from txtgen.data import Objective, StreamOptions, build_objective
 from txtgen.distributed import World

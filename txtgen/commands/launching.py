@@ -14,11 +14,11 @@ from txtgen.commands.ranks import follow_launcher, run_ranks, txtgen_command
 from txtgen.commands.signals import exit_code_of
 from txtgen.commands.sources import guess_source
 from txtgen.commands.starting import Launch
-from txtgen.config.commands import FinetuneConfig, PretrainConfig, row_length
 from txtgen.config.data import DataConfig
 from txtgen.config.loader import config_from_tree, load_config, load_run_config
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.config.objectives import MASK, PREFERENCES, SENTINEL, TEXTS
+from txtgen.config.runs import FinetuneConfig, PretrainConfig, row_length
 from txtgen.data import describe
 from txtgen.errors import UsageError
 from txtgen.tokenizer import Tokenizer

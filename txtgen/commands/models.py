@@ -15,7 +15,7 @@ from txtgen.checkpoint import FORMAT, Checkpoint, LoadedModel, load_checkpoint, 
 from txtgen.commands.adapters import Named, with_adapters
 from txtgen.commands.run_folder import RunFolder
 from txtgen.config.commands import GeneratingConfig, ModelUseConfig
-from txtgen.config.decoding import EQUAL_SHARES, Mixture
+from txtgen.config.ensemble import EQUAL_SHARES, Mixture
 from txtgen.config.model import Native, Quantization
 from txtgen.convert import import_folder
 from txtgen.errors import CheckpointError, ConfigError

@@ -19,7 +19,7 @@ from txtgen.commands.probe import StepTimes, first_batch, time_samples, time_sav
 from txtgen.commands.run_folder import RunFolder
 from txtgen.commands.starting import Start
 from txtgen.commands.training import Session
-from txtgen.config.commands import RunConfig
+from txtgen.config.runs import RunConfig
 from txtgen.config.train import TrainConfig
 from txtgen.data import Batch, corpus_statistics, describe
 from txtgen.distributed import World, open_world

@@ -10,8 +10,8 @@ from txtgen.commands.starting import Launch, Start, start_run, with_learning_rat
 from txtgen.commands.training import RunResult
 from txtgen.commands.training import run as run_training
 from txtgen.commands.weights import begin, place, take_over
-from txtgen.config.commands import PretrainConfig
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
+from txtgen.config.runs import PretrainConfig
 from txtgen.config.tokenizer import TokenizerConfig
 from txtgen.data import Side, sample_texts
 from txtgen.errors import ConfigError

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from txtgen.commands.console import ProgressDisplay
 from txtgen.commands.job import Job
-from txtgen.config.data import DpoObjective
+from txtgen.config.objectives import DpoObjective
 from txtgen.data import Batch, every_batch
 from txtgen.distributed import reshard
 from txtgen.train import ReferenceTable, micro_batches, pair_logprobs

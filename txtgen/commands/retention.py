@@ -12,8 +12,8 @@ from txtgen.checkpoint import load_checkpoint
 from txtgen.commands.job import Job
 from txtgen.commands.models import read_model, resolve_model
 from txtgen.commands.signals import StopRequest
-from txtgen.config.commands import FinetuneConfig
 from txtgen.config.data import DataConfig, ValidationConfig
+from txtgen.config.runs import FinetuneConfig
 from txtgen.data import validation_parts
 from txtgen.distributed import gathered
 from txtgen.errors import TxtgenError

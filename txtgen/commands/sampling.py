@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from txtgen.commands.job import Job
-from txtgen.config.commands import chat_format
+from txtgen.config.checkpoint import chat_format
 from txtgen.distributed import is_sharded
 from txtgen.generator import Generation, Generator
 

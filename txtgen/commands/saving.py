@@ -19,7 +19,7 @@ from txtgen.checkpoint import Checkpoint, save_checkpoint
 from txtgen.commands.job import Job
 from txtgen.commands.staging import Staging
 from txtgen.commands.starting import environment
-from txtgen.config.commands import CheckpointConfig, bidirectional_prompt, chat_format
+from txtgen.config.checkpoint import CheckpointConfig, bidirectional_prompt, chat_format
 from txtgen.data import merge_bookmarks
 from txtgen.distributed import local, reshard, share_out
 from txtgen.errors import DivergedError, ResourceError

@@ -16,8 +16,8 @@ from txtgen.commands.run_folder import RunFolder, begun_by, latest_name, next_na
 from txtgen.commands.signals import StopRequest, listen
 from txtgen.commands.status import Status
 from txtgen.commands.weights import read_once
-from txtgen.config.commands import FinetuneConfig, PretrainConfig, RunConfig
 from txtgen.config.loader import config_from_tree, dump_config
+from txtgen.config.runs import FinetuneConfig, PretrainConfig, RunConfig
 from txtgen.config.train import TrainConfig
 from txtgen.distributed import World, open_world
 from txtgen.errors import BusyError, CheckpointError

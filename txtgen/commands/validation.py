@@ -7,7 +7,7 @@ from typing import Any
 from txtgen.commands.job import Job
 from txtgen.commands.retention import Retention
 from txtgen.commands.signals import StopRequest
-from txtgen.config.data import DpoObjective
+from txtgen.config.objectives import DpoObjective
 from txtgen.data import Batch, Objective, validation_pairs, validation_parts
 from txtgen.distributed import is_sharded
 from txtgen.errors import DataError, OutOfMemoryError

@@ -5,7 +5,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from txtgen.config.base import Config
-from txtgen.config.decoding import SAMPLER_ORDER, STRATEGIES, DecodingConfig
+from txtgen.config.decoding import STRATEGIES, DecodingConfig
+from txtgen.config.decoding_values import SAMPLER_ORDER
 from txtgen.config.loader import config_from_tree
 from txtgen.errors import ConfigError, UsageError
 

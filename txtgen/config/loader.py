@@ -7,8 +7,8 @@ from typing import Any, TypeVar, overload
 from pydantic import TypeAdapter
 
 from txtgen.config.base import Config
-from txtgen.config.commands import FinetuneConfig, PretrainConfig
 from txtgen.config.mistakes import KeyPath, Place, dotted, printable, shown
+from txtgen.config.runs import FinetuneConfig, PretrainConfig
 from txtgen.config.shape import all_sections, field_descriptions
 from txtgen.config.validation import validated
 from txtgen.config.yaml import MAX_DEPTH, dump_yaml, read_value, read_yaml, read_yaml_file

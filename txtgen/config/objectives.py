@@ -1,11 +1,13 @@
-"""What is learnt from plain text, and the tokens that each objective needs for what no text says."""
+"""What is learnt from texts, pairs, conversations and preferences, and the tokens that no text says."""
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from txtgen.config.base import Config, Share
+from txtgen.config.chat_formats import ChatFormat, TemplateChatFormat, TextChatFormat
+from txtgen.config.shape import sections, tag
 
 Architecture = Literal["decoder", "encoder_decoder"]
 
@@ -166,3 +168,123 @@ TextObjective = (
     CausalLmObjective | PrefixLmObjective | SpanCorruptionObjective | DenoisingObjective | FillInMiddleObjective
 )
 """What learns from plain text."""
+
+
+class Seq2SeqObjective(Objective):
+    """Predict the target from the source. Of a conversation, every assistant turn is a target."""
+
+    reads = PAIRS
+    architectures = ("encoder_decoder",)
+
+    kind: Literal["seq2seq"] = "seq2seq"
+    format: ChatFormat | None = None
+    """How the turns before a reply become a source; only for conversations. None: as the base model reads them, or
+    by role tokens."""
+
+
+class ChatObjective(Objective):
+    """Predict the turns of the chosen roles. A source and target pair is a question and its answer."""
+
+    reads = PAIRS
+    architectures = ("decoder",)
+
+    kind: Literal["chat"] = "chat"
+    roles: Annotated[tuple[Literal["system", "user", "assistant"], ...], Field(min_length=1)] = ("assistant",)
+    format: ChatFormat | None = None
+    """None: as the base model reads conversations, or by role tokens."""
+    separate_documents: bool = True
+    long_conversations: Literal["split", "drop_oldest", "cut_end"] = "split"
+    """Of a conversation that is longer than a row. split: it becomes several, so that every turn is learnt once.
+    drop_oldest: its oldest turns are left out. Either way what is left begins with a turn of the user, a system
+    message from the beginning is kept before it, and a turn that is too long even so is cut at its end. cut_end: all
+    that goes beyond the row is cut off."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """A template does not tell where a turn of another role begins, and a text may not tell where one ends."""
+        format = self.format
+        if isinstance(format, TemplateChatFormat) and self.roles != ("assistant",):
+            yield "roles", "must be [assistant] alone with a template format"
+        if isinstance(format, TextChatFormat):
+            for role in self.roles:
+                if role != "assistant" and not getattr(format, role).rpartition("{content}")[2]:
+                    yield f"format.{role}", f"says nothing after {{content}}, so no turn of the {role} learns to end"
+
+
+class DpoObjective(Objective):
+    """Make the chosen answer of a pair likelier than the rejected one, by more than the base model does.
+
+    Source: Rafailov et al. 2023, arXiv 2305.18290; ipo: Azar et al. 2023, arXiv 2310.12036; label smoothing: Mitchell
+    2023, https://ericmitchell.ai/cdpo.pdf.
+    """
+
+    reads = PREFERENCES
+    architectures = ("decoder", "encoder_decoder")
+
+    kind: Literal["dpo"] = "dpo"
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    """ipo: the mean log-probability of a token is to be 1 / (2 beta) nats more apart than in the base model, and no
+    further; better where preferences are certain."""
+    beta: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
+    """How closely the model keeps to the base: less lets it go further."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """sigmoid: the share of the pairs that are thought to be the wrong way round."""
+    format: ChatFormat | None = None
+    """How the prompt becomes tokens; None: as the base model reads conversations. Where it reads none, by role tokens
+    in a decoder, and as a plain source in an encoder-decoder."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """A distance to reach has no labels to smooth."""
+        if self.loss == "ipo" and self.label_smoothing:
+            yield "label_smoothing", "is of the sigmoid loss alone; leave it out"
+
+
+PartConfig = Annotated[TextObjective | Seq2SeqObjective | ChatObjective, Field(discriminator="kind")]
+
+
+class MixtureObjective(Objective):
+    """Several objectives: each document is learnt by one of them, drawn by weight among those that can read it.
+
+    In short, `objective: {causal_lm: 0.5, span_corruption: 0.5}` gives kinds and their weights.
+    """
+
+    kind: Literal["mixture"] = "mixture"
+    parts: Annotated[tuple[PartConfig, ...], Field(min_length=1)]
+
+    @property
+    def members(self) -> Sequence[PartConfig]:
+        """The parts."""
+        return self.parts
+
+    @property
+    def control_symbols(self) -> tuple[str, ...]:
+        """All that the parts need, each once."""
+        return tuple(dict.fromkeys(symbol for part in self.parts for symbol in part.control_symbols))
+
+    @property
+    def named(self) -> dict[str, PartConfig]:
+        """The parts by name: their kind, and a number where one kind is there several times."""
+        kinds = [part.kind for part in self.parts]
+        return {
+            f"{part.kind}_{kinds[:number].count(part.kind) + 1}" if kinds.count(part.kind) > 1 else part.kind: part
+            for number, part in enumerate(self.parts)
+        }
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Weights are given for all parts or for none."""
+        given = [part.weight is not None for part in self.parts]
+        if any(given) and not all(given):
+            yield "parts", "some parts have a weight and some have none; give all of them one, or none"
+
+    @classmethod
+    def written_in_short(cls, node: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The section that `{causal_lm: 0.5, prefix_lm: 0.5}` stands for; None if that is not what it is."""
+        if not node or not {tag(part)[1] for part in sections(PartConfig)}.issuperset(node):
+            return None
+        settings = [value if isinstance(value, Mapping) else {"weight": value} for value in node.values()]
+        parts = [{"kind": kind, **part} for kind, part in zip(node, settings, strict=True)]
+        return {"kind": "mixture", "parts": parts}
+
+
+ObjectiveConfig = Annotated[
+    TextObjective | Seq2SeqObjective | ChatObjective | DpoObjective | MixtureObjective, Field(discriminator="kind")
+]

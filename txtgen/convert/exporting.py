@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from txtgen.checkpoint import Checkpoint
-from txtgen.config.data import ChatFormat, TemplateChatFormat, TextChatFormat, TokensChatFormat
+from txtgen.config.chat_formats import ChatFormat, TemplateChatFormat, TextChatFormat, TokensChatFormat
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.config.tokenizer import Framing
 from txtgen.convert.families import Written, writable_family

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 import txtgen
 from txtgen.chat import render
 from txtgen.checkpoint import Checkpoint, check_tokenizer
-from txtgen.config.commands import CheckpointConfig
-from txtgen.config.data import ChatFormat, TemplateChatFormat
+from txtgen.config.chat_formats import ChatFormat, TemplateChatFormat
+from txtgen.config.checkpoint import CheckpointConfig
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.config.tokenizer import Framing
 from txtgen.convert.families import family_of, read_model

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from txtgen.config.data import ParallelSource, SourceConfig
+from txtgen.config.sources import ParallelSource, SourceConfig
 from txtgen.data.blocks import Block, block_bytes, cut_file, cut_pair
 from txtgen.data.files import MAX_SNAPSHOTS, TextFile, open_text
 from txtgen.data.order import Use, keyed_share

@@ -13,7 +13,7 @@ from typing import Any, assert_never
 
 import numpy as np
 
-from txtgen.config.data import (
+from txtgen.config.sources import (
     ChatSource,
     JsonlPairsSource,
     JsonlSource,

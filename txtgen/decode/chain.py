@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from txtgen.config.decoding import DryPenalty, LengthDecay, SequenceBias, StrategyConfig
+from txtgen.config.decoding import StrategyConfig
+from txtgen.config.decoding_values import DryPenalty, LengthDecay, SequenceBias
 from txtgen.decode.constraint import Constraint, constrain
 from txtgen.decode.filters import (
     FORBIDDEN,

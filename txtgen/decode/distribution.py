@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from txtgen.config.decoding import SamplerName, SampleSettings
+from txtgen.config.decoding import SampleSettings
+from txtgen.config.decoding_values import SamplerName
 from txtgen.decode.filters import FORBIDDEN
 
 MOST_FOR_TOP_H = 100

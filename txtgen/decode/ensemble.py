@@ -6,7 +6,7 @@ from typing import Any, assert_never
 import torch
 from torch import Tensor
 
-from txtgen.config.decoding import Mean
+from txtgen.config.ensemble import Mean
 from txtgen.decode.types import PromptBatch, StepModel, StepState
 from txtgen.errors import UsageError
 

@@ -7,7 +7,7 @@ from typing import Generic
 import torch
 from torch import Tensor
 
-from txtgen.config.decoding import PromptLookup
+from txtgen.config.decoding_values import PromptLookup
 from txtgen.decode.sampling import Draw, most_likely
 from txtgen.decode.speculation import Offer, Texts
 from txtgen.decode.types import PromptBatch, State, StepModel

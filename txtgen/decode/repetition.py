@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from txtgen.config.decoding import DryPenalty
+from txtgen.config.decoding_values import DryPenalty
 from txtgen.decode.filters import LARGEST_EXPONENT, NO_TOKEN
 
 

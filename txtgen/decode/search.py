@@ -10,12 +10,10 @@ from txtgen.config.decoding import (
     BeamSampleConfig,
     ContrastiveConfig,
     DecodingConfig,
-    DraftModel,
     GreedyConfig,
-    PromptLookup,
     SampleConfig,
-    Speculation,
 )
+from txtgen.config.decoding_values import DraftModel, PromptLookup, Speculation
 from txtgen.decode.beam import Best, Selection, beam_search
 from txtgen.decode.beam_sampling import DrawBeams
 from txtgen.decode.chain import make_filters

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from txtgen.config.decoding import LoopStop
+from txtgen.config.decoding_values import LoopStop
 from txtgen.decode.types import FinishReason
 
 

@@ -6,7 +6,8 @@ from itertools import chain
 from typing import Any
 
 from txtgen.checkpoint import LoadedModel
-from txtgen.config.decoding import EQUAL_SHARES, DecodingConfig, Mixture, SampleConfig
+from txtgen.config.decoding import DecodingConfig, SampleConfig
+from txtgen.config.ensemble import EQUAL_SHARES, Mixture
 from txtgen.config.model import Native
 from txtgen.decode import (
     Ensemble,

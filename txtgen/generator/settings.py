@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from txtgen.checkpoint import LoadedModel
-from txtgen.config.decoding import DecodingConfig, SequenceBias
+from txtgen.config.decoding import DecodingConfig
 from txtgen.config.decoding_options import resolve_decoding
+from txtgen.config.decoding_values import SequenceBias
 from txtgen.errors import UsageError
 from txtgen.tokenizer import Tokenizer
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from txtgen.config.data import DpoObjective
+from txtgen.config.objectives import DpoObjective
 from txtgen.data.types import IGNORE, Batch
 from txtgen.model import Transformer, adapters_off, at_least_float32
 from txtgen.train.loss import LossSums, chunk_rows, scored_hidden

@@ -3,22 +3,20 @@
 from collections.abc import Sequence
 from typing import assert_never
 
-from txtgen.config.data import (
-    ChatObjective,
-    DpoObjective,
-    MixtureObjective,
-    ObjectiveConfig,
-    PartConfig,
-    Seq2SeqObjective,
-    SubwordSampling,
-    TokensChatFormat,
-)
+from txtgen.config.chat_formats import TokensChatFormat
+from txtgen.config.data import SubwordSampling
 from txtgen.config.objectives import (
     TEXTS,
     CausalLmObjective,
+    ChatObjective,
     DenoisingObjective,
+    DpoObjective,
     FillInMiddleObjective,
+    MixtureObjective,
+    ObjectiveConfig,
+    PartConfig,
     PrefixLmObjective,
+    Seq2SeqObjective,
     SpanCorruptionObjective,
 )
 from txtgen.config.tokenizer import Framing

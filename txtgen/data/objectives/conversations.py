@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from txtgen.chat import encode_chat
-from txtgen.config.data import ChatObjective, TokensChatFormat
+from txtgen.config.chat_formats import TokensChatFormat
+from txtgen.config.objectives import ChatObjective
 from txtgen.config.tokenizer import Framing
 from txtgen.data.examples import Outcome
 from txtgen.data.objectives.base import Objective, Room, misfit, tokens_of

@@ -7,7 +7,7 @@ from typing import assert_never
 import numpy as np
 
 from txtgen.chat import encode_chat
-from txtgen.config.data import ChatFormat
+from txtgen.config.chat_formats import ChatFormat
 from txtgen.config.tokenizer import Framing
 from txtgen.data.examples import Outcome
 from txtgen.data.objectives.base import Objective, Room, framed_source, misfit, pair, tokens_of

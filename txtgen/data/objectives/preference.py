@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from txtgen.chat import encode_chat
-from txtgen.config.data import ChatFormat, TokensChatFormat
+from txtgen.config.chat_formats import ChatFormat, TokensChatFormat
 from txtgen.config.tokenizer import Framing
 from txtgen.data.examples import Outcome
 from txtgen.data.objectives.base import Objective, Room, misfit, tokens_of
