@@ -3,8 +3,8 @@ import json
 import pytest
 from data_fakes import data_config, write_jsonl, write_lines
 
+from txtgen.data import lines, sample_texts
 from txtgen.data import records as records_module
-from txtgen.data import sample_texts
 from txtgen.data.corpora import open_corpora, usable_records
 from txtgen.data.report import BadRecordPolicy, StreamReport
 from txtgen.data.types import ChatRecord, Message, PairRecord, TextRecord
@@ -34,7 +34,7 @@ def test_jsonl(tmp_path):
 
 
 def test_a_long_text_in_json_becomes_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(records_module, "PIECE_CHARACTERS", 5000)
+    monkeypatch.setattr(lines, "PIECE_CHARACTERS", 5000)
     for text in ("word " * 4000, "line\n" * 4000, "世" * 20_000):
         path = write_jsonl(tmp_path / "x.jsonl", [{"body": text}, {"body": "short"}])
         *pieces, short = read(data_config({"kind": "jsonl", "path": str(path), "text_field": "body"}))

@@ -3,10 +3,11 @@
 from txtgen.model.init import init_weights, initial_weight
 from txtgen.model.lora import adapters_off
 from txtgen.model.native import NativeTransformer
+from txtgen.model.parameters import count_parameters, part_of
 from txtgen.model.position import is_bounded
 from txtgen.model.state import TransformerState
 from txtgen.model.stepping import step_model
-from txtgen.model.transformer import Transformer, at_least_float32, build_model, count_parameters, part_of
+from txtgen.model.transformer import Transformer, at_least_float32, build_model
 
 __all__ = [
     "NativeTransformer",

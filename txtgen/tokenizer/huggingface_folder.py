@@ -13,7 +13,8 @@ from txtgen.tokenizer.huggingface import JSON_FILE, HuggingFaceTokenizer
 from txtgen.tokenizer.huggingface_files import CONFIG_FILE, FolderFiles, added_tokens, chat_template, special_names
 from txtgen.tokenizer.names import SpecialNames, check_ids, parse_object
 from txtgen.tokenizer.post_processor import read_framing
-from txtgen.tokenizer.sentencepiece import MAX_MODEL_BYTES, SentencePieceTokenizer
+from txtgen.tokenizer.sentencepiece import SentencePieceTokenizer
+from txtgen.tokenizer.sentencepiece_model import MAX_MODEL_BYTES
 from txtgen.tokenizer.types import Tokenizer
 
 VOCABULARY_FILE = "vocab.json"

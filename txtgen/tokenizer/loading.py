@@ -6,7 +6,8 @@ from typing import Any
 from txtgen.errors import CheckpointError, ResourceError
 from txtgen.tokenizer.huggingface import JSON_FILE, HuggingFaceTokenizer
 from txtgen.tokenizer.names import NAMES_FILE, SpecialNames, parse_object
-from txtgen.tokenizer.sentencepiece import MAX_MODEL_BYTES, MODEL_FILE, VOCABULARY_FILE, SentencePieceTokenizer
+from txtgen.tokenizer.sentencepiece import MODEL_FILE, VOCABULARY_FILE, SentencePieceTokenizer
+from txtgen.tokenizer.sentencepiece_model import MAX_MODEL_BYTES
 from txtgen.tokenizer.types import Tokenizer
 
 

@@ -21,6 +21,7 @@ from txtgen.config.tokenizer import SPECIAL_PIECES
 from txtgen.errors import CheckpointError
 from txtgen.tokenizer.joining import ByteJoiner, files_fingerprint, pieces_by_id, refuse_surrogates, special_ids
 from txtgen.tokenizer.names import NAMES_FILE, SpecialNames, check_ids
+from txtgen.tokenizer.sentencepiece_model import model_pieces, model_special_ids, open_model
 from txtgen.tokenizer.spellings import Spellings
 from txtgen.tokenizer.types import Ids, Special, TokenizerFiles
 
@@ -33,9 +34,6 @@ MODEL_FILE = "tokenizer.model"
 VOCABULARY_FILE = "vocab.json"
 """The name of the vocabulary, where there is one."""
 
-MAX_MODEL_BYTES = 256 * 1024 * 1024
-"""Far above any real model; a larger file is refused before it fills the memory."""
-
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 """Appended to a .model file, a protobuf message, it sets normalizer_spec.add_dummy_prefix to false."""
 
@@ -45,15 +43,6 @@ _AS_IT_IS: Mapping[str, Any] = {}
 _SAMPLING = threading.Lock()
 
 _LINES = re.compile(r"[^\n]*\n|[^\n]+")
-
-_FAULTS = {
-    "unk is not defined": "it has no piece for unknown text (<unk>)",
-    "piece is too long": "one of its pieces is far too long",
-    "null character": "one of its pieces holds a NUL character",
-    "already defined": "it holds the same piece twice",
-    "byte pieces": "its byte pieces are incomplete",
-    "score is NaN or Inf": "one of its pieces has a score that is not a number",
-}
 
 
 class SentencePieceTokenizer(ByteJoiner):
@@ -90,14 +79,14 @@ class SentencePieceTokenizer(ByteJoiner):
         names: SpecialNames | None = None,
     ) -> None:
         self._model, self._vocabulary = model, vocabulary
-        self._processor = _open(model, where)
+        self._processor = open_model(model, where)
         own_ids = list(range(len(self._processor)))
-        own_pieces = _own_pieces(self._processor, own_ids, where)
+        own_pieces = model_pieces(self._processor, where)
         unspoken = {own_pieces[self._processor.unk_id()], *compress(own_pieces, self._processor.is_control(own_ids))}
         silent = {*unspoken}
         ids = vocabulary if vocabulary is not None else {piece: i for i, piece in enumerate(own_pieces)}
         if vocabulary is None:
-            self.special = _special_ids(self._processor, where)
+            self.special = model_special_ids(self._processor, where)
         else:
             check_ids(vocabulary, where)
             names = names or _usual_names(tuple(piece for piece in vocabulary if piece not in {*own_pieces}))
@@ -326,45 +315,6 @@ def _refusing_surrogates(texts: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def _open(model: bytes, where: str) -> sentencepiece.SentencePieceProcessor:
-    if not model:
-        raise _unusable("it is empty", where)
-    if len(model) > MAX_MODEL_BYTES:
-        raise _unusable(f"it is larger than {MAX_MODEL_BYTES:,} bytes", where)
-    processor = sentencepiece.SentencePieceProcessor()
-    try:
-        processor.load_from_serialized_proto(model)
-    except RuntimeError as error:
-        reasons = [reason for fragment, reason in _FAULTS.items() if fragment in str(error)]
-        raise _unusable(reasons[0] if reasons else "it is damaged, or something else", where) from error
-    return processor
-
-
-def _special_ids(processor: sentencepiece.SentencePieceProcessor, where: str) -> Special:
-    """The special ids, the missing ones replaced.
-
-    SentencePiece gives -1 for a missing one, and for one that is a piece of text instead of a control symbol.
-    """
-    bos, eos, pad = processor.bos_id(), processor.eos_id(), processor.pad_id()
-    if bos < 0 and eos < 0:
-        raise _unusable("it has neither a beginning nor an end token, so that no text could ever end", where)
-    eos = eos if eos >= 0 else bos
-    return Special(
-        pad_id=pad if pad >= 0 else eos,
-        unk_id=processor.unk_id(),
-        bos_id=bos if bos >= 0 else eos,
-        eos_id=eos,
-    )
-
-
-def _own_pieces(processor: sentencepiece.SentencePieceProcessor, ids: list[int], where: str) -> list[str]:
-    try:
-        pieces: list[str] = processor.id_to_piece(ids)
-    except UnicodeDecodeError as error:
-        raise _unusable("one of its pieces is not UTF-8", where) from error
-    return pieces
-
-
 def _usual_names(control: tuple[str, ...]) -> SpecialNames:
     """What SentencePiece calls the special tokens."""
     pad, unk, bos, eos = SPECIAL_PIECES
@@ -379,11 +329,3 @@ def _mapped_special_ids(names: SpecialNames, vocabulary: Mapping[str, int], wher
             "name its unk_token in tokenizer_config.json",
         )
     return special_ids(names, vocabulary, where)
-
-
-def _unusable(reason: str, where: str) -> CheckpointError:
-    return CheckpointError(
-        f"not a usable SentencePiece model: {reason}",
-        where,
-        "give another .model file, or train a new tokenizer",
-    )

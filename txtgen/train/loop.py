@@ -88,7 +88,6 @@ def train(
     world = world or World()
     reshard(state.model)
     parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
-    device = parameters[0].device
     flops = count_flops(state.model)
     loss = loss or TokenLoss(config.label_smoothing)
     accumulation = Accumulation(state.model, state.optimizer, loss, dtype, world)
@@ -102,13 +101,10 @@ def train(
         state.model.train()
         # Dropout depends on seed, step and rank alone, so that a resumed run draws what the straight one drew.
         key = ((seed * 1_000_003 + step) * 1_000_003 + world.rank) % 2**63
+        limit = state.micro_batch_tokens or config.micro_batch_tokens
         with world.together():
             if not state.compilation.here:
-                part = next(micro_batches(batch, state.micro_batch_tokens or config.micro_batch_tokens)).to(device)
-                state.compilation = settle_compilation(
-                    state.model, config.compile, part, dtype, world, state.compilation
-                )
-            limit = state.micro_batch_tokens or config.micro_batch_tokens
+                _decide_on_compilation(state, next(micro_batches(batch, limit)), config, dtype, world)
             sums = accumulation.run(batch, limit, key)
         if sums.limit != limit:
             state.micro_batch_tokens = sums.limit
@@ -129,6 +125,14 @@ def train(
         yield report
     if report is not None:
         refuse_non_finite(report, config)
+
+
+def _decide_on_compilation(
+    state: TrainState, part: Batch, config: TrainConfig, dtype: torch.dtype, world: World
+) -> None:
+    """Compile the layers, or not, by what becomes of the first micro-batch."""
+    part = part.to(next(state.model.parameters()).device)
+    state.compilation = settle_compilation(state.model, config.compile, part, dtype, world, state.compilation)
 
 
 def _report(
