@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import os
 import pickle
 import tracemalloc
@@ -260,12 +261,24 @@ def test_weights_that_do_not_fit_are_listed(saved) -> None:
         load_model(path)
 
 
-def test_weights_that_are_not_finite_are_named(saved) -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_that_are_not_finite_are_named(saved, value, dtype) -> None:
     path, original = saved
-    weights = {name: tensor.clone() for name, tensor in original.model.items()}
-    weights["token_embedding.weight"][3, 3] = float("nan")
+    weights = {name: tensor.to(dtype) for name, tensor in original.model.items()}
+    for place in ((0, 0), (3, 3), (-1, -1)):
+        broken = weights["token_embedding.weight"].clone()
+        broken[place] = value
+        save_checkpoint(path, replace(original, model={**weights, "token_embedding.weight": broken}))
+        with pytest.raises(CheckpointError, match=r"token_embedding\.weight is not finite"):
+            load_model(path)
+
+
+def test_weights_in_numbers_that_nothing_computes_with_are_refused(saved) -> None:
+    path, original = saved
+    weights = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in original.model.items()}
     save_checkpoint(path, replace(original, model=weights))
-    with pytest.raises(CheckpointError, match=r"token_embedding\.weight is not finite"):
+    with pytest.raises(CheckpointError, match=r"torch\.float8_e4m3fn, expected torch\.float32"):
         load_model(path)
 
 

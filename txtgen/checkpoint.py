@@ -6,6 +6,7 @@ restricted to tensors and plain data (`weights_only=True`).
 
 import errno
 import json
+import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ READING_FAILS = (
     pickle.UnpicklingError, RuntimeError, MemoryError, EOFError, KeyError, ValueError, TypeError, AttributeError,
 )  # fmt: skip
 """What `torch.load` raises where it cannot read."""
+FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
+"""Weights in one of these can be computed with in another one."""
 RECORD_BYTES = 512
 """What a tensor takes in the file beside its data, at most: headers, alignment, its hash."""
 ENVELOPE_BYTES = 1 << 20
@@ -322,15 +325,20 @@ def check_weights(own: Mapping[str, Tensor], weights: dict[str, Tensor], where: 
     complaints += [
         f"{name} is {weights[name].dtype}, expected {own[name].dtype}"
         for name in own
-        if name in weights and not (weights[name].is_floating_point() and own[name].is_floating_point())
-        if weights[name].dtype != own[name].dtype
+        if name in weights and weights[name].dtype != own[name].dtype
+        if not {weights[name].dtype, own[name].dtype} <= FLOATS
     ]
     if complaints:
         shown = ", ".join(complaints[:5]) + (f" and {len(complaints) - 5} more" if len(complaints) > 5 else "")
         raise CheckpointError(f"the weights do not fit the model: {shown}", where, "use the config that made them")
     for name, tensor in weights.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not _is_finite(tensor):
             raise CheckpointError(f"weight {name} is not finite", where, "use an earlier checkpoint")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Read once, and nothing is written: both ends are NaN where any number is."""
+    return tensor.numel() == 0 or all(math.isfinite(end) for end in torch.aminmax(tensor))
 
 
 def load_model(
