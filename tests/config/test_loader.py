@@ -17,7 +17,7 @@ from txtgen.config.checkpoint import CheckpointConfig
 from txtgen.config.data import DataConfig
 from txtgen.config.decoding import BeamConfig, DecodingConfig, SampleConfig
 from txtgen.config.finetuning import FreezeConfig
-from txtgen.config.loader import config_from_text, config_from_tree, dump_config, load_run_config, schema
+from txtgen.config.loader import config_from_text, config_from_tree, dump_config, load_run_config
 from txtgen.config.model import AlibiPosition, DecoderConfig, ModelConfig, RotaryPosition
 from txtgen.config.objectives import ChatObjective
 from txtgen.config.runs import FinetuneConfig, PretrainConfig, SamplesConfig
@@ -182,20 +182,6 @@ def test_show_gives_what_was_resolved(tmp_path: Path) -> None:
     assert config.freeze == FreezeConfig(patterns=("*",))
     assert isinstance(load_run_config(path, ["model={kind: decoder}"]), PretrainConfig)
     assert isinstance(load_run_config(path, ["model.kind=decoder"]), PretrainConfig)
-
-
-def test_schema_describes_every_key() -> None:
-    found = schema(PretrainConfig)
-    assert found["properties"]["source_tokenizer"]["description"].startswith("Of the source")
-    assert found["properties"]["name"]["description"].startswith("Of the run's folder"), "inherited"
-    decoder = found["$defs"]["DecoderConfig"]["properties"]
-    assert decoder["d_ff"]["description"] == "Width of the feed-forward hidden layers; None: 4 * d_model."
-    assert decoder["d_model"]["minimum"] == 1
-    assert set(decoder) == set(DecoderConfig.model_fields)
-    assert json.loads(config_command.schema("finetune"))["title"] == "FinetuneConfig"
-    assert {"oneOf", "discriminator"} <= set(schema(ModelConfig))
-    with pytest.raises(UsageError, match="pretrain, finetune"):
-        config_command.schema("nothing")  # type: ignore[arg-type]
 
 
 def test_no_torch(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from txtgen.config.loader import dump_config, load_run_config
-from txtgen.config.loader import schema as schema_of
 from txtgen.config.runs import FinetuneConfig, PretrainConfig
+from txtgen.config.schema import schema as schema_of
 from txtgen.errors import UsageError
 
 RunKind = Literal["pretrain", "finetune"]

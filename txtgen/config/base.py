@@ -1,8 +1,8 @@
 """The base of every configuration class: strict, frozen, and able to name all its problems at once."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
@@ -35,19 +35,14 @@ class Config(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
+    field_of_list: ClassVar[str] = ""
+    """What a list in this section's place stands for; empty: a list is no such section."""
+    field_of_kinds: ClassVar[str] = ""
+    """A list of sections that a mapping from their kinds to weights, or to their settings, stands for; empty: none."""
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """Pairs of (key, complaint) for whatever concerns more than one key; the key may be dotted."""
         return iter(())
-
-    @classmethod
-    def written_in_short(cls, _node: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """The section, its kind included, that a mapping without a kind stands for; None if it is not in short."""
-        return None
-
-    @classmethod
-    def of_list(cls, _items: list[Any]) -> Mapping[str, Any] | None:
-        """The section that a list stands for; None if none does."""
-        return None
 
     @model_validator(mode="after")
     def _refuse_problems(self, info: ValidationInfo) -> Self:

@@ -21,6 +21,11 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str | int) else value
 
 
+def _list_or_one(item: Any) -> BeforeValidator:
+    """Takes one item for a list of it."""
+    return BeforeValidator(_as_tuple, json_schema_input_type=tuple[item, ...] | item)
+
+
 def _as_json(value: Any) -> Any:
     """A mapping as JSON text."""
     return json.dumps(value) if isinstance(value, Mapping) else value
@@ -37,15 +42,24 @@ def _json_object(text: str) -> str:
     return text
 
 
-EarlyStopping = Annotated[Literal["true", "false", "never"], BeforeValidator(_as_word)]
+Word = Literal["true", "false", "never"]
 
-TokenIds = Annotated[tuple[NonNegative, ...], BeforeValidator(_as_tuple)]
+EarlyStopping = Annotated[Word, BeforeValidator(_as_word, json_schema_input_type=Word | bool)]
 
-Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
+TokenIds = Annotated[tuple[NonNegative, ...], _list_or_one(NonNegative)]
+
+Text = Annotated[str, Field(min_length=1)]
+
+Texts = Annotated[tuple[Text, ...], _list_or_one(Text)]
 
 TokenRuns = Annotated[tuple[Annotated[tuple[NonNegative, ...], Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
 
-JsonText = Annotated[str, BeforeValidator(_as_json), AfterValidator(_json_object), Expected("a JSON object")]
+JsonText = Annotated[
+    str,
+    BeforeValidator(_as_json, json_schema_input_type=str | dict[str, Any]),
+    AfterValidator(_json_object),
+    Expected("a JSON object"),
+]
 
 SamplerName = Literal[
     "temperature", "top_n_sigma", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "xtc"
@@ -54,7 +68,7 @@ SamplerName = Literal[
 SAMPLER_ORDER: tuple[SamplerName, ...] = get_args(SamplerName)
 """That of Hugging Face `generate`; what it does not have stands where llama.cpp has it, beside the cuts."""
 
-Samplers = Annotated[tuple[SamplerName, ...], BeforeValidator(_as_tuple)]
+Samplers = Annotated[tuple[SamplerName, ...], _list_or_one(SamplerName)]
 
 
 class SequenceBias(Config):

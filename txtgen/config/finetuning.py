@@ -1,7 +1,6 @@
 """Which weights finetuning may change: all, some, or only those of an adapter beside them."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,17 +13,14 @@ Patterns = tuple[Annotated[str, Field(min_length=1)], ...]
 class FreezeConfig(Config):
     """Parameters that stay as they are."""
 
+    field_of_list = "patterns"
+
     patterns: Patterns = ()
     """Glob patterns of their names, such as `*embedding*` or `decoder.layers.[0-3].*`."""
     embeddings: bool = False
     """All embeddings: of tokens, positions and n-grams, of source and target."""
     all_but_last: Count | None = None
     """All but so many last layers of each stack, what stands behind these, and an output layer of its own."""
-
-    @classmethod
-    def of_list(cls, items: list[Any]) -> Mapping[str, Any] | None:
-        """A list is one of patterns."""
-        return {"patterns": items}
 
 
 class LoraConfig(Config):

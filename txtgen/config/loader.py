@@ -4,12 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from pydantic import TypeAdapter
-
 from txtgen.config.base import Config
 from txtgen.config.mistakes import KeyPath, Place, dotted, printable, shown
 from txtgen.config.runs import FinetuneConfig, PretrainConfig
-from txtgen.config.shape import all_sections, field_descriptions
 from txtgen.config.validation import validated
 from txtgen.config.yaml import MAX_DEPTH, dump_yaml, read_value, read_yaml, read_yaml_file
 from txtgen.errors import ConfigError, UsageError
@@ -138,14 +135,3 @@ def _with_value(node: Any, path: KeyPath, depth: int, value: Any, flag: str) -> 
 def dump_config(config: Config) -> str:
     """A configuration as YAML, every value written out; it reads back to an equal one."""
     return dump_yaml(config.plain())
-
-
-def schema(kind: Any) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of a configuration class or a union of them, for editors."""
-    found = TypeAdapter(kind).json_schema()
-    definitions = {**found.get("$defs", {}), found.get("title", ""): found}
-    for section in dict.fromkeys(all_sections(kind)):
-        properties = definitions[section.__name__]["properties"]
-        for name, words in field_descriptions(section).items():
-            properties[name]["description"] = words
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}

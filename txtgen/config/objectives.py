@@ -1,13 +1,12 @@
 """What is learnt from texts, pairs, conversations and preferences, and the tokens that no text says."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from txtgen.config.base import Config, Share
 from txtgen.config.chat_formats import ChatFormat, TemplateChatFormat, TextChatFormat
-from txtgen.config.shape import sections, tag
 
 Architecture = Literal["decoder", "encoder_decoder"]
 
@@ -247,6 +246,8 @@ class MixtureObjective(Objective):
     In short, `objective: {causal_lm: 0.5, span_corruption: 0.5}` gives kinds and their weights.
     """
 
+    field_of_kinds = "parts"
+
     kind: Literal["mixture"] = "mixture"
     parts: Annotated[tuple[PartConfig, ...], Field(min_length=1)]
 
@@ -274,15 +275,6 @@ class MixtureObjective(Objective):
         given = [part.weight is not None for part in self.parts]
         if any(given) and not all(given):
             yield "parts", "some parts have a weight and some have none; give all of them one, or none"
-
-    @classmethod
-    def written_in_short(cls, node: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """The section that `{causal_lm: 0.5, prefix_lm: 0.5}` stands for; None if that is not what it is."""
-        if not node or not {tag(part)[1] for part in sections(PartConfig)}.issuperset(node):
-            return None
-        settings = [value if isinstance(value, Mapping) else {"weight": value} for value in node.values()]
-        parts = [{"kind": kind, **part} for kind, part in zip(node, settings, strict=True)]
-        return {"kind": "mixture", "parts": parts}
 
 
 ObjectiveConfig = Annotated[

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from txtgen.config.base import Config, Count, NonNegative, Share
 
@@ -176,12 +176,6 @@ class TrainConfig(Config):
     """Besides, those of multiples of so many steps stay for good; 0: none."""
     save_in_background: bool = True
     """Training goes on while a checkpoint is written, from a copy in the CPU's memory; else it waits for the disk."""
-
-    @field_validator("optimizer", mode="before")
-    @classmethod
-    def _usual_optimizer(cls, value: Any) -> Any:
-        """An optimizer of no kind is AdamW."""
-        return {"kind": "adamw", **value} if isinstance(value, dict) else value
 
     @model_validator(mode="before")
     @classmethod

@@ -37,6 +37,7 @@ from txtgen.config.shape import (
     tag,
     unwrapped,
 )
+from txtgen.config.short_forms import in_full
 from txtgen.config.yaml import MAX_DEPTH, MAX_VALUES, scalar
 from txtgen.errors import ConfigError
 
@@ -54,7 +55,7 @@ def validated(annotation: Any, tree: Any, places: Mapping[KeyPath, Place], sourc
         ConfigError: one error that lists every mistake.
     """
     complaints: Complaints = {}
-    plain = _completed(annotation, _plain(tree, (), complaints, iter(range(MAX_VALUES)), source))
+    plain = in_full(annotation, _plain(tree, (), complaints, iter(range(MAX_VALUES)), source))
     broken = set(complaints)
     config = None
     try:
@@ -116,28 +117,6 @@ def _plain(node: Any, path: KeyPath, complaints: Complaints, budget: Iterator[in
 def _is_unicode(text: str) -> bool:
     """Whether a text holds no half of a surrogate pair."""
     return not any("\ud800" <= char <= "\udfff" for char in text)
-
-
-def _completed(annotation: Any, node: Any, default: Any = None) -> Any:
-    """The tree in which every section has its kind: one that leaves it out is written in short, or amends the default
-    in its place, if any. A list that stands for a section becomes it."""
-    if isinstance(node, list) and item_type(annotation) is None:
-        node = next(filter(None, (option.of_list(node) for option in sections(annotation))), node)
-    if isinstance(node, list):
-        return [_completed(item_type(annotation), item) for item in node]
-    if not isinstance(node, dict):
-        return node
-    options = sections(annotation)
-    if len(options) > 1 and tag(options[0])[0] not in node:
-        written = next(filter(None, (option.written_in_short(node) for option in options)), None)
-        amended = default.plain() | node if isinstance(default, Config) else node
-        node = written or amended
-    section = chosen(annotation, node)
-    known = section.model_fields if section else {}
-    return {
-        key: _completed(field_type(known[key]), value, known[key].default) if key in known else value
-        for key, value in node.items()
-    }
 
 
 def _causes(errors: list[ErrorDetails]) -> Iterator[ErrorDetails]:
