@@ -169,7 +169,7 @@ def cooldown(
 ) -> None:
     """Finish a run in its stable phase: a new run goes on from its checkpoint while the learning rate falls."""
     from txtgen.commands import cooldown as command
-    from txtgen.commands.signals import exit_code_of
+    from txtgen.commands.running.signals import exit_code_of
     from txtgen.config.commands import CooldownConfig
     from txtgen.config.flags import from_flags
 
@@ -191,7 +191,7 @@ def average(
     With adapters: merge them first (convert merge).
     """
     from txtgen.commands import average as command
-    from txtgen.commands.result_tables import report_average
+    from txtgen.commands.showing.result_tables import report_average
     from txtgen.config.commands import AverageConfig
     from txtgen.config.flags import from_flags
 
@@ -213,7 +213,7 @@ def quantize(
     With adapters: merge them first (convert merge).
     """
     from txtgen.commands import quantize as command
-    from txtgen.commands.result_tables import report_quantization
+    from txtgen.commands.showing.result_tables import report_quantization
     from txtgen.config.commands import QuantizeConfig
     from txtgen.config.flags import from_flags
 
@@ -305,7 +305,7 @@ def score(
 ) -> None:
     """Tell how likely a model finds texts: log-probability of each token and of all, perplexity."""
     from txtgen.commands import score as command
-    from txtgen.commands.result_tables import report_scores
+    from txtgen.commands.showing.result_tables import report_scores
     from txtgen.config.commands import ScoreConfig
     from txtgen.config.flags import from_flags
 
@@ -353,7 +353,7 @@ def evaluate(
 ) -> None:
     """Measure loss, perplexity and bits per byte; BLEU and chrF for pairs."""
     from txtgen.commands import evaluate as command
-    from txtgen.commands.result_tables import report_evaluation
+    from txtgen.commands.showing.result_tables import report_evaluation
     from txtgen.config.commands import EvaluateConfig
     from txtgen.config.flags import from_flags
 
@@ -379,7 +379,7 @@ def evaluate(
 def inspect(model: Model = None, runs_path: RunsPath = "runs", json_output: Json = False) -> None:
     """Show a checkpoint's config, lineage, sizes and checksums, without building the model."""
     from txtgen.commands import inspect as command
-    from txtgen.commands.result_tables import report_inspection
+    from txtgen.commands.showing.result_tables import report_inspection
 
     report_inspection(command.run(model, runs_path), json_output)
 
@@ -398,7 +398,7 @@ def convert_from_hf(
 ) -> None:
     """Make a checkpoint of a model in Hugging Face's format."""
     from txtgen.commands import convert as command
-    from txtgen.commands.result_tables import report_conversion
+    from txtgen.commands.showing.result_tables import report_conversion
     from txtgen.config.commands import ImportConfig
     from txtgen.config.flags import from_flags
 
@@ -423,7 +423,7 @@ def convert_to_hf(
     With adapters: merge them first (convert merge).
     """
     from txtgen.commands import convert as command
-    from txtgen.commands.result_tables import report_conversion
+    from txtgen.commands.showing.result_tables import report_conversion
     from txtgen.config.commands import ExportConfig
     from txtgen.config.flags import from_flags
 
@@ -442,7 +442,7 @@ def convert_merge(
 ) -> None:
     """Make adapters part of their model: one file that needs neither any more."""
     from txtgen.commands import convert as command
-    from txtgen.commands.result_tables import report_merge
+    from txtgen.commands.showing.result_tables import report_merge
     from txtgen.config.commands import MergeConfig
     from txtgen.config.flags import from_flags
 
@@ -462,7 +462,7 @@ def tokenizer_train(
 ) -> None:
     """Train a SentencePiece tokenizer."""
     from txtgen.commands import tokenizer as command
-    from txtgen.commands.result_tables import report_training
+    from txtgen.commands.showing.result_tables import report_training
     from txtgen.config.flags import from_flags
     from txtgen.config.tokenizer import SentencePieceConfig
 
@@ -483,7 +483,7 @@ def tokenizer_show(
     """Show pieces of a text, vocabulary size, bytes per token and byte-fallback rate."""
     from txtgen.commands import tokenizer as command
     from txtgen.commands.models import resolve_tokenizer
-    from txtgen.commands.result_tables import report_tokenizer
+    from txtgen.commands.showing.result_tables import report_tokenizer
 
     report_tokenizer(command.show(resolve_tokenizer(model), text, files or ()), json_output)
 
@@ -492,7 +492,7 @@ def tokenizer_show(
 def runs_list(runs_path: ListedRuns = "runs", json_output: Json = False) -> None:
     """List the runs, the latest first: state, step, best validation, parameters, size."""
     from txtgen.commands import runs as command
-    from txtgen.commands.run_tables import show_list
+    from txtgen.commands.showing.run_tables import show_list
 
     show_list(command.list_runs(runs_path), runs_path, json_output)
 
@@ -501,7 +501,7 @@ def runs_list(runs_path: ListedRuns = "runs", json_output: Json = False) -> None
 def runs_show(name: Run, runs_path: ListedRuns = "runs", json_output: Json = False) -> None:
     """Show one run: how far it is, how good, how fast, on what corpus and machine."""
     from txtgen.commands import runs as command
-    from txtgen.commands.run_tables import show_run
+    from txtgen.commands.showing.run_tables import show_run
 
     show_run(command.show(name, runs_path), json_output)
 
@@ -510,7 +510,7 @@ def runs_show(name: Run, runs_path: ListedRuns = "runs", json_output: Json = Fal
 def runs_diff(one: Run, other: Run, runs_path: ListedRuns = "runs", json_output: Json = False) -> None:
     """Show the config keys in which two runs differ, and their figures side by side."""
     from txtgen.commands import runs as command
-    from txtgen.commands.run_tables import show_difference
+    from txtgen.commands.showing.run_tables import show_difference
 
     show_difference(command.diff(one, other, runs_path), json_output)
 
@@ -518,9 +518,9 @@ def runs_diff(one: Run, other: Run, runs_path: ListedRuns = "runs", json_output:
 @runs_app.command("report")
 def runs_report(name: Run, runs_path: ListedRuns = "runs", json_output: Json = False) -> None:
     """Write report.html into a run's folder: curves, samples, config, corpus, machine, in one page."""
-    from txtgen.commands.output import write_json, write_result
-    from txtgen.commands.page import write_page
-    from txtgen.commands.run_record import find_run
+    from txtgen.commands.running.run_record import find_run
+    from txtgen.commands.showing.output import write_json, write_result
+    from txtgen.commands.showing.page import write_page
 
     path = str(write_page(find_run(name, runs_path)))
     if json_output:
@@ -543,8 +543,8 @@ def data_check(
     """Count what training would see: ends, cuts, repeats, bad and odd records; show examples token by token."""
     overrides = sugar({"base": base}, settings)
     from txtgen.commands import data as command
-    from txtgen.commands.data_table import show_check
     from txtgen.commands.launching import read_run_config
+    from txtgen.commands.showing.data_table import show_check
     from txtgen.config.commands import DataCheckConfig
     from txtgen.config.flags import from_flags
 
@@ -564,7 +564,7 @@ def check_resume(
 ) -> None:
     """Continue a copy from the checkpoint before the last, and compare batches, losses and weights."""
     from txtgen.commands import check as command
-    from txtgen.commands.result_tables import report_check
+    from txtgen.commands.showing.result_tables import report_check
     from txtgen.config.commands import CheckConfig
     from txtgen.config.flags import from_flags
 
@@ -581,7 +581,7 @@ def config_show(
 ) -> None:
     """Print a config with every default filled in."""
     from txtgen.commands import config as command
-    from txtgen.commands.output import write_result
+    from txtgen.commands.showing.output import write_result
 
     write_result(command.show(path, settings or ()), end="")
 
@@ -592,7 +592,7 @@ def config_schema(
 ) -> None:
     """Print the JSON schema of a config, for editors."""
     from txtgen.commands import config as command
-    from txtgen.commands.output import write_result
+    from txtgen.commands.showing.output import write_result
 
     write_result(command.schema(command_name), end="")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from txtgen.cli import run
-from txtgen.commands import pacing, training
+from txtgen.commands.running import pacing, training
 
 WORDS = {"cat": "Katze", "dog": "Hund", "fox": "Fuchs", "sun": "Sonne", "sea": "Meer", "car": "Auto"}
 

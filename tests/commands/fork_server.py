@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from txtgen import checkpoint, cli, files
-from txtgen.commands import run_folder, saving, training
+from txtgen.commands.running import run_folder, saving, training
 
 PHASE_BYTES = 64
 """For each of the two threads, the main one first."""

@@ -14,8 +14,8 @@ from txtgen.cli import run
 from txtgen.commands.adapters import weights_sha256
 from txtgen.commands.finetune import share_of_rate
 from txtgen.commands.models import load_shared, read_model, shared_file
-from txtgen.commands.prompted import PromptJob
-from txtgen.commands.starting import with_learning_rates
+from txtgen.commands.prompting.prompted import PromptJob
+from txtgen.commands.running.starting import with_learning_rates
 from txtgen.config.commands import GenerateConfig
 from txtgen.config.loader import config_from_tree
 from txtgen.config.runs import FinetuneConfig

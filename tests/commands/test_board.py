@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from txtgen.cli import run
-from txtgen.commands.board import Board
+from txtgen.commands.running.board import Board
 
 
 def events(folder) -> dict[str, dict[int, float]]:

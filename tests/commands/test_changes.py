@@ -8,8 +8,8 @@ import pytest
 
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
-from txtgen.commands import training
-from txtgen.commands.changes import KINDS, compare, kind_of
+from txtgen.commands.running import training
+from txtgen.commands.running.changes import KINDS, compare, kind_of
 from txtgen.config.base import Config
 from txtgen.config.loader import load_config
 from txtgen.config.runs import FinetuneConfig, PretrainConfig

@@ -18,7 +18,7 @@ import txtgen
 import txtgen.__main__ as entry
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
-from txtgen.commands.output import write_result
+from txtgen.commands.showing.output import write_result
 from txtgen.errors import safe_text
 from txtgen.native import UnavailableError
 

@@ -5,7 +5,7 @@ import torch
 
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
-from txtgen.commands import probe
+from txtgen.commands.running import probe
 
 COMPILED = ["pretrain", "decoder.yaml", "--name", "run", "--set", "train.compile=true"]
 

@@ -10,7 +10,8 @@ import torch
 
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
-from txtgen.commands import pretrain, training
+from txtgen.commands import pretrain
+from txtgen.commands.running import training
 
 WARM = "train.schedule={kind: constant, warmup_steps: 1}"
 

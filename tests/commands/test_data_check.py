@@ -8,7 +8,7 @@ import pytest
 
 from txtgen.checkpoint import load_checkpoint, save_checkpoint
 from txtgen.cli import run
-from txtgen.commands import data_table
+from txtgen.commands.showing import data_table
 from txtgen.tokenizer import load_tokenizer
 
 BAD = '{"messages": [{"role": "user", "content": "nobody answers"}]}\n'

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import txtgen.commands.validation
+import txtgen.commands.running.validation
 import txtgen.train.loss
 from txtgen.checkpoint import load_checkpoint, save_checkpoint
 from txtgen.cli import run
-from txtgen.commands.console import ProgressDisplay
-from txtgen.commands.run_folder import RunFolder
-from txtgen.commands.sampling import Samples
-from txtgen.commands.status import HEARTBEAT_SECONDS, Status
+from txtgen.commands.running.run_folder import RunFolder
+from txtgen.commands.running.sampling import Samples
+from txtgen.commands.running.status import HEARTBEAT_SECONDS, Status
+from txtgen.commands.showing.console import ProgressDisplay
 
 
 def test_a_metric_or_a_sample_that_fails_is_told_once_and_training_goes_on(workshop, capfd, monkeypatch) -> None:
@@ -31,7 +31,7 @@ def test_a_metric_or_a_sample_that_fails_is_told_once_and_training_goes_on(works
 
     original = Samples.generate
     asked = iter([original])
-    monkeypatch.setattr(txtgen.commands.validation, "evaluate_loss", fails)
+    monkeypatch.setattr(txtgen.commands.running.validation, "evaluate_loss", fails)
     monkeypatch.setattr(Samples, "generate", lambda self: next(asked, fails)(self))
     assert run(["pretrain", "decoder.yaml", "--name", "a", "--set", "samples.every=2"]) == 0
     error = capfd.readouterr().err

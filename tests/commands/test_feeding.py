@@ -13,7 +13,7 @@ import pytest
 
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
-from txtgen.commands import training
+from txtgen.commands.running import training
 
 
 def losses(folder: Path) -> list[float]:

@@ -14,7 +14,7 @@ import torch
 from forked import ForkServer
 
 from txtgen.checkpoint import load_checkpoint
-from txtgen.commands.run_folder import RunFolder
+from txtgen.commands.running.run_folder import RunFolder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork") or not Path("/proc/self/fd").exists(), reason="needs Linux")
 

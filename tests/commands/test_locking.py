@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from txtgen.commands import locking
-from txtgen.commands.locking import hold, is_held
+from txtgen.commands.running import locking
+from txtgen.commands.running.locking import hold, is_held
 from txtgen.errors import BusyError
 
 fcntl = pytest.importorskip("fcntl")
@@ -20,7 +20,7 @@ fcntl = pytest.importorskip("fcntl")
 HOLD = """
 import errno, fcntl, os, sys
 from pathlib import Path
-from txtgen.commands.locking import hold
+from txtgen.commands.running.locking import hold
 if sys.argv[2] != "flock":
     def unsupported(*_): raise OSError(getattr(errno, sys.argv[2]), "not here")
     fcntl.flock = unsupported
@@ -55,7 +55,7 @@ def refuse_locks(monkeypatch, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["flock", "ENOLCK", "ENOSYS"])
 def test_a_folder_is_held_by_one_process_and_free_after_its_death(tmp_path, monkeypatch, caplog, kind) -> None:
     refuse_locks(monkeypatch, kind)
-    monkeypatch.setattr("txtgen.commands.locking.SOFT_SECONDS", 0.5)
+    monkeypatch.setattr("txtgen.commands.running.locking.SOFT_SECONDS", 0.5)
     with holder(tmp_path, kind) as process:
         busy = rf"in use by process {process.pid} on .* since 20\d\d-"
         with pytest.raises(BusyError, match=busy) as caught, hold(tmp_path):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from txtgen.commands import ranks
 from txtgen.commands.launching import Request
-from txtgen.commands.ranks import run_ranks
-from txtgen.commands.run_folder import RunFolder, begun_by
+from txtgen.commands.running import ranks
+from txtgen.commands.running.ranks import run_ranks
+from txtgen.commands.running.run_folder import RunFolder, begun_by
 from txtgen.errors import UsageError
 
 START = (
@@ -93,7 +93,8 @@ def test_signals_are_passed_on_to_all(name, code) -> None:
 
 
 def test_a_rank_ends_with_its_launcher() -> None:
-    code = "import time; from txtgen.commands.ranks import follow_launcher; follow_launcher(); print(1, flush=True); "
+    code = "import time; from txtgen.commands.running.ranks import follow_launcher; follow_launcher(); "
+    code += "print(1, flush=True); "
     environment = {**os.environ, ranks.LIFELINE: "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     child = subprocess.Popen(
         [sys.executable, "-c", code + "time.sleep(60)"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -11,7 +11,7 @@ import txtgen
 from txtgen import checkpoint as checkpoint_module
 from txtgen.checkpoint import load_checkpoint, save_checkpoint
 from txtgen.cli import run
-from txtgen.commands.run_folder import RunFolder
+from txtgen.commands.running.run_folder import RunFolder
 from txtgen.config.checkpoint import CheckpointConfig
 
 OLD_RUN = Path(__file__).parent.parent / "old_run"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from txtgen.cli import run
-from txtgen.commands import outlook, probe
-from txtgen.commands.outlook import times
-from txtgen.commands.probe import StepTimes
+from txtgen.commands.running import outlook, probe
+from txtgen.commands.running.outlook import times
+from txtgen.commands.running.probe import StepTimes
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from txtgen.cli import run
-from txtgen.commands import journal, training
-from txtgen.commands.curves import MAX_POINTS, Series, decimate, draw, labels, linear_ticks, log_ticks
-from txtgen.commands.formatting import written
-from txtgen.commands.page import render, write_page
-from txtgen.commands.run_folder import RunFolder
+from txtgen.commands.running import journal, training
+from txtgen.commands.running.run_folder import RunFolder
+from txtgen.commands.showing.curves import MAX_POINTS, Series, decimate, draw, labels, linear_ticks, log_ticks
+from txtgen.commands.showing.formatting import written
+from txtgen.commands.showing.page import render, write_page
 from txtgen.errors import DataError, ResourceError
 
 HOSTILE = (

@@ -10,8 +10,8 @@ import torch
 
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
-from txtgen.commands import training
-from txtgen.commands.page import CURVES
+from txtgen.commands.running import training
+from txtgen.commands.showing.page import CURVES
 
 WORDS = ["cat", "dog", "fox", "sun", "sea", "car"]
 
@@ -99,7 +99,7 @@ def test_a_resumed_run_equals_the_straight_one_and_needs_no_base_model(asked, tr
     with monkeypatch.context() as patch:
         patch.setattr(training.Session, "log", interrupt)
         assert finetune(trained, kind, "cut", "--set", "dropout=0.2") == 143
-    monkeypatch.setattr("txtgen.commands.reference.pair_logprobs", None)  # no second pass
+    monkeypatch.setattr("txtgen.commands.running.reference.pair_logprobs", None)  # no second pass
     monkeypatch.setattr("txtgen.commands.finetune._with_vocabulary", None)
     assert run(["finetune", "--resume", "--name", "cut"]) == 0
     keys = ("step", "loss", "reward_margin", "reward_chosen", "grad_norm")
@@ -112,7 +112,7 @@ def test_a_resumed_run_equals_the_straight_one_and_needs_no_base_model(asked, tr
 
 
 def test_an_adapter_is_its_own_reference(asked, trained, monkeypatch) -> None:
-    monkeypatch.setattr("txtgen.commands.reference.ReferenceTable", None)
+    monkeypatch.setattr("txtgen.commands.running.reference.ReferenceTable", None)
     settings = ["--set", "adapter.rank=4", "--set", "train.optimizer.learning_rate=0.03", "--set", "dropout=0.1"]
     assert finetune(trained, "decoder", "a", *settings, "--set", "adapter.dropout=0.1") == 0
     assert "reference" not in load_checkpoint(Path("runs/a/last.pth"), training=True).training

@@ -14,9 +14,9 @@ from forked import ForkServer
 
 from txtgen import processes
 from txtgen.cli import run
-from txtgen.commands.console import PromptsDisplay
-from txtgen.commands.prompted import PromptJob
-from txtgen.commands.result_file import ResultFile
+from txtgen.commands.prompting.prompted import PromptJob
+from txtgen.commands.prompting.result_file import ResultFile
+from txtgen.commands.showing.console import PromptsDisplay
 from txtgen.config.commands import GenerateConfig
 from txtgen.errors import BusyError, ResourceError
 from txtgen.native import UnavailableError

@@ -8,7 +8,7 @@ import torch
 
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
-from txtgen.commands.retention import distances
+from txtgen.commands.running.retention import distances
 from txtgen.config.data import DataConfig
 from txtgen.data import build_objective, train_stream
 from txtgen.model import part_of

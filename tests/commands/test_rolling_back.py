@@ -13,7 +13,7 @@ import txtgen.train.loss
 from txtgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from txtgen.cli import run
 from txtgen.commands.check import equal
-from txtgen.commands.run_folder import RunFolder
+from txtgen.commands.running.run_folder import RunFolder
 
 ROLL_BACK = ["--set", "train.on_non_finite=roll_back"]
 

@@ -15,8 +15,8 @@ import torch
 
 from txtgen.checkpoint import Checkpoint, load_checkpoint
 from txtgen.commands.models import resolve_model
-from txtgen.commands.run_folder import RunFolder, latest_name, next_name
-from txtgen.commands.status import Status
+from txtgen.commands.running.run_folder import RunFolder, latest_name, next_name
+from txtgen.commands.running.status import Status
 from txtgen.config.checkpoint import CheckpointConfig
 from txtgen.config.model import DecoderConfig
 from txtgen.errors import BusyError, CheckpointError, ResourceError
@@ -41,7 +41,7 @@ def test_names_count_up(tmp_path) -> None:
 
 def test_a_second_process_finds_the_folder_busy(folder) -> None:
     code = (
-        "import sys; from pathlib import Path; from txtgen.commands.run_folder import RunFolder\n"
+        "import sys; from pathlib import Path; from txtgen.commands.running.run_folder import RunFolder\n"
         "for _ in sys.stdin:\n"
         "    try:\n"
         "        with RunFolder(Path(sys.argv[1])).lock(): print('free', flush=True)\n"

@@ -9,11 +9,11 @@ import sys
 import pytest
 
 from txtgen.cli import run
-from txtgen.commands import journal
-from txtgen.commands.run_folder import RunFolder
-from txtgen.commands.run_record import MAX_FILE_BYTES, read_run
+from txtgen.commands.running import journal
+from txtgen.commands.running.run_folder import RunFolder
+from txtgen.commands.running.run_record import MAX_FILE_BYTES, read_run
+from txtgen.commands.running.status import Status
 from txtgen.commands.runs import list_runs
-from txtgen.commands.status import Status
 
 
 @pytest.fixture
@@ -98,8 +98,8 @@ def test_differences_are_told_key_by_key(trained, capfd) -> None:
 
 def test_a_run_whose_process_is_gone_is_killed(folder) -> None:
     code = (
-        "import sys; from pathlib import Path; from txtgen.commands.run_folder import RunFolder\n"
-        "from txtgen.commands.status import Status\n"
+        "import sys; from pathlib import Path; from txtgen.commands.running.run_folder import RunFolder\n"
+        "from txtgen.commands.running.status import Status\n"
         "folder = RunFolder(Path(sys.argv[1]))\n"
         "with folder.lock(): Status(folder.status).set('running', step=3); print('on', flush=True); sys.stdin.read()"
     )

@@ -15,10 +15,10 @@ import torch
 from txtgen import checkpoint, files
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
-from txtgen.commands import saving, training
-from txtgen.commands.run_folder import RunFolder
-from txtgen.commands.saving import refuse_non_finite
-from txtgen.commands.staging import Staging
+from txtgen.commands.running import saving, training
+from txtgen.commands.running.run_folder import RunFolder
+from txtgen.commands.running.saving import refuse_non_finite
+from txtgen.commands.running.staging import Staging
 from txtgen.errors import DivergedError, ResourceError
 
 FOREGROUND = ["--set", "train.save_in_background=false"]

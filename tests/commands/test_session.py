@@ -16,8 +16,8 @@ import pytest
 import txtgen
 from txtgen.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from txtgen.cli import run
-from txtgen.commands import session
-from txtgen.commands.lines import Lines
+from txtgen.commands.prompting import session
+from txtgen.commands.showing.lines import Lines
 from txtgen.config.chat_formats import TextChatFormat
 from txtgen.config.checkpoint import CheckpointConfig
 from txtgen.config.model import AlibiPosition, DecoderConfig

@@ -14,14 +14,13 @@ import torch
 
 import txtgen.checkpoint
 import txtgen.commands.pretrain
-import txtgen.commands.validation
 import txtgen.train.loss
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
-from txtgen.commands import signals
-from txtgen.commands.run_folder import RunFolder
-from txtgen.commands.sampling import Samples
-from txtgen.commands.signals import Interrupted, StopRequest, interruptible, listen
+from txtgen.commands.running import signals, validation
+from txtgen.commands.running.run_folder import RunFolder
+from txtgen.commands.running.sampling import Samples
+from txtgen.commands.running.signals import Interrupted, StopRequest, interruptible, listen
 from txtgen.distributed import World
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
@@ -83,7 +82,7 @@ def in_a_step(monkeypatch, action) -> None:
 
 
 def in_validation(monkeypatch, action) -> None:
-    before(monkeypatch, txtgen.commands.validation, "evaluate_loss", action)
+    before(monkeypatch, validation, "evaluate_loss", action)
 
 
 def in_sampling(monkeypatch, action) -> None:
@@ -163,7 +162,7 @@ def assert_stops_and_goes_on(trained, capfd, monkeypatch, phase, number, *argume
 
 def test_a_signal_breaks_off_a_translation(workshop, trained, monkeypatch) -> None:
     with monkeypatch.context() as patch:
-        before(patch, txtgen.commands.validation, "translate_pairs", lambda: os.kill(os.getpid(), signal.SIGTERM))
+        before(patch, validation, "translate_pairs", lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert run(["pretrain", "translator.yaml", "--name", "a"]) == 143
     assert load_checkpoint(Path("runs/a/last.pth"), training=True).training["step"] == 2
     assert "val_loss" not in Path("runs/a/metrics.jsonl").read_text()

@@ -17,8 +17,8 @@ import torch
 
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
-from txtgen.commands import training
-from txtgen.commands.run_folder import RunFolder
+from txtgen.commands.running import training
+from txtgen.commands.running.run_folder import RunFolder
 from txtgen.config.loader import load_config
 from txtgen.config.runs import PretrainConfig
 from txtgen.train.loss import batch_loss

@@ -11,8 +11,8 @@ import torch
 
 from txtgen.checkpoint import load_checkpoint, load_model, save_checkpoint
 from txtgen.cli import run
-from txtgen.commands import training
-from txtgen.commands.vocabulary import with_vocabulary
+from txtgen.commands.running import training
+from txtgen.commands.running.vocabulary import with_vocabulary
 from txtgen.config.decoding import GreedyConfig
 from txtgen.config.model import NgramConfig
 from txtgen.config.tokenizer import VocabularyConfig

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from txtgen.commands.weights import begin, place
+from txtgen.commands.running.weights import begin, place
 from txtgen.config.model import DecoderConfig
 from txtgen.config.objectives import DpoObjective
 from txtgen.config.train import AdamWConfig, ConstantSchedule, TrainConfig

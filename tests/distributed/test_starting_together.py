@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from txtgen.commands import starting
-from txtgen.commands.run_folder import RunFolder
-from txtgen.commands.starting import Launch, start_run
+from txtgen.commands.running import starting
+from txtgen.commands.running.run_folder import RunFolder
+from txtgen.commands.running.starting import Launch, start_run
 from txtgen.config.loader import config_from_tree
 from txtgen.config.runs import PretrainConfig
 from txtgen.distributed import World

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from txtgen.commands.weights import begin, place
+from txtgen.commands.running.weights import begin, place
 from txtgen.config.decoding import BeamConfig, ContrastiveConfig
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig, ModelConfig, RotaryPosition
 from txtgen.config.train import AdamWConfig, ConstantSchedule, MuonConfig, TrainConfig

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from txtgen.commands.inputs import json_objects, read_lines, required_prompt
-from txtgen.commands.session import Command, Replies, Session
+from txtgen.commands.prompting.inputs import json_objects, read_lines, required_prompt
+from txtgen.commands.prompting.session import Command, Replies, Session
 from txtgen.config.commands import ChatConfig
 from txtgen.errors import UsageError
 from txtgen.files import replace_file

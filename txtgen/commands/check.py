@@ -13,13 +13,13 @@ import torch
 
 from txtgen.checkpoint import Checkpoint, load_checkpoint
 from txtgen.commands import finetune, pretrain
-from txtgen.commands.console import ProgressDisplay
-from txtgen.commands.journal import Journal
 from txtgen.commands.models import select_device, training_dtype
-from txtgen.commands.run_folder import RunFolder
-from txtgen.commands.run_record import find_run, read_lines
-from txtgen.commands.starting import Start, config_of, differing
-from txtgen.commands.training import Session
+from txtgen.commands.running.journal import Journal
+from txtgen.commands.running.run_folder import RunFolder
+from txtgen.commands.running.run_record import find_run, read_lines
+from txtgen.commands.running.starting import Start, config_of, differing
+from txtgen.commands.running.training import Session
+from txtgen.commands.showing.console import ProgressDisplay
 from txtgen.config.commands import CheckConfig
 from txtgen.config.runs import PretrainConfig
 from txtgen.data import Batch

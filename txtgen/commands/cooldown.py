@@ -11,9 +11,9 @@ from typing import Any
 
 from txtgen.checkpoint import load_checkpoint
 from txtgen.commands import finetune, pretrain
-from txtgen.commands.changes import compare, require_same_run
-from txtgen.commands.starting import Launch, config_of
-from txtgen.commands.training import RunResult
+from txtgen.commands.running.changes import compare, require_same_run
+from txtgen.commands.running.starting import Launch, config_of
+from txtgen.commands.running.training import RunResult
 from txtgen.config.commands import CooldownConfig
 from txtgen.config.runs import PretrainConfig
 from txtgen.config.train import UNLIMITED, ConstantSchedule, ScheduleConfig, TrainConfig, TrapezoidSchedule

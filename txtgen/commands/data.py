@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from txtgen.checkpoint import load_checkpoint
-from txtgen.commands.console import ProgressDisplay
 from txtgen.commands.finetune import require_suitable
 from txtgen.commands.models import resolve_model
 from txtgen.commands.pretrain import new_tokenizers, sized
-from txtgen.commands.vocabulary import with_tokenizers
+from txtgen.commands.running.vocabulary import with_tokenizers
+from txtgen.commands.showing.console import ProgressDisplay
 from txtgen.config.checkpoint import inherited
 from txtgen.config.commands import DataCheckConfig
 from txtgen.config.data import DataConfig, SubwordSampling

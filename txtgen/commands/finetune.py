@@ -7,15 +7,15 @@ from pathlib import Path
 
 from txtgen.checkpoint import Checkpoint, check_tokenizer, quantized
 from txtgen.commands.adapters import record_of, require_adapter, require_base
-from txtgen.commands.console import ProgressDisplay
-from txtgen.commands.job import Job
 from txtgen.commands.models import read_found, read_model
-from txtgen.commands.outlook import Section, outlook
-from txtgen.commands.starting import Launch, Start, rows_so_far, start_run, with_learning_rates
-from txtgen.commands.training import RunResult
-from txtgen.commands.training import run as run_training
-from txtgen.commands.vocabulary import VOCABULARIES, with_vocabulary
-from txtgen.commands.weights import place, read_once, take_over
+from txtgen.commands.running.job import Job
+from txtgen.commands.running.outlook import Section, outlook
+from txtgen.commands.running.starting import Launch, Start, rows_so_far, start_run, with_learning_rates
+from txtgen.commands.running.training import RunResult
+from txtgen.commands.running.training import run as run_training
+from txtgen.commands.running.vocabulary import VOCABULARIES, with_vocabulary
+from txtgen.commands.running.weights import place, read_once, take_over
+from txtgen.commands.showing.console import ProgressDisplay
 from txtgen.config.finetuning import FreezeConfig, LoraConfig
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
 from txtgen.config.objectives import DpoObjective

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 
-from txtgen.commands.console import PromptsDisplay
-from txtgen.commands.inputs import read_prompts, read_text
 from txtgen.commands.models import load_for
-from txtgen.commands.output import write_result
-from txtgen.commands.prompted import PromptJob
-from txtgen.commands.result_file import ResultFile
-from txtgen.commands.session import Command, Replies, Session
+from txtgen.commands.prompting.inputs import read_prompts, read_text
+from txtgen.commands.prompting.prompted import PromptJob
+from txtgen.commands.prompting.result_file import ResultFile
+from txtgen.commands.prompting.session import Command, Replies, Session
+from txtgen.commands.showing.console import PromptsDisplay
+from txtgen.commands.showing.output import write_result
 from txtgen.config.commands import GenerateConfig
 from txtgen.config.decoding_options import resolve_decoding
 from txtgen.errors import UsageError

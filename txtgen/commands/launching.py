@@ -9,11 +9,11 @@ from typing import Any
 from txtgen.checkpoint import load_checkpoint
 from txtgen.commands import finetune, pretrain
 from txtgen.commands.models import require_devices, resolve_model
-from txtgen.commands.outlook_table import show_outlook
-from txtgen.commands.ranks import follow_launcher, run_ranks, txtgen_command
-from txtgen.commands.signals import exit_code_of
+from txtgen.commands.running.ranks import follow_launcher, run_ranks, txtgen_command
+from txtgen.commands.running.signals import exit_code_of
+from txtgen.commands.running.starting import Launch
+from txtgen.commands.showing.outlook_table import show_outlook
 from txtgen.commands.sources import guess_source
-from txtgen.commands.starting import Launch
 from txtgen.config.data import DataConfig
 from txtgen.config.loader import config_from_tree, load_config, load_run_config
 from txtgen.config.model import EncoderDecoderConfig

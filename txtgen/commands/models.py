@@ -13,7 +13,7 @@ import torch
 import txtgen
 from txtgen.checkpoint import FORMAT, Checkpoint, LoadedModel, load_checkpoint, materialise, save_checkpoint
 from txtgen.commands.adapters import Named, with_adapters
-from txtgen.commands.run_folder import RunFolder
+from txtgen.commands.running.run_folder import RunFolder
 from txtgen.config.commands import GeneratingConfig, ModelUseConfig
 from txtgen.config.ensemble import EQUAL_SHARES, Mixture
 from txtgen.config.model import Native, Quantization

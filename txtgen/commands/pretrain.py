@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
-from txtgen.commands.console import ProgressDisplay
-from txtgen.commands.job import Job
-from txtgen.commands.outlook import Section, outlook
-from txtgen.commands.signals import interruptible
-from txtgen.commands.starting import Launch, Start, start_run, with_learning_rates
-from txtgen.commands.training import RunResult
-from txtgen.commands.training import run as run_training
-from txtgen.commands.weights import begin, place, take_over
+from txtgen.commands.running.job import Job
+from txtgen.commands.running.outlook import Section, outlook
+from txtgen.commands.running.signals import interruptible
+from txtgen.commands.running.starting import Launch, Start, start_run, with_learning_rates
+from txtgen.commands.running.training import RunResult
+from txtgen.commands.running.training import run as run_training
+from txtgen.commands.running.weights import begin, place, take_over
+from txtgen.commands.showing.console import ProgressDisplay
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
 from txtgen.config.runs import PretrainConfig
 from txtgen.config.tokenizer import TokenizerConfig

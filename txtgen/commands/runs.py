@@ -4,8 +4,16 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from txtgen.commands.changes import flatten
-from txtgen.commands.run_record import Columns, RunRecord, find_run, find_runs, read_columns, read_lines, read_run
+from txtgen.commands.running.changes import flatten
+from txtgen.commands.running.run_record import (
+    Columns,
+    RunRecord,
+    find_run,
+    find_runs,
+    read_columns,
+    read_lines,
+    read_run,
+)
 
 LAST = ("loss", "tokens", "seconds")
 TYPICAL = ("tokens_per_second", "mfu", "data_wait_share")

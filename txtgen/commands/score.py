@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from txtgen.commands.inputs import json_objects, read_lines, required_prompt
 from txtgen.commands.models import load_for
+from txtgen.commands.prompting.inputs import json_objects, read_lines, required_prompt
 from txtgen.config.commands import ScoreConfig
 from txtgen.errors import UsageError
 from txtgen.generator import Prompt, Score

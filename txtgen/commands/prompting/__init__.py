@@ -1,0 +1,1 @@
+"""Prompts and results: files, pipes, sessions."""

@@ -1,0 +1,77 @@
+"""What becomes of a run whose loss or gradient is not finite: it tells where all was well, or goes back there."""
+
+import logging
+from typing import Any
+
+from txtgen.commands.running.reporting import resume_command
+from txtgen.commands.running.saving import Saving
+from txtgen.commands.running.weights import read_once, take_over
+from txtgen.data import merge_bookmarks
+from txtgen.distributed import reshard
+from txtgen.errors import DivergedError
+from txtgen.train import StepReport, WeightAverage, named
+
+logger = logging.getLogger(__name__)
+
+
+def roll_back(saving: Saving, report: StepReport) -> dict[str, Any]:
+    """Put the run where its newest checkpoint is, but for the place in the data: that is behind the step at fault. So
+    what was read since the checkpoint is left out, and more of the corpus is read instead. All ranks do so together.
+
+    Source: Chowdhery et al. 2022, arXiv 2204.02311, section 5.1 (go back, and leave out the batches around a spike).
+
+    Args:
+        saving: of the run; it notes the roll-back in the lineage of all later checkpoints.
+        report: of the step that is not finite.
+
+    Returns:
+        The training state of the checkpoint.
+
+    Raises:
+        DivergedError: the run is not to roll back, or did so as often as it may to this checkpoint.
+    """
+    job, state, world, most = saving.job, saving.state, saving.job.world, saving.config.max_non_finite
+    rows = world.gather(report.documents)
+    documents = sorted({document for row in rows for document in row})
+    logger.info("documents of step %d: %s", report.step, ", ".join(documents))
+    world.from_main(saving.settle)
+    if saving.config.on_non_finite != "roll_back":
+        raise _diverged(saving, report, documents)
+    path, checkpoint, warnings = read_once(job.folder.newest, world)
+    assert checkpoint.training is not None
+    training, step = checkpoint.training, checkpoint.training["step"]
+    times = 1 + sum("rolled_back_from" in change and change["step"] == step for change in saving.changes)
+    if times > most:
+        raise _diverged(saving, report, documents, f", after {most} roll-backs to step {step}")
+    for warning in warnings:
+        logger.warning(warning)
+    logger.warning(
+        "step %d: %s; back to step %d, and on behind the documents %s (roll-back %d of %d)",
+        *(report.step, report.fault, step, named(documents), times, most),
+    )
+    world.from_main(lambda: job.folder.go_on_from(step, saving.config.keep_last, saving.config.keep_every))
+    # What the memory allows and what was compiled is still so, and best.pth is what it is.
+    kept = saving.best, state.micro_batch_tokens, state.compilation
+    reshard(state.model)
+    take_over(saving.weights(), checkpoint, str(path), world)
+    if saving.config.ema_decay is not None:
+        state.average = WeightAverage(state.model, saving.config.ema_decay)
+    saving.restore(training)
+    saving.best, state.micro_batch_tokens, state.compilation = kept
+    state.bookmark = merge_bookmarks(world.gather(report.bookmark))
+    saving.changes.append({"step": step, "rolled_back_from": report.step, "fault": report.fault})
+    return training
+
+
+def _diverged(saving: Saving, report: StepReport, documents: list[str], more: str = "") -> DivergedError:
+    """The end of a run, with where it was well last and what to do from there. All ranks ask together."""
+    job = saving.job
+    last, rate = job.world.from_main(lambda: saving.last), job.config.train.optimizer.learning_rate
+    advice = "start again with a lower learning rate or a longer warm-up; nothing was saved yet"
+    if last is not None:
+        lower = resume_command(job, "--accept-changes", "--set", f"train.optimizer.learning_rate={(rate or 0) / 2:g}")
+        without = resume_command(job, "--set", "train.on_non_finite=roll_back")
+        advice = f"the last good checkpoint is {last}; go on from there with a lower learning rate: {lower}"
+        if not more:
+            advice += f" or without these documents: {without}"
+    return DivergedError(report.fault, f"step {report.step}{more}, documents {named(documents)}", advice)

@@ -1,0 +1,221 @@
+"""How a run begins: which folder it gets, what it goes on from, and what it would cost."""
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from txtgen.checkpoint import Checkpoint
+from txtgen.commands.models import device_name, select_device, training_dtype
+from txtgen.commands.running.changes import compare, require_same_run, told
+from txtgen.commands.running.run_folder import RunFolder, begun_by, latest_name, next_name
+from txtgen.commands.running.signals import StopRequest, listen
+from txtgen.commands.running.status import Status
+from txtgen.commands.running.weights import read_once
+from txtgen.config.loader import config_from_tree, dump_config
+from txtgen.config.runs import FinetuneConfig, PretrainConfig, RunConfig
+from txtgen.config.train import TrainConfig
+from txtgen.distributed import World, open_world
+from txtgen.errors import BusyError, CheckpointError
+from txtgen.model import Transformer
+from txtgen.train import require_memory
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What the user asked of this start. stem: names the run when the config does not. accept_changes: a resumed run
+    may learn otherwise than it did. origin: a checkpoint of another run that this one begins with, training state
+    included."""
+
+    stem: str = "run"
+    resume: bool = False
+    overwrite: bool = False
+    accept_changes: bool = False
+    origin: Checkpoint | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run that may begin: its folder (locked), where it computes, and the checkpoint that it resumes, if any.
+
+    parents: fingerprints of the checkpoints that a resumed run descends from, the nearest last. changes: those that the
+    user accepted in this and earlier resumes, each with its step. stop: what signals asked for. status: where the run
+    says what it does.
+    """
+
+    folder: RunFolder
+    world: World
+    device: torch.device
+    dtype: torch.dtype
+    resumed: Checkpoint | None
+    warnings: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+    changes: tuple[dict[str, Any], ...] = ()
+    accept_changes: bool = False
+    stop: StopRequest = field(default_factory=StopRequest)
+    status: Status = field(default_factory=lambda: Status(None))
+
+    def require_memory(self, model: Transformer, train: TrainConfig) -> None:
+        """Refuse a model, which may be on the meta device, if there is no room here to train it.
+
+        Raises:
+            ResourceError: there is none.
+        """
+        parts = self.world.size if train.sharding == "shard" else 1
+        require_memory(model, train.optimizer, self.device, parts)
+
+
+@contextmanager
+def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
+    """Choose and lock the run's folder, and read the checkpoint to resume.
+
+    Raises:
+        BusyError: the folder is in use, or holds a run and neither resume nor overwrite was asked for.
+        CheckpointError: there is nothing to resume.
+        ConfigError: a resumed run's config was changed, or a device or dtype is not available.
+    """
+    device = select_device(config.device)
+    dtype = training_dtype(config.train.dtype, device)
+    with listen() as stop, open_world(device, config.train.rank_timeout_seconds) as world:
+        name, launch = world.from_main(lambda: _folder_name(config, launch, world))
+        folder = RunFolder(Path(config.runs_path) / name)
+        if not world.is_main:
+            yield replace(_start(folder, world, device, dtype, config, launch), stop=stop)
+            return
+        stop.announces = True
+        with folder.lock():
+            _make_way(folder, launch)
+            if world.launch is not None:
+                folder.write_note(folder.launch, world.launch)
+            start = _start(folder, world, device, dtype, config, launch)
+            if launch.resume and start.resumed is not None and start.resumed.training is not None:
+                step, train = start.resumed.training["step"], config.train
+                folder.go_on_from(step, train.keep_last, train.keep_every)
+            if launch.origin is None:  # else it has to wait for the first checkpoint: see `begun`
+                folder.write_text(folder.config, dump_config(config))
+            status = Status(folder.status)
+            with folder.logging(), status.failures():
+                status.set("starting")
+                yield replace(start, stop=stop, status=status)
+
+
+def _make_way(folder: RunFolder, launch: Launch) -> None:
+    """Move a run that is to be overwritten aside.
+
+    Raises:
+        BusyError: one is here, and nobody said what to do with it.
+    """
+    if launch.resume or not folder.occupied:
+        return
+    if not launch.overwrite:
+        raise BusyError(
+            "the run folder already holds a run",
+            str(folder.path),
+            "go on with --resume, move the old run aside with --overwrite, or choose another --name",
+        )
+    folder.move_aside()
+
+
+def _folder_name(config: RunConfig, launch: Launch, world: World) -> tuple[str, Launch]:
+    """The name of the run's folder, and how to begin there: ranks that are started again go on with their run."""
+    runs_path = Path(config.runs_path)
+    if world.launch is not None and (before := begun_by(world.launch, runs_path)):
+        return before.path.name, replace(launch, resume=before.occupied, overwrite=False)
+    if config.name is not None:
+        return config.name, launch
+    if launch.resume:
+        latest = latest_name(runs_path, launch.stem)
+        if latest is None:
+            raise CheckpointError(f"no run named {launch.stem}-N to resume", str(runs_path), "start without --resume")
+        return latest, launch
+    return next_name(runs_path, launch.stem), launch
+
+
+def _start(
+    folder: RunFolder, world: World, device: torch.device, dtype: torch.dtype, config: RunConfig, launch: Launch
+) -> Start:
+    if launch.resume and world.from_main(lambda: folder.begun and not folder.occupied):
+        return Start(folder, world, device, dtype, None, ("no checkpoint was saved yet: the run begins anew",))
+    if launch.resume:
+        path, checkpoint, warnings = read_once(folder.newest, world)
+        parents, changes = _history(checkpoint)
+        found = compare(checkpoint.config.run, config)
+        require_same_run(found, str(path), launch.accept_changes)
+        if found.risky:
+            step = checkpoint.lineage["step"]
+            warnings.append(f"changed after step {step}: {told(found.risky)}")
+            changes += ({"step": step, **{key: f"{old!r} -> {new!r}" for key, (old, new) in found.risky.items()}},)
+    elif launch.origin is not None:
+        checkpoint, warnings = launch.origin, []
+        parents, changes = _history(checkpoint)
+        parents = (*parents, checkpoint.fingerprint)
+    else:
+        return Start(folder, world, device, dtype, None)
+    other = differing(checkpoint.lineage, config.train, device, dtype, world)
+    if other:
+        warnings.append(
+            f"not as the run was saved: {other}. Rounding will differ from the straight run, and what dropout draws may"
+        )
+    return Start(folder, world, device, dtype, checkpoint, tuple(warnings), parents, changes, launch.accept_changes)
+
+
+def _history(checkpoint: Checkpoint) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
+    """Fingerprints of what a checkpoint descends from, and the changes that users accepted on the way."""
+    return tuple(checkpoint.lineage.get("ancestors", ())), tuple(checkpoint.lineage.get("changes", ()))
+
+
+def differing(
+    lineage: dict[str, Any], train: TrainConfig, device: torch.device, dtype: torch.dtype, world: World
+) -> str:
+    """How what decides rounding and dropout differs from what a checkpoint's lineage says, as name old -> new."""
+    now = environment(train, device, dtype, world).items()
+    return ", ".join(f"{key} {lineage[key]} -> {value}" for key, value in now if lineage.get(key, value) != value)
+
+
+def rows_so_far(training: dict[str, Any] | None, batch_tokens: int) -> int | None:
+    """Positions of the packed rows that a run has read, by its place in the data; None: it has read none.
+
+    They stay, whatever is usual by now where a config says nothing.
+    """
+    place = training["bookmark"] if training else {}
+    rows = place.get("size") if place.get("kind") == "rows" else None
+    return batch_tokens // rows if isinstance(rows, int) and rows > 0 else None
+
+
+def config_of(checkpoint: Checkpoint, settings: list[str]) -> PretrainConfig | FinetuneConfig:
+    """The config of the run that made a checkpoint, after --set options."""
+    tree = dict(checkpoint.config.run)
+    source = "the config of the checkpoint's run"
+    if tree.pop("command", "pretrain") == "finetune":
+        return config_from_tree(FinetuneConfig, tree, settings, source=source)
+    return config_from_tree(PretrainConfig, tree, settings, source=source)
+
+
+def environment(train: TrainConfig, device: torch.device, dtype: torch.dtype, world: World) -> dict[str, Any]:
+    """What may change on resume and yet decides rounding and dropout: only where all of it is the same does a resumed
+    run equal the straight one bit for bit."""
+    return {
+        "micro_batch_tokens": train.micro_batch_tokens,
+        "compile": train.compile,
+        "torch": str(torch.__version__),
+        "machine": platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "device": device_name(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "world_size": world.size,
+    }
+
+
+Learner = TypeVar("Learner", bound=RunConfig)
+
+
+def with_learning_rates(config: Learner, ratio: float = 1.0) -> Learner:
+    """The config with its learning rates spelt out, so that the saved config hides no default: where the user says
+    nothing, those of pretraining times `ratio`."""
+    train = config.train.model_copy(update={"optimizer": config.train.optimizer.settled(ratio)})
+    return config.model_copy(update={"train": train})
