@@ -1,9 +1,11 @@
-"""Runs configs with overrides and seeds, one after the other, and makes a table: what a recipe's claims rest on.
+"""Runs configs with overrides and seeds, and makes a table: what a recipe's claims rest on.
 
-    python scripts/screen.py PLAN.yaml [--runs-path runs/screen] [--table]
+    python scripts/screen.py PLAN.yaml [--runs-path runs/screen] [--at-once N] [--table]
 
 A plan names its recipes; each is a config with `--set` options, and all are trained with every seed. What was run
-before is not run again, so a plan can be stopped and gone on with. `--table` only shows what there is.
+before is not run again, so a plan can be stopped and gone on with. `--at-once` trains so many recipes with one seed
+side by side, each on its share of the cores, so that they go through the same minutes of the machine. `--table` only
+shows what there is.
 
     seeds: [0, 1, 2]
     evaluate: []                     # arguments of `txtgen evaluate` after training, such as [--beam-size, "5"]
@@ -14,11 +16,14 @@ before is not run again, so a plan can be stopped and gone on with. `--table` on
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +38,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path)
     parser.add_argument("--runs-path", type=Path, default=Path("runs/screen"))
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="recipes side by side")
     parser.add_argument("--table", action="store_true", help="show what there is, and run nothing")
     arguments = parser.parse_args()
     plan = yaml.safe_load(arguments.plan.read_text(encoding="utf-8"))
     results = arguments.runs_path / f"{arguments.plan.stem}.jsonl"
+    threads = max(1, (os.cpu_count() or 1) // arguments.at_once)
+    measure = partial(measured, plan, arguments.runs_path / arguments.plan.stem, threads)
     # Seeds outside, so that recipes which are stopped early can be compared, and share what the machine goes through.
-    for seed in plan["seeds"]:
-        for name, recipe in plan["recipes"].items():
-            if not arguments.table and (name, seed) not in {(one["recipe"], one["seed"]) for one in read(results)}:
-                run = arguments.runs_path / f"{arguments.plan.stem}-{name}-{seed}"
-                measured = {"recipe": name, "seed": seed, **trained(recipe, seed, run)}
-                if plan.get("evaluate"):
-                    measured.update(evaluated(plan["evaluate"], run))
+    for seed in () if arguments.table else plan["seeds"]:
+        done = {one["recipe"] for one in read(results) if one["seed"] == seed}
+        with ThreadPoolExecutor(arguments.at_once) as pool:
+            for one in pool.map(partial(measure, seed), [name for name in plan["recipes"] if name not in done]):
                 with open(results, "a", encoding="utf-8") as handle:
-                    handle.write(json.dumps(measured) + "\n")
+                    handle.write(json.dumps(one) + "\n")
     print(table(read(results)))
 
 
@@ -55,12 +60,20 @@ def read(results: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
-def trained(recipe: dict[str, Any], seed: int, run: Path) -> dict[str, Any]:
+def measured(plan: dict[str, Any], runs: Path, threads: int, seed: int, name: str) -> dict[str, Any]:
+    """What one recipe of a plan comes to with one seed."""
+    run = runs.with_name(f"{runs.name}-{name}-{seed}")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    found = {"recipe": name, "seed": seed, **trained(plan["recipes"][name], seed, run, environment)}
+    return {**found, **evaluated(plan["evaluate"], run, environment)} if plan.get("evaluate") else found
+
+
+def trained(recipe: dict[str, Any], seed: int, run: Path, environment: dict[str, str]) -> dict[str, Any]:
     """Train one recipe with one seed, and read what its folder tells."""
     options = [text for setting in [*recipe.get("set", ()), f"seed={seed}"] for text in ("--set", setting)]
     command = [sys.executable, "-m", "txtgen", "pretrain", recipe["config"], *options, "--overwrite"]
     started = time.monotonic()
-    subprocess.run([*command, "--name", run.name, "--runs-path", str(run.parent)], check=True)
+    subprocess.run([*command, "--name", run.name, "--runs-path", str(run.parent)], check=True, env=environment)
     seconds = time.monotonic() - started
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     best = min((line for line in lines if "val_loss" in line), key=lambda line: line["val_loss"])
@@ -74,10 +87,10 @@ def trained(recipe: dict[str, Any], seed: int, run: Path) -> dict[str, Any]:
     }
 
 
-def evaluated(options: list[str], run: Path) -> dict[str, Any]:
+def evaluated(options: list[str], run: Path, environment: dict[str, str]) -> dict[str, Any]:
     """BLEU and chrF of a trained run."""
     command = [sys.executable, "-m", "txtgen", "evaluate", str(run), *map(str, options), "--json"]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
     scores = found.get("translation") or {}
     return {name: scores[name] for name in ("bleu", "chrf") if name in scores}
 

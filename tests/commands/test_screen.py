@@ -6,7 +6,9 @@ import io
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -31,7 +33,11 @@ def screen(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    def in_this_process(command, **_options):
+    outside = subprocess.run
+
+    def in_this_process(command, **options):
+        if command[0] != sys.executable:  # what a run asks of its machine
+            return outside(command, **options)
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
             assert run(command[3:]) == 0, command
@@ -46,6 +52,9 @@ def screen(monkeypatch):
 def test_every_recipe_is_trained_with_every_seed_once(workshop, screen, monkeypatch, capsys) -> None:
     Path("plan.yaml").write_text(PLAN)
     monkeypatch.setattr(sys, "argv", ["screen.py", "plan.yaml", "--runs-path", "runs"])
+    # In this very thread, the only one that signals may be set up in.
+    here = SimpleNamespace(map=map)
+    monkeypatch.setattr(screen, "ThreadPoolExecutor", lambda _count: contextlib.nullcontext(here))
     screen.main()
     first = capsys.readouterr().out
     assert screen.calls == ["pretrain", "evaluate"] * 4
@@ -65,6 +74,34 @@ def test_every_recipe_is_trained_with_every_seed_once(workshop, screen, monkeypa
     screen.main()
     assert len(screen.calls) == 8
     assert capsys.readouterr().out == first
+
+
+def test_recipes_side_by_side_share_the_cores_and_stand_in_the_order_of_the_plan(screen, tmp_path, monkeypatch) -> None:
+    both = threading.Barrier(2)  # passed only by two that run at once
+    threads = []
+
+    def train(command, env, **_options):
+        both.wait(60)
+        threads.append(env["OMP_NUM_THREADS"])
+        folder = tmp_path / command[command.index("--name") + 1]
+        folder.mkdir()
+        line = {"step": 1, "tokens": 9, "val_loss": 2.0, "val_bits_per_byte": 1.0}
+        (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+
+    monkeypatch.setattr(screen.subprocess, "run", train)
+    monkeypatch.setattr(screen.os, "cpu_count", lambda: 6)
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN.replace("evaluate: [--no-translate]", ""))
+    monkeypatch.setattr(sys, "argv", ["screen.py", str(plan), "--runs-path", str(tmp_path), "--at-once", "2"])
+    screen.main()
+    results = [json.loads(line) for line in (tmp_path / "plan.jsonl").read_text().splitlines()]
+    assert [(one["recipe"], one["seed"]) for one in results] == [
+        ("plain", 0),
+        ("faster", 0),
+        ("plain", 1),
+        ("faster", 1),
+    ]
+    assert threads == ["3"] * 4
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "plans").glob("*.yaml")), ids=lambda path: path.stem)
