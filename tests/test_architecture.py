@@ -28,6 +28,7 @@ FLOORS = {
     "distributed": 2,
     "model": 2,
     "decode": 2,
+    "lexicon": 3,
     "data": 3,
     "checkpoint": 3,
     "train": 4,

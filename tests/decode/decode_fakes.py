@@ -156,8 +156,11 @@ def slow_beam(
                     (total + score - diversity_penalty * said.count(token), [*new, token])
                     for token, score in enumerate(scores)
                 ]
-            beside = noise(len(scores) * (size if running[group][0][1] else 1))  # a row for every beam that might be
-            keys = [candidate[0] + extra for candidate, extra in zip(candidates, beside, strict=False)]
+            possible = [total > -math.inf for total, _ in candidates]
+            extra = iter(noise(sum(possible)))
+            keys = [
+                total + next(extra) if may else total for (total, _), may in zip(candidates, possible, strict=True)
+            ]
             order = sorted(range(len(candidates)), key=lambda place: -keys[place])
             candidates = [candidates[place] for place in order[: max(2, 1 + len(rules.eos_ids)) * size]]
             candidates = sorted((c for c in candidates if c[0] > -math.inf), key=lambda candidate: -candidate[0])

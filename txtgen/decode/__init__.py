@@ -3,10 +3,11 @@
 from txtgen.decode.constraint import Constraint
 from txtgen.decode.ensemble import Ensemble
 from txtgen.decode.inclusion import Inclusion
+from txtgen.decode.narrowing import narrow_search_steps
 from txtgen.decode.remembering import Remembering
 from txtgen.decode.sampling import Decided, Steps
 from txtgen.decode.scoring import token_logprobs
-from txtgen.decode.search import OnToken, require_draft, run_steps, search, search_steps
+from txtgen.decode.search import OnToken, SearchOptions, require_draft, run_steps, search, search_steps
 from txtgen.decode.stopping import StopCheck
 from txtgen.decode.types import FinishReason, HiddenModel, Hypothesis, PromptBatch, StepModel, StepState
 
@@ -21,10 +22,12 @@ __all__ = [
     "OnToken",
     "PromptBatch",
     "Remembering",
+    "SearchOptions",
     "StepModel",
     "StepState",
     "Steps",
     "StopCheck",
+    "narrow_search_steps",
     "require_draft",
     "run_steps",
     "search",

@@ -9,7 +9,7 @@ from torch import Tensor
 from txtgen.config.decoding import BeamSampleConfig
 from txtgen.decode.beam import Search
 from txtgen.decode.distribution import shape_distribution
-from txtgen.decode.filters import renormalise
+from txtgen.decode.filters import FORBIDDEN, renormalise
 
 
 class DrawBeams:
@@ -33,12 +33,15 @@ class DrawBeams:
     def chosen(self, sums: Tensor, searches: Sequence[Search], count: int) -> Tensor:
         """Those that are drawn, in descending order of their sums.
 
-        The largest of the sums, each with Gumbel noise, are a draw without replacement.
-        Source: Vieira 2014, "Gumbel-max trick and weighted reservoir sampling".
+        The largest of the sums, each with Gumbel noise, are a draw without replacement. What is impossible gets none, so
+        that nothing depends on whether it is there. Source: Vieira 2014, "Gumbel-max trick and weighted reservoir
+        sampling".
         """
-        prompts = [search.prompt for search in searches]
-        noise = torch.stack([gumbel_noise(self.random[prompt], sums.shape[1]) for prompt in prompts])
-        drawn = (sums.double() + noise.to(sums.device)).topk(min(count, sums.shape[1])).indices
+        noisy = sums.double().cpu()
+        for row, search in zip(noisy, searches, strict=True):
+            possible = (row != FORBIDDEN).nonzero()[:, 0]
+            row[possible] += gumbel_noise(self.random[search.prompt], len(possible))
+        drawn = noisy.topk(min(count, sums.shape[1])).indices.to(sums.device)
         return drawn.gather(1, sums.gather(1, drawn).sort(dim=-1, descending=True, stable=True).indices)
 
 

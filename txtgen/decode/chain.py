@@ -261,20 +261,25 @@ FILTERS: Mapping[str, Callable[[Any, Setup], Filter]] = {
 """What makes the filter of each setting from its value, in the order in which they are applied."""
 
 
-def _refuse_foreign_tokens(config: StrategyConfig, vocabulary: int) -> None:
-    dry = config.dry or DryPenalty(multiplier=1.0, breakers=())
-    if dry.breakers or any(item.text is not None for item in config.sequence_bias):
-        raise UsageError("search knows no texts", "dry.breakers or sequence_bias", "give token ids")
-    named: dict[str, Sequence[int]] = {
+def named_tokens(config: StrategyConfig) -> dict[str, list[int]]:
+    """The tokens that settings name by their ids, by the settings' keys."""
+    runs = [] if config.dry is None else config.dry.breaker_ids
+    return {
         "sequence_bias": [token for item in config.sequence_bias for token in item.token_ids],
         "bad_words_ids": [token for tokens in config.bad_words_ids for token in tokens],
-        "dry.breaker_ids": [token for tokens in dry.breaker_ids for token in tokens],
+        "dry.breaker_ids": [token for tokens in runs for token in tokens],
         "forced_bos_token_id": [] if config.forced_bos_token_id is None else [config.forced_bos_token_id],
-        "forced_eos_token_id": config.forced_eos_token_id,
-        "suppress_tokens": config.suppress_tokens,
-        "begin_suppress_tokens": config.begin_suppress_tokens,
+        "forced_eos_token_id": list(config.forced_eos_token_id),
+        "suppress_tokens": list(config.suppress_tokens),
+        "begin_suppress_tokens": list(config.begin_suppress_tokens),
     }
-    for key, tokens in named.items():
+
+
+def _refuse_foreign_tokens(config: StrategyConfig, vocabulary: int) -> None:
+    breakers = () if config.dry is None else config.dry.breakers
+    if breakers or any(item.text is not None for item in config.sequence_bias):
+        raise UsageError("search knows no texts", "dry.breakers or sequence_bias", "give token ids")
+    for key, tokens in named_tokens(config).items():
         if tokens and max(tokens) >= vocabulary:
             raise UsageError(
                 f"{key} names token {max(tokens)}, and the vocabulary has {vocabulary}",

@@ -1,5 +1,6 @@
 """A model that does not read again what it has just read: a conversation grows, and only what is new in it costs."""
 
+from collections.abc import Callable
 from typing import Generic
 
 import torch
@@ -66,6 +67,10 @@ class Remembering(Generic[State]):
     def head(self, hidden: Tensor) -> Tensor:
         """As `HiddenModel.head`."""
         return self._model.head(hidden)
+
+    def narrow_head(self, token_ids: Tensor) -> Callable[[Tensor], Tensor]:
+        """As `HiddenModel.narrow_head`."""
+        return self._model.narrow_head(token_ids)
 
     def _shared(self, tokens: list[int]) -> int:
         """With how many tokens both begin; the last one of a prompt is to be read, for what follows it."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, assert_never
+from typing import Any, Required, TypedDict, Unpack, assert_never
 
 from txtgen.config.decoding import (
     BeamConfig,
@@ -31,21 +31,38 @@ OnToken = Callable[[int, int], None]
 """Called with a result number (prompt * num_return + sample) and a token id."""
 
 
+class SearchOptions(TypedDict, total=False):
+    """What search may be told beside its settings.
+
+    limits: new tokens at most, at least 1 for each prompt; 0 for all of them gives empty hypotheses.
+    eos_ids: tokens that end a sequence.
+    suppress: tokens that are never generated unless they are forced.
+    constraints: what each row may say, by its text.
+    inclusion: what each row must say, for beams to be shared out accordingly.
+    prompt_indices: numbers of the prompts, which sampling's randomness depends on; 0, 1, ... by default.
+    first_sample: number of the first sample of each prompt.
+    stop: looks for stop strings.
+    draft: a smaller model with the same tokens, for speculation that asks for one.
+    """
+
+    limits: Required[Sequence[int]]
+    eos_ids: Sequence[int]
+    suppress: Sequence[int]
+    constraints: Sequence[Constraint]
+    inclusion: Inclusion | None
+    prompt_indices: Sequence[int] | None
+    first_sample: int
+    stop: StopCheck | None
+    draft: StepModel[Any] | None
+
+
 def search(
     model: StepModel[State],
     prompts: PromptBatch,
     config: DecodingConfig,
     *,
-    limits: Sequence[int],
-    eos_ids: Sequence[int] = (),
-    suppress: Sequence[int] = (),
-    constraints: Sequence[Constraint] = (),
-    inclusion: Inclusion | None = None,
-    prompt_indices: Sequence[int] | None = None,
-    first_sample: int = 0,
-    stop: StopCheck | None = None,
-    draft: StepModel[Any] | None = None,
     on_token: OnToken | None = None,
+    **options: Unpack[SearchOptions],
 ) -> list[list[Hypothesis]]:
     """The hypotheses of each prompt: `num_return` of them, best first; beam search may have finished fewer.
 
@@ -54,37 +71,15 @@ def search(
         prompts: what to go on from, B of them.
         config: the strategy and its settings; the caller turns its max_new_tokens and max_length into limits, and
             chooses between samples by their texts.
-        limits: new tokens at most, at least 1 for each prompt; 0 for all of them gives empty hypotheses.
-        eos_ids: tokens that end a sequence.
-        suppress: tokens that are never generated unless they are forced. None by default.
-        constraints: what each row may say, by its text.
-        inclusion: what each row must say, for beams to be shared out accordingly.
-        prompt_indices: numbers of the prompts, which sampling's randomness depends on; 0, 1, ... by default.
-        first_sample: number of the first sample of each prompt.
-        stop: looks for stop strings.
-        draft: a smaller model with the same tokens, for speculation that asks for one.
         on_token: told of every token as soon as it is decided, those of a result in order.
+        options: limits, which must be given, and what else `SearchOptions` says.
 
     Raises:
         DivergedError: the model's scores are not finite.
         UsageError: more beams than tokens, an unknown token in the settings, settings that forbid every token, or
             contrastive search with a model that tells no hidden states, or speculation without the draft model.
     """
-    steps = search_steps(
-        model,
-        prompts,
-        config,
-        limits=limits,
-        eos_ids=eos_ids,
-        suppress=suppress,
-        constraints=constraints,
-        inclusion=inclusion,
-        prompt_indices=prompt_indices,
-        first_sample=first_sample,
-        stop=stop,
-        draft=draft,
-    )
-    return run_steps(steps, on_token)
+    return run_steps(search_steps(model, prompts, config, **options), on_token)
 
 
 def run_steps(steps: Steps, on_token: OnToken | None = None) -> list[list[Hypothesis]]:

@@ -1,5 +1,6 @@
 """What search needs to know of a model: a step function and a state that can be reordered. No model class."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
@@ -70,6 +71,9 @@ class HiddenModel(StepModel[State], Protocol[State]):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [...,V] of the token after those with these vectors, [...,D]."""
+
+    def narrow_head(self, token_ids: Tensor) -> Callable[[Tensor], Tensor]:
+        """As `head`, of these tokens alone: [N] int64. It computes no others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,10 @@ from txtgen.decode import (
     HiddenModel,
     Hypothesis,
     Remembering,
+    SearchOptions,
     StepModel,
     Steps,
+    narrow_search_steps,
     require_draft,
     run_steps,
     search_steps,
@@ -32,6 +34,7 @@ from txtgen.generator.settings import resolve_settings
 from txtgen.generator.types import EncodedPrompt, Generation, Prompt, Score, StreamPiece
 from txtgen.generator.writing import StopStrings, begins, filled_text
 from txtgen.infilling import gap_marks
+from txtgen.lexicon import Shortlist
 from txtgen.memory import is_out_of_memory
 from txtgen.model import NativeTransformer, Transformer, is_bounded, step_model
 from txtgen.tokenizer import IncrementalDecoder, never_written
@@ -49,11 +52,12 @@ class Generator:
         draft: a smaller model with the same tokens, which proposes them where `speculation` asks for it.
         ensemble: models with the same tokens that decide together with the first one.
         mixture: how they do.
+        shortlist: the target tokens that each source may need, of an encoder-decoder: no others are scored.
         remembers: of a single prompt, read only what the one before and its result did not have, as in a conversation.
 
     Raises:
-        UsageError: the batch size is below 1.
-        CheckpointError: another model does not fit.
+        UsageError: the batch size is below 1, or there is a short-list and no source, or several models that decide.
+        CheckpointError: another model does not fit, or the short-list.
         ResourceError: machine code is required, and there is none.
     """
 
@@ -68,13 +72,14 @@ class Generator:
         draft: LoadedModel | None = None,
         ensemble: Sequence[LoadedModel] = (),
         mixture: Mixture = EQUAL_SHARES,
+        shortlist: Shortlist | None = None,
         remembers: bool = False,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}", "batch_size", "give at least 1")
         self.loaded = loaded
-        model: HiddenModel[Any] = step_model(loaded.model, native)
-        self.is_native = isinstance(model, NativeTransformer)
+        self._first: HiddenModel[Any] = step_model(loaded.model, native)
+        model, self.is_native = self._first, isinstance(self._first, NativeTransformer)
         """Whether machine code computes."""
         most = loaded.model.config.max_length if is_bounded(loaded.model.config.position) else None
         self._model: StepModel[Any] = Remembering(model, most) if remembers else model
@@ -85,6 +90,12 @@ class Generator:
         if self._members:
             members = [self._model, *(member.model for member in self._members)]
             self._model = Ensemble(members, mixture.mean, mixture.weights)
+        self.shortlist = shortlist
+        if shortlist is not None:
+            if not self._reader.reads_source or self._members:
+                told = "an ensemble decides" if self._members else "the model reads no source"
+                raise UsageError(f"{told}, and a short-list is of one encoder-decoder", "shortlist", "leave it out")
+            shortlist.check(self._reader.tokenizer, loaded.tokenizer)
         self._suppress = never_written(loaded.tokenizer, loaded.config.framing, loaded.model.config.vocab_size or 0)
         size = loaded.model.config.vocab_size or 0
         self._constraints = Constraints(loaded.tokenizer, size, self._reader.framing.end)
@@ -258,6 +269,8 @@ class Generator:
             told = f"{' and '.join(decoding.demands)} say what a text must be, and not what fills its gaps"
             raise UsageError(told, "gap", "give either of the two")
         require_draft(decoding, self._draft)
+        if self.shortlist is not None:
+            _refuse_beside_shortlist(decoding, gap)
         encoded = self._reader.encode_all(prompts, raw, special, gap, decoding)
         if self._draft is not None and decoding.is_set("speculation"):
             self._draft.check(encoded)
@@ -271,20 +284,22 @@ class Generator:
     def _steps(self, prompts: Sequence[EncodedPrompt], decoding: DecodingConfig, first_sample: int = 0) -> Steps:
         contexts = [self._reader.context(prompt) for prompt in prompts]
         rules = self._constraints.make(decoding, self._rows(prompts))
-        return search_steps(
-            self._model,
-            self._reader.batch(prompts),
-            decoding,
-            limits=[prompt.limit for prompt in prompts],
-            eos_ids=self._reader.framing.end,
-            suppress=self._suppress if prompts[0].gaps is None else self._suppress_beside_gaps,
-            constraints=rules.constraints,
-            inclusion=rules.inclusion,
-            prompt_indices=[prompt.number for prompt in prompts],
-            first_sample=first_sample,
-            stop=StopStrings(self.loaded.tokenizer, decoding.stop, contexts) if decoding.stop else None,
-            draft=None if self._draft is None else self._draft.model,
-        )
+        options: SearchOptions = {
+            "limits": [prompt.limit for prompt in prompts],
+            "eos_ids": self._reader.framing.end,
+            "suppress": self._suppress if prompts[0].gaps is None else self._suppress_beside_gaps,
+            "constraints": rules.constraints,
+            "inclusion": rules.inclusion,
+            "prompt_indices": [prompt.number for prompt in prompts],
+            "first_sample": first_sample,
+            "stop": StopStrings(self.loaded.tokenizer, decoding.stop, contexts) if decoding.stop else None,
+            "draft": None if self._draft is None else self._draft.model,
+        }
+        batch = self._reader.batch(prompts)
+        if self.shortlist is None:
+            return search_steps(self._model, batch, decoding, **options)
+        lists = [rules.spelling.union(self.shortlist.tokens(prompt.token_ids)) for prompt in prompts]
+        return narrow_search_steps(self._first, batch, decoding, lists, **options)
 
     def _rows(self, prompts: Sequence[EncodedPrompt]) -> list[Row]:
         """What constraints must know of the prompts."""
@@ -350,6 +365,19 @@ class Generator:
             accepted=hypothesis.accepted,
             fills=fills,
         )
+
+
+def _refuse_beside_shortlist(decoding: DecodingConfig, gap: str | None) -> None:
+    """Refuse what any token may be needed for, or what compares more than scores.
+
+    Raises:
+        UsageError: it is asked for.
+    """
+    asked = [name for name in ("regex", "json_schema") if decoding.is_set(name)]
+    asked += ["gap"] * (gap is not None) + ["contrastive search"] * (decoding.strategy == "contrastive")
+    if asked:
+        told = f"{asked[0]} may need tokens that are not in a short-list"
+        raise UsageError(told, "shortlist", f"leave out the short-list, or {asked[0]}")
 
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

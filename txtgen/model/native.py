@@ -1,6 +1,6 @@
 """A Transformer that generates by machine code: the same results, without torch between two tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ctypes import addressof
 from typing import NamedTuple
 
@@ -126,14 +126,22 @@ class NativeTransformer:
         self._read(self._packed.decoder, call, None, out, vectors)
         state.grow(count)
 
-    @torch.no_grad()
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [...,V] of hidden [...,D], as `Transformer.head`."""
-        logits = torch.empty(*hidden.shape[:-1], self._packed.decoder.head.rows)
+        return self._logits(hidden, self._packed.decoder)
+
+    def narrow_head(self, token_ids: Tensor) -> Callable[[Tensor], Tensor]:
+        """As `Transformer.narrow_head`."""
+        narrow = self._packed.narrow(token_ids)
+        return lambda hidden: self._logits(hidden, narrow.decoder)
+
+    @torch.no_grad()
+    def _logits(self, hidden: Tensor, stack: bindings.Stack) -> Tensor:
+        logits = torch.empty(*hidden.shape[:-1], stack.head.rows)
         rows = logits[..., 0].numel()
         call = bindings.Call(rows=rows, num_wanted=rows, out=logits.data_ptr())
         vectors = hidden.contiguous()
-        _check(self._library.score(self._packed.decoder, call, vectors.data_ptr(), torch.get_num_threads()))
+        _check(self._library.score(stack, call, vectors.data_ptr(), torch.get_num_threads()))
         return logits
 
     def _read(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from copy import copy
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, t
 """Numbers of the kinds of weights in cpp/weights.h; codes of 4 bits lie two in a byte."""
 ACTIVATIONS = {"relu": 0, "relu_squared": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
 CPU = torch.device("cpu")
+ALL = slice(None)
 
 
 class PackedModel:
@@ -44,6 +46,14 @@ class PackedModel:
             positions = table_length(length, stack.max_length)
             cosines, sines = rotary_table(positions, *stack.rotary, CPU, torch.float32)
             packed.cosines, packed.sines = self._keep(cosines), self._keep(sines)
+
+    def narrow(self, token_ids: Tensor) -> "PackedModel":
+        """The same, but its output layer has these tokens alone, [N] int64."""
+        narrow = copy(self)
+        narrow._kept = [self]
+        narrow.decoder = bindings.Stack.from_buffer_copy(self.decoder)
+        narrow.decoder.head = narrow._head(token_ids)
+        return narrow
 
     # -- what stays where it is
 
@@ -75,27 +85,34 @@ class PackedModel:
 
     # -- matrices
 
-    def _matrix(self, *modules: nn.Module, bias: Tensor | None = None) -> bindings.Matrix:
-        """The matrices of modules that read the same, one below the other."""
+    def _matrix(
+        self, *modules: nn.Module, bias: Tensor | None = None, outputs: slice | Tensor = ALL
+    ) -> bindings.Matrix:
+        """The matrices of modules that read the same, one below the other; of a single one perhaps some outputs."""
         scales: Tensor | None = None
         if all(type(module) in (QuantizedLinear, QuantizedEmbedding) for module in modules):
-            weights = torch.cat([cast(Tensor, module.codes) for module in modules])
-            scales = torch.cat([cast(Tensor, module.scale).float() for module in modules])
+            weights = torch.cat([cast(Tensor, module.codes)[outputs] for module in modules])
+            scales = torch.cat([cast(Tensor, module.scale)[outputs].float() for module in modules])
             width = cast(int, modules[0].width)
         elif all(type(module) in (nn.Linear, nn.Embedding) for module in modules):
-            weights = torch.cat([cast(Tensor, module.weight).detach() for module in modules])
+            weights = torch.cat([cast(Tensor, module.weight).detach()[outputs] for module in modules])
             width = weights.shape[1]
         else:
             raise UnavailableError(f"it does not know {' and '.join(sorted({type(m).__name__ for m in modules}))}")
         biases = [module.bias for module in modules if isinstance(getattr(module, "bias", None), Tensor)]
         if biases:
             bias = torch.cat([cast(Tensor, part) for part in biases])
-        bias = None if bias is None else bias.detach().float().contiguous()
+        bias = None if bias is None else bias.detach()[outputs].float().contiguous()
         kind, count = _kind(weights), weights.shape[0]
         packed = torch.empty(self._library.packed_bytes(kind, count, width), dtype=torch.uint8)
         rows = bindings.Rows(kind, count, width, weights.data_ptr(), _address(scales), _address(bias))
         self._library.pack(rows, packed.data_ptr(), torch.get_num_threads())
         return bindings.Matrix(kind, count, width, self._keep(packed))
+
+    def _head(self, token_ids: slice | Tensor = ALL) -> bindings.Matrix:
+        """The output layer, of these tokens."""
+        model = self._model
+        return self._matrix(model.lm_head or model.token_embedding, bias=model.output_bias, outputs=token_ids)
 
     def _array(self, kind: Callable[..., Any], items: list[Any]) -> Any:
         array = (cast(Any, kind) * len(items))(*items)
@@ -162,7 +179,7 @@ class PackedModel:
             self._pack_position_vectors(packed, stack, model.source_position_embedding)
         else:
             packed.tokens = self._table(model.token_embedding)
-            packed.head = self._matrix(model.lm_head or model.token_embedding, bias=model.output_bias)
+            packed.head = self._head()
             self._pack_position_vectors(packed, stack, model.position_embedding)
             if model.ngram_embedding is not None:
                 packed.ngrams = self._table(model.ngram_embedding)

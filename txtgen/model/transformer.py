@@ -1,6 +1,7 @@
 """The Transformer: one class for decoder-only and encoder-decoder, its parts chosen by the configuration."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import torch
@@ -204,9 +205,17 @@ class Transformer(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [...,V] of hidden [...,D], in the compute dtype, or in float32 where they are capped."""
+        return self._logits(hidden, self.head_parameters)
+
+    def narrow_head(self, token_ids: Tensor) -> Callable[[Tensor], Tensor]:
+        """As `head`, of these tokens alone, [N] int64, with their weights as they are now."""
+        parameters = [parameter[token_ids] for parameter in self.head_parameters]
+        return lambda hidden: self._logits(hidden, parameters)
+
+    def _logits(self, hidden: Tensor, parameters: list[Tensor]) -> Tensor:
         if self.config.scale_output:
             hidden = hidden * self.config.d_model**-0.5
-        logits = F.linear(hidden, *self.head_parameters)
+        logits = F.linear(hidden, *parameters)
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(at_least_float32(logits) / cap)
 

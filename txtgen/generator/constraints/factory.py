@@ -16,10 +16,11 @@ from txtgen.tokenizer import Tokenizer
 
 
 class Rules(NamedTuple):
-    """What is asked for: constraints, and what must be included."""
+    """What is asked for: constraints, and what must be included; and the tokens that spell what must be said."""
 
     constraints: tuple[Constraint, ...]
     inclusion: Included | None
+    spelling: frozenset[int] = frozenset()
 
 
 class Constraints:
@@ -52,18 +53,24 @@ class Constraints:
             ResourceError: a package is missing.
         """
         found: list[Constraint] = []
+        spelling: set[int] = set()
         begins = [row.begins for row in rows]
         in_step = not (isinstance(decoding, SequentialConfig) and decoding.speculation is not None)
         if decoding.prefix is not None and rows:
             _refuse_lack_of_room("prefix", self._count(decoding.prefix, rows), rows)
-            found.append(Tracked(Beginning(self.texts, decoding.prefix, begins), in_step))
+            beginning = Beginning(self.texts, decoding.prefix, begins)
+            spelling.update(*beginning.spellings.values())
+            found.append(Tracked(beginning, in_step))
         if decoding.regex is not None:
             found.append(Tracked(self.grammars.regex(decoding.regex, begins), in_step))
         if decoding.json_schema is not None:
             found.append(Tracked(self.grammars.json_schema(decoding.json_schema, begins), in_step))
         if decoding.bad_words:
             found.append(Tracked(Forbidden(self.texts, decoding.bad_words, begins), in_step))
-        return Rules(tuple(found), self._inclusion(decoding, rows))
+        inclusion = self._inclusion(decoding, rows)
+        if inclusion is not None:
+            spelling |= inclusion.parts.tokens
+        return Rules(tuple(found), inclusion, frozenset(spelling))
 
     def _inclusion(self, decoding: DecodingConfig, rows: Sequence[Row]) -> Included | None:
         if not isinstance(decoding, BeamSettings) or not decoding.include or not rows:

@@ -67,6 +67,11 @@ class Parts:
         self._not_end = ~mask_of(list(end), texts.size)
         self._remaining = cache(self._count)
 
+    @property
+    def tokens(self) -> set[int]:
+        """Those that spell the parts."""
+        return {token for pair in (self._at_once, self._spaced) for spelling in pair for token in spelling}
+
     def start(self, row: int) -> Progress:
         """Nothing was said."""
         begins, limit = self.rows[row]
