@@ -78,6 +78,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Draft = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Let this smaller model guess: faster (greedy, sample).")
 ]
+ShortlistFile = Annotated[
+    str | None, typer.Option("--shortlist", metavar="FILE", help="Of txtgen shortlist: score no other tokens, faster.")
+]
 Given = dict[str, Any]
 """What was given of a group of options."""
 NOTHING: Given = {}
@@ -222,6 +225,41 @@ def quantize(
 
 
 @app.command()
+def shortlist(
+    data: Annotated[list[str], typer.Option(metavar="PATH", help="Pairs, or the sources of --target; may repeat.")],
+    out: Annotated[str, typer.Option(metavar="FILE", help="To write.")],
+    model: Model = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Line i is the target of line i of --data.")
+    ] = None,
+    frequent: Annotated[int, typer.Option(min=0, help="Frequent target tokens that are in every list.")] = 100,
+    per_token: Annotated[int, typer.Option(min=1, help="Likeliest target tokens of each source token.")] = 20,
+    max_pairs: Annotated[int, typer.Option(min=1, help="Of more pairs, the first ones are read.")] = 200_000,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it exists.")] = False,
+    runs_path: RunsPath = "runs",
+    json_output: Json = False,
+) -> None:
+    """Learn from pairs which tokens a translation may need, for generate --shortlist: faster where pieces are many."""
+    from txtgen.commands import shortlist as command
+    from txtgen.commands.showing.result_tables import report_shortlist
+    from txtgen.config.commands import ShortlistConfig
+    from txtgen.config.flags import from_flags
+
+    tree = {
+        "model": model,
+        "runs_path": runs_path,
+        "paths": data,
+        "target": target,
+        "output": out,
+        "frequent": frequent,
+        "per_token": per_token,
+        "max_pairs": max_pairs,
+        "overwrite": overwrite,
+    }
+    report_shortlist(command.run(from_flags(ShortlistConfig, tree, None)), json_output)
+
+
+@app.command()
 @with_options(reading=PROMPTED, decoding=DECODING)
 def generate(
     model: Model = None,
@@ -236,6 +274,7 @@ def generate(
     workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes of one thread that share the work.")] = 0,
     decoding: Given = NOTHING,
     draft: Draft = None,
+    shortlist: ShortlistFile = None,
     gap: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Stands in a prompt for what is to be filled in, such as ___.")
     ] = None,
@@ -261,6 +300,7 @@ def generate(
         "workers": workers,
         "decoding": drafted(decoding, draft),
         "draft": draft,
+        "shortlist": shortlist,
         "gap": gap,
         "json_schema": json_schema,
         "json_output": json_output,
@@ -340,6 +380,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Tokens of a row of text. [default: as in the model's run]")
     ] = None,
     beam_size: Annotated[int | None, typer.Option(min=1, help="Translate by beam search of this width.")] = None,
+    shortlist: ShortlistFile = None,
     translate: Annotated[bool, typer.Option(help="Translate pairs and score them.")] = True,
     output: Annotated[str | None, typer.Option(metavar="FILE", help="Where to write the translations.")] = None,
     generate: Annotated[
@@ -366,6 +407,7 @@ def evaluate(
         "bleu_tokenizer": bleu_tokenizer,
         "sequence_length": sequence_length,
         "decoding": {} if beam_size is None else {"strategy": "beam", "beam_size": beam_size},
+        "shortlist": shortlist,
         "translate": translate,
         "output": output,
         "generate": generate,

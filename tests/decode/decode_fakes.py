@@ -158,9 +158,7 @@ def slow_beam(
                 ]
             possible = [total > -math.inf for total, _ in candidates]
             extra = iter(noise(sum(possible)))
-            keys = [
-                total + next(extra) if may else total for (total, _), may in zip(candidates, possible, strict=True)
-            ]
+            keys = [total + next(extra) if may else total for (total, _), may in zip(candidates, possible, strict=True)]
             order = sorted(range(len(candidates)), key=lambda place: -keys[place])
             candidates = [candidates[place] for place in order[: max(2, 1 + len(rules.eos_ids)) * size]]
             candidates = sorted((c for c in candidates if c[0] > -math.inf), key=lambda candidate: -candidate[0])

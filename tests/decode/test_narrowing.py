@@ -8,17 +8,8 @@ import pytest
 import torch
 from decode_fakes import TableModel, batch, random_case
 
-from txtgen.config.decoding import (
-    BeamConfig,
-    BeamSampleConfig,
-    DryPenalty,
-    GreedyConfig,
-    PromptLookup,
-    SampleConfig,
-    SequenceBias,
-    Xtc,
-)
-from txtgen.config.decoding import DraftModel as DraftConfig
+from txtgen.config.decoding import BeamConfig, BeamSampleConfig, GreedyConfig, SampleConfig
+from txtgen.config.decoding_values import DraftModel, DryPenalty, PromptLookup, SequenceBias, Xtc
 from txtgen.decode import narrow_search_steps, run_steps, search
 
 
@@ -60,7 +51,7 @@ def configs(beam, choice, vocabulary):
     few = [choice.randrange(vocabulary) for _ in range(6)]
     shared |= choice.choice([
         {},
-        {"sequence_bias": (SequenceBias(token_ids=(few[0], few[1]), bias=3.0), SequenceBias(token_ids=(few[2],), bias=2.0))},
+        {"sequence_bias": tuple(SequenceBias(token_ids=run, bias=3.0) for run in ((few[0], few[1]), (few[2],)))},
         {"bad_words_ids": ((few[0],), (few[1], few[2]))},
         {"forced_eos_token_id": (few[3],), "begin_suppress_tokens": (few[4],), "suppress_tokens": (few[5],)},
         {"dry": DryPenalty(multiplier=2.0, allowed_length=1, breakers=(), breaker_ids=((few[0],), (few[1], few[2])))},
@@ -102,9 +93,7 @@ def test_results_are_those_of_impossible_tokens_whatever_else_is_in_the_batch(nu
         always.add(0) if len({*map(len, prompts)}) > 1 else None
         for row, prompt in enumerate(prompts):
             slow = masked(model, always.union(lists[row]))
-            expected = search(
-                slow, batch([prompt]), config, limits=[limits[row]], prompt_indices=[row], **options
-            )[0]
+            expected = search(slow, batch([prompt]), config, limits=[limits[row]], prompt_indices=[row], **options)[0]
             assert [each.token_ids for each in found[row]] == [each.token_ids for each in expected]
             for mine, its in zip(found[row], expected, strict=True):
                 assert mine.score == pytest.approx(its.score, abs=1e-5)
@@ -119,7 +108,7 @@ def test_a_draft_model_proposes_within_the_list_and_changes_nothing():
     model, draft = Hidden(30, 1), Hidden(30, 2)
     lists, limits = [[3, 4, 9, 21], [5, 6, 7, 8, 22]], [9, 7]
     plain = run_steps(narrow_search_steps(model, batch([[1], [2]]), GreedyConfig(), lists, limits=limits))
-    config = GreedyConfig(speculation=DraftConfig())
+    config = GreedyConfig(speculation=DraftModel())
     quick = run_steps(narrow_search_steps(model, batch([[1], [2]]), config, lists, limits=limits, draft=draft))
     assert [replace(results[0], proposed=0, accepted=0) for results in quick] == [results[0] for results in plain]
     assert sum(results[0].proposed for results in quick)
@@ -145,7 +134,8 @@ def test_constraints_and_stops_see_tokens():
     )
     assert {token for results in found for token in results[0].token_ids} <= {1, 3, 9, 21, 17}
     assert [results[0].finish_reason for results in found] == ["stop", "stop"]
-    assert seen and {token for tokens in seen for token in tokens} <= {1, 3, 9, 21, 17}
+    assert seen
+    assert {token for tokens in seen for token in tokens} <= {1, 3, 9, 21, 17}
     assert {tokens for _, tokens in asked if tokens} <= {*seen}
 
 

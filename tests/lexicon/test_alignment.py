@@ -12,19 +12,20 @@ WORDS = 9
 def pairs_of(texts: list[tuple[list[int], list[int]]]) -> Pairs:
     sources, targets = zip(*texts, strict=True)
     return Pairs(
-        np.array(sum(sources, []), dtype=np.int64),
+        np.array([token for source in sources for token in source], dtype=np.int64),
         np.array(list(map(len, sources))),
-        np.array(sum(targets, []), dtype=np.int64),
+        np.array([token for target in targets for token in target]),
         np.array(list(map(len, targets))),
     )
 
 
 def random_texts(seed: int, count: int) -> list[tuple[list[int], list[int]]]:
     choice = random.Random(seed)
-    return [
-        ([choice.randrange(WORDS) for _ in range(choice.randint(0, 5))], [choice.randrange(7) for _ in range(choice.randint(1, 5))])
-        for _ in range(count)
-    ]  # fmt: skip
+
+    def text(size: int, least: int) -> list[int]:
+        return [choice.randrange(size) for _ in range(choice.randint(least, 5))]
+
+    return [(text(WORDS, 0), text(7, 1)) for _ in range(count)]
 
 
 def slow_translations(texts: list[tuple[list[int], list[int]]], rounds: int) -> dict[tuple[int, int], float]:
@@ -57,7 +58,8 @@ def test_the_likeliest_come_first_and_none_are_invented() -> None:
     texts = random_texts(2, 30)
     expected = slow_translations(texts, 5)
     table = learn_translations([pairs_of(texts)], WORDS, 7).likeliest(3, WORDS)
-    assert table.shape == (WORDS, 3) and table.dtype == np.int32
+    assert table.shape == (WORDS, 3)
+    assert table.dtype == np.int32
     for source, row in enumerate(table.tolist()):
         best = sorted((t for s, t in expected if s == source), key=lambda t: -expected[source, t])[:3]
         chances = [expected[source, t] for t in row if t >= 0]

@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 from txtgen.checkpoint import LoadedModel, materialise
-from txtgen.commands.models import inference_dtype, read_model, select_device
+from txtgen.commands.models import inference_dtype, read_model, read_shortlist, select_device
 from txtgen.commands.sources import guess_source
 from txtgen.config.checkpoint import CheckpointConfig
 from txtgen.config.commands import EvaluateConfig
@@ -23,23 +23,26 @@ from txtgen.evaluate import (
     describe,
     evaluate_loss,
     openings,
+    shortlist_coverage,
     translate_pairs,
     weighted_loss,
 )
 from txtgen.files import replace_file
 from txtgen.generator import Generator, Prompt
+from txtgen.lexicon import Coverage
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """What was measured: loss always, of a mixture also that of each part by name; translation scores for pairs unless
-    they were not wanted; what generated texts are like if that was."""
+    they were not wanted; what generated texts are like if that was; what of the targets a short-list has."""
 
     model: str
     loss: LossMetrics
     parts: dict[str, LossMetrics]
     translation: TranslationMetrics | None
     texts: TextMetrics | None
+    shortlist: Coverage | None = None
 
 
 def run(config: EvaluateConfig) -> Evaluation:
@@ -67,12 +70,15 @@ def run(config: EvaluateConfig) -> Evaluation:
     batches = validation_parts(data, objective, batch_tokens=max(config.batch_tokens, length), length=length, seed=seed)
     found = {name: evaluate_loss(loaded.model, part) for name, part in batches.items()}
     loss = weighted_loss(found, objective.weights) if objective.weights else found.pop("")
-    translation = texts = None
+    translation = texts = coverage = None
     if config.translate and any(isinstance(part, Seq2SeqObjective) for part in data.objective.members):
-        translation = _translate(_generator(loaded, config), data, seed, config)
+        generator = _generator(loaded, config)
+        translation = _translate(generator, data, seed, config)
+        if translation is not None and generator.shortlist is not None:
+            coverage = shortlist_coverage(generator, validation_pairs(data, seed=seed))
     if config.generate:
         texts = _describe(_generator(loaded, config), data, seed, config)
-    return Evaluation(str(path), loss, found, translation, texts)
+    return Evaluation(str(path), loss, found, translation, texts, coverage)
 
 
 def _row_length(config: EvaluateConfig, model: CheckpointConfig) -> int:
@@ -91,7 +97,7 @@ def _row_length(config: EvaluateConfig, model: CheckpointConfig) -> int:
 
 
 def _generator(loaded: LoadedModel, config: EvaluateConfig) -> Generator:
-    return Generator(loaded, batch_size=64, native=config.native)
+    return Generator(loaded, batch_size=64, native=config.native, shortlist=read_shortlist(config.shortlist))
 
 
 def _translate(generator: Generator, data: DataConfig, seed: int, config: EvaluateConfig) -> TranslationMetrics | None:

@@ -20,6 +20,7 @@ from txtgen.config.model import Native, Quantization
 from txtgen.convert import import_folder
 from txtgen.errors import CheckpointError, ConfigError
 from txtgen.generator import Generator
+from txtgen.lexicon import Shortlist
 from txtgen.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_hf_folder
 
 logger = logging.getLogger(__name__)
@@ -239,16 +240,18 @@ def load(
     adapters: Sequence[str | Path] = (),
     ensemble: Sequence[str | Path] = (),
     mixture: Mixture = EQUAL_SHARES,
+    shortlist: str | Path | None = None,
     remembers: bool = False,
 ) -> Generator:
     """Load a model for generation: a .pth file, a run folder, or the newest run; adapters of it become part of it.
 
     draft: a smaller model that guesses for it. ensemble: models that decide together with it, as `mixture` says.
+    shortlist: a file of `txtgen shortlist`.
 
     Of a single prompt, a generator that remembers reads only what the one before and its result did not have.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or another model or an adapter does not fit it.
+        CheckpointError: there is none, it is damaged, or another model, an adapter or the short-list does not fit it.
         ConfigError: the device is not available.
         ResourceError: machine code is required, and there is none.
     """
@@ -265,8 +268,19 @@ def load(
         draft=None if draft is None else read(draft),
         ensemble=[read(name) for name in ensemble],
         mixture=mixture,
+        shortlist=read_shortlist(shortlist),
         remembers=remembers,
     )
+
+
+def read_shortlist(path: str | Path | None) -> Shortlist | None:
+    """The vocabulary short-list in a file, if one is named.
+
+    Raises:
+        CheckpointError: there is none in it.
+        ResourceError: it cannot be read.
+    """
+    return None if path is None else Shortlist.load(Path(path))
 
 
 def load_for(config: ModelUseConfig, *, remembers: bool = False) -> Generator:
@@ -284,6 +298,7 @@ def load_for(config: ModelUseConfig, *, remembers: bool = False) -> Generator:
         ensemble=config.ensemble,
         mixture=config.mixture,
         draft=config.draft if isinstance(config, GeneratingConfig) else None,
+        shortlist=config.shortlist if isinstance(config, GeneratingConfig) else None,
         remembers=remembers,
     )
 
@@ -309,7 +324,7 @@ def shared_file(path: Path, fingerprint: str, config: ModelUseConfig) -> Iterato
         yield file, fingerprint
 
 
-def load_shared(path: Path, fingerprint: str, config: ModelUseConfig) -> Generator:
+def load_shared(path: Path, fingerprint: str, config: GeneratingConfig) -> Generator:
     """The generator of one of the processes that map a whole model. They hold its weights once between them, as far as
     these stay as they are in the file: another dtype, fewer bits and machine code are each process's own.
 
@@ -318,7 +333,13 @@ def load_shared(path: Path, fingerprint: str, config: ModelUseConfig) -> Generat
     """
     checkpoint = _unchanged(load_checkpoint(path, mapped=True), fingerprint, path)
     loaded = materialise(checkpoint, str(path), None, inference_dtype(config.dtype), config.quantize)
-    return Generator(loaded, batch_size=config.batch_size, independent=config.independent, native=config.native)
+    return Generator(
+        loaded,
+        batch_size=config.batch_size,
+        independent=config.independent,
+        native=config.native,
+        shortlist=read_shortlist(config.shortlist),
+    )
 
 
 def _unchanged(checkpoint: Checkpoint, fingerprint: str, path: Path) -> Checkpoint:

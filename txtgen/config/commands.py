@@ -60,10 +60,14 @@ class GeneratingConfig(ModelUseConfig):
     """Options of the strategy that the user gave; the checkpoint's defaults fill the rest."""
     draft: str | None = None
     """A smaller model with the same tokens, for decoding.speculation of kind draft."""
+    shortlist: str | None = None
+    """A file of `txtgen shortlist`: an encoder-decoder scores the tokens that a source may need, and no others."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """A draft is for speculation."""
+        """A draft is for speculation, and a short-list for a single model."""
         yield from super().problems()
+        if self.shortlist is not None and self.ensemble:
+            yield "shortlist", "and ensemble exclude each other: several models decide about all tokens"
         speculation = self.decoding.get("speculation")
         kind = speculation.get("kind") if isinstance(speculation, dict) else speculation
         if self.draft is not None and kind != "draft":
@@ -129,6 +133,8 @@ class EvaluateConfig(Config):
     bleu_tokenizer: BleuTokenizer | None = None
     """None: as the model's own run says."""
     decoding: dict[str, Any] = Field(default_factory=dict)
+    shortlist: str | None = None
+    """A file of `txtgen shortlist`, for the translation of pairs; what of their targets it has is told."""
     translate: bool = True
     """Generate a target for every source and score it by BLEU and chrF; only for pairs."""
     generate: NonNegative = 0
@@ -248,6 +254,31 @@ class QuantizeConfig(Config):
         """The output must be called what every command takes for a model."""
         if not self.output.endswith(".pth"):
             yield "output", f"{self.output} does not end in .pth"
+
+
+class ShortlistConfig(Config):
+    """`txtgen shortlist`."""
+
+    model: str | None = None
+    runs_path: str = "runs"
+    paths: tuple[str, ...]
+    """Data files with pairs, such as the model was trained on."""
+    target: str | None = None
+    """A file whose line i is the target of line i of the data file."""
+    output: str
+    """The file to write."""
+    frequent: NonNegative = 100
+    """So many of the most frequent target tokens are in every list."""
+    per_token: Count = 20
+    """And so many of the likeliest target tokens of each source token."""
+    max_pairs: Count = 200_000
+    """Pairs that are read, the first ones of more."""
+    overwrite: bool = False
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """There must be something to learn from."""
+        if not self.paths:
+            yield "paths", "there are no pairs to learn from; give --data PATH"
 
 
 class CheckConfig(Config):

@@ -33,9 +33,9 @@ class DrawBeams:
     def chosen(self, sums: Tensor, searches: Sequence[Search], count: int) -> Tensor:
         """Those that are drawn, in descending order of their sums.
 
-        The largest of the sums, each with Gumbel noise, are a draw without replacement. What is impossible gets none, so
-        that nothing depends on whether it is there. Source: Vieira 2014, "Gumbel-max trick and weighted reservoir
-        sampling".
+        The largest of the sums, each with Gumbel noise, are a draw without replacement. What is impossible gets none,
+        so that nothing depends on whether it is there.
+        Source: Vieira 2014, "Gumbel-max trick and weighted reservoir sampling".
         """
         noisy = sums.double().cpu()
         for row, search in zip(noisy, searches, strict=True):

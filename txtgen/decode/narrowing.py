@@ -87,9 +87,8 @@ class Vocabulary:
         if sources is not None:
             at = torch.searchsorted(self.tensor, sources).clamp(max=len(self.token_ids) - 1)
             sources = torch.where(self.tensor[at] == sources, at, len(self.token_ids))
-        return replace(
-            self.wide, input_ids=torch.searchsorted(self.tensor, self.wide.input_ids), source_ids=sources
-        )
+        input_ids = torch.searchsorted(self.tensor, self.wide.input_ids.contiguous())
+        return replace(self.wide, input_ids=input_ids, source_ids=sources)
 
     def settings(self, config: DecodingConfig) -> DecodingConfig:
         """The settings."""
@@ -172,7 +171,9 @@ class Narrow(Generic[State]):
     def _scores(self, hidden: Tensor, state: NarrowState[State]) -> Tensor:
         """Logits [B,N,V] of hidden [B,N,D]."""
         logits = self.head(hidden).float()
-        return logits.masked_fill_(self.vocabulary.forbidden[state.prompts][:, None], FORBIDDEN) if self.differ else logits
+        return (
+            logits.masked_fill_(self.vocabulary.forbidden[state.prompts][:, None], FORBIDDEN) if self.differ else logits
+        )
 
 
 class NarrowConstraint:

@@ -2,7 +2,12 @@
 
 from txtgen.evaluate.loss import LossMetrics, evaluate_loss, weighted_loss
 from txtgen.evaluate.texts import TextMetrics, describe, openings
-from txtgen.evaluate.translation import TranslationMetrics, score_translations, translate_pairs
+from txtgen.evaluate.translation import (
+    TranslationMetrics,
+    score_translations,
+    shortlist_coverage,
+    translate_pairs,
+)
 
 __all__ = [
     "LossMetrics",
@@ -12,6 +17,7 @@ __all__ = [
     "evaluate_loss",
     "openings",
     "score_translations",
+    "shortlist_coverage",
     "translate_pairs",
     "weighted_loss",
 ]

@@ -1,6 +1,6 @@
 """BLEU and chrF of generated targets, by sacreBLEU, with the signatures that make the figures comparable."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ from txtgen.config.data import BleuTokenizer
 from txtgen.data.types import PairRecord
 from txtgen.errors import ResourceError
 from txtgen.generator import Generator
+from txtgen.lexicon import Coverage
 from txtgen.tokenizer import Tokenizer
 
 
@@ -37,12 +38,28 @@ def translate_pairs(
         UsageError: an option that cannot be used.
         ResourceError: sacreBLEU is not installed.
     """
-    loaded = generator.loaded
-    tokenizer, longest = loaded.source_tokenizer or loaded.tokenizer, loaded.config.model.source_length
-    sources = [_clip(pair.source, tokenizer, longest) for pair in pairs]
+    sources = _readable(generator, pairs)
     found = generator.generate(sources, **{**options, "num_return": 1})
     texts = [generation.text.replace("\n", " ") for generation in found]
     return texts, score_translations(texts, [pair.target for pair in pairs], tokenize)
+
+
+def shortlist_coverage(generator: Generator, pairs: Iterable[PairRecord]) -> Coverage:
+    """What the generator's short-list, which it must have, has of the targets of pairs, of which there is one."""
+    assert generator.shortlist is not None
+    known, tokenizer = list(pairs), generator.loaded.tokenizer
+    plan = generator.plan(dict(enumerate(_readable(generator, known))), raw=True)
+    sources = {prompt.number: prompt.token_ids for batch in plan.batches for prompt in batch}
+    return generator.shortlist.coverage(
+        [(sources[number], tokenizer.encode(pair.target)) for number, pair in enumerate(known)]
+    )
+
+
+def _readable(generator: Generator, pairs: Iterable[PairRecord]) -> list[str]:
+    """The sources of pairs, cut where they are too long for the model."""
+    loaded = generator.loaded
+    tokenizer, longest = loaded.source_tokenizer or loaded.tokenizer, loaded.config.model.source_length
+    return [_clip(pair.source, tokenizer, longest) for pair in pairs]
 
 
 def _clip(text: str, tokenizer: Tokenizer, max_length: int) -> str:

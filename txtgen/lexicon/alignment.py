@@ -1,10 +1,10 @@
-"""IBM model 1: how likely each target token is where a source token stands, learnt from pairs by expectation maximisation.
+"""IBM model 1: how likely each target token is where a source token stands, by expectation maximisation over pairs.
 
 Every target token is thought to come from one token of its source, or from none of them, and before anything is learnt
 from each alike. Source: Brown et al. 1993, "The Mathematics of Statistical Machine Translation", model 1.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,11 @@ class Pairs(NamedTuple):
         """Number of pairs."""
         return len(self.source_lengths)
 
+    def each(self) -> Iterator[tuple[Ints, Ints]]:
+        """The source and the target of every pair."""
+        sources = np.split(self.sources, np.cumsum(self.source_lengths)[:-1])
+        return zip(sources, np.split(self.targets, np.cumsum(self.target_lengths)[:-1]), strict=True)
+
 
 class Translations(NamedTuple):
     """Source tokens and target tokens that were seen in one pair, [N] in ascending order, and how likely each target
@@ -36,7 +41,7 @@ class Translations(NamedTuple):
     probabilities: Floats
 
     def likeliest(self, count: int, num_sources: int) -> NDArray[np.int32]:
-        """The likeliest target tokens of each source token, [num_sources,count], best first; -1 where there are no more."""
+        """The likeliest target tokens of each source token, [num_sources,count], best first; then -1."""
         order = np.lexsort((-self.probabilities, self.sources))
         sources = self.sources[order]
         ranks = np.arange(len(order)) - np.searchsorted(sources, sources)

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from txtgen.errors import CheckpointError, ResourceError
 from txtgen.files import replace_file
+from txtgen.lexicon.alignment import Ints
 from txtgen.tokenizer import Tokenizer
 
 FORMAT = "txtgen short-list 1"
@@ -23,12 +24,20 @@ DIMENSIONS = {"frequent": 1, "candidates": 2}
 """Of the tensors in a file, by their names."""
 
 
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """The share of target tokens that are in the lists of their sources, and how many tokens a list has on average."""
+
+    share: float
+    tokens: float
+
+
 @dataclass(frozen=True)
 class Shortlist:
     """Target tokens that any source may need, and those that each source token may.
 
-    frequent: [N] int32. candidates: [V,K] int32, for each source token; -1 stands for none. source_tokenizer, tokenizer:
-    fingerprints of those of source and target; where they are the same, a source's own tokens may occur too.
+    frequent: [N] int32. candidates: [V,K] int32, for each source token; -1 stands for none. source_tokenizer,
+    tokenizer: fingerprints of those of both sides; where they are the same, a source's own tokens may occur too.
     """
 
     frequent: NDArray[np.int32]
@@ -36,7 +45,7 @@ class Shortlist:
     source_tokenizer: str
     tokenizer: str
 
-    def tokens(self, source_ids: Sequence[int]) -> list[int]:
+    def tokens(self, source_ids: Sequence[int] | Ints) -> list[int]:
         """The target tokens that may occur where the source has these tokens, in ascending order."""
         ids = np.asarray(source_ids, dtype=np.int64)
         parts: list[NDArray[np.signedinteger]] = [self.frequent, self.candidates[ids].ravel()]
@@ -44,6 +53,12 @@ class Shortlist:
             parts.append(ids)
         found: list[int] = np.unique(np.concatenate(parts)).tolist()
         return found[found[0] < 0 :]  # -1 comes first
+
+    def coverage(self, pairs: Sequence[tuple[Sequence[int] | Ints, Sequence[int] | Ints]]) -> Coverage:
+        """How well the lists of sources hold the tokens of their targets; at least one target has one."""
+        lists = [self.tokens(source) for source, _ in pairs]
+        held = sum(int(np.isin(target, tokens).sum()) for tokens, (_, target) in zip(lists, pairs, strict=True))
+        return Coverage(held / sum(len(target) for _, target in pairs), sum(map(len, lists)) / len(lists))
 
     def fingerprint(self) -> str:
         """SHA-256 of all of it, in hexadecimal."""
@@ -78,7 +93,9 @@ class Shortlist:
                     raise CheckpointError("no short-list of this version of txtgen", str(path), f"make it anew: {HOW}")
                 tensors = {name: file.get_tensor(name) for name in DIMENSIONS}
         except OSError as error:
-            raise ResourceError(f"cannot read: {error.strerror or error}", str(path), "check its permissions") from error
+            raise ResourceError(
+                f"cannot read: {error.strerror or error}", str(path), "check its permissions"
+            ) from error
         except (SafetensorError, TypeError, ValueError) as error:  # the last two: numbers of a kind that numpy lacks
             told_of = f"not a usable short-list: it is cut short or no safetensors file ({error})"
             raise CheckpointError(told_of, str(path), f"make it anew: {HOW}") from error

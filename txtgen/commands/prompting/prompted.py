@@ -16,10 +16,10 @@ from txtgen.model import NativeTransformer, step_model
 
 NOT_OF_THE_RESULT = {
     "model", "adapters", "draft", "ensemble", "runs_path", "prompts", "input", "output", "overwrite", "workers",
-    "json_schema", "device", "native",
+    "json_schema", "device", "native", "shortlist",
 }  # fmt: skip
-"""What a command may be told otherwise and yet go on; of models, prompts and schema the content counts, of device and
-machine code what is computed by in the end."""
+"""What a command may be told otherwise and yet go on; of models, short-list, prompts and schema the content counts, of
+device and machine code what is computed by in the end."""
 
 
 class PromptJob:
@@ -47,6 +47,7 @@ class PromptJob:
             self._generator, self._is_native = generator, generator.is_native
         self._device = device_name(next(generator.loaded.model.parameters()).device)
         self._fingerprint, self._others = generator.loaded.fingerprint, generator.other_fingerprints
+        self._shortlist = generator.shortlist and generator.shortlist.fingerprint()
         # A blank line has nothing to translate, and gives an empty result.
         translates = lines and isinstance(generator.loaded.config.model, EncoderDecoderConfig)
         asked = {n: prompt for n, prompt in enumerate(prompts) if not (translates and not str(prompt).strip())}
@@ -59,6 +60,7 @@ class PromptJob:
             "txtgen": txtgen.__version__,
             "sha256 of the model": self._fingerprint,
             "sha256 of other models": self._others,
+            "sha256 of the short-list": self._shortlist,
             "sha256 of the prompts": sha256(json.dumps(self.prompts).encode()).hexdigest(),
             "lines": self.lines,
             "device": self._device,

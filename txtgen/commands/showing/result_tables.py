@@ -14,12 +14,14 @@ from txtgen.commands.convert import Conversion, Merged
 from txtgen.commands.evaluate import Evaluation
 from txtgen.commands.inspect import Inspection
 from txtgen.commands.quantize import Quantized
+from txtgen.commands.shortlist import ShortlistMade
 from txtgen.commands.showing.console import columns, duration, table
 from txtgen.commands.showing.output import write_json
 from txtgen.commands.tokenizer import TokenizerSummary, TokenizerTraining
 from txtgen.config.decoding import DecodingConfig
 from txtgen.config.model import ModelConfig
 from txtgen.generator import Score
+from txtgen.lexicon import Coverage
 
 
 def report_evaluation(evaluation: Evaluation, as_json: bool) -> None:
@@ -42,12 +44,36 @@ def report_evaluation(evaluation: Evaluation, as_json: bool) -> None:
         rows["BLEU"] = f"{translation.bleu:.2f}   {translation.bleu_signature}"
         rows["chrF"] = f"{translation.chrf:.2f}   {translation.chrf_signature}"
         rows["sentences"] = f"{translation.sentences:,}"
+    if evaluation.shortlist is not None:
+        rows["short-list"] = _coverage(evaluation.shortlist)
     if (texts := evaluation.texts) is not None:
         rows["generated"] = f"{texts.texts:,} texts of {texts.words:.1f} words"
         rows["ended by themselves"] = f"{texts.ended:.1%}"
         rows["distinct words, pairs"] = f"{texts.distinct_1:.1%}, {texts.distinct_2:.1%}"
         rows["repeated runs of 4"] = f"{texts.repeated_4:.1%}"
     table("", rows)
+
+
+def report_shortlist(made: ShortlistMade, as_json: bool) -> None:
+    """Show what was learnt from pairs."""
+    if as_json:
+        write_json(asdict(made))
+        return
+    table(
+        "",
+        {
+            "written": made.path,
+            "for": made.model,
+            "pairs": f"{made.pairs:,}",
+            "tokens": f"the {made.frequent:,} most frequent, and {made.per_token:,} for each token of the source",
+            "of these pairs": _coverage(made.coverage),
+            "sha256": made.fingerprint,
+        },
+    )
+
+
+def _coverage(coverage: Coverage) -> str:
+    return f"{coverage.share:.2%} of the tokens of the targets, by {coverage.tokens:,.0f} tokens a source"
 
 
 def report_scores(scores: Iterable[Score], as_json: bool) -> None:
