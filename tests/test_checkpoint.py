@@ -41,6 +41,15 @@ def saved(tmp_path, tokenizer) -> tuple[Path, Checkpoint]:
     return path, original
 
 
+def read_ahead(path: Path, **how: bool) -> Checkpoint:
+    """Load a checkpoint whose file is verified in a thread meanwhile."""
+    archive_module.verify_ahead(path)
+    return load_checkpoint(path, **how)
+
+
+either_way = pytest.mark.parametrize("load", [load_checkpoint, read_ahead])
+
+
 def test_round_trip(saved) -> None:
     path, original = saved
     loaded = load_checkpoint(path, training=True)
@@ -73,6 +82,44 @@ def test_without_its_weights_a_checkpoint_is_read_but_for_them(saved, monkeypatc
         load_checkpoint(path, weights=False)
 
 
+def test_a_file_that_is_verified_ahead_is_hashed_once_and_the_next_time_anew(saved, monkeypatch) -> None:
+    path, _ = saved
+    hashed, original = [], archive_module._hash_entry
+    monkeypatch.setattr(
+        archive_module, "_hash_entry", lambda archive, name: hashed.append(name) or original(archive, name)
+    )
+    first = read_ahead(path)
+    assert len(hashed) == len(set(hashed)) > 3
+    assert load_checkpoint(path).fingerprint == first.fingerprint
+    assert len(hashed) == 2 * len(set(hashed))
+
+
+@pytest.mark.parametrize("way", ["written to", "replaced"])
+def test_a_file_that_changes_after_it_was_verified_is_verified_anew(saved, way) -> None:
+    path, _ = saved
+    content = bytearray(path.read_bytes())
+    archive_module.verify_ahead(path)
+    found = [*archive_module._ahead.values()][-1].result()
+    assert len(found) == 64
+    content[content.index(b"lineage")] ^= 1
+    if way == "replaced":
+        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+        path.with_name("other").write_bytes(content)
+        os.utime(path.with_name("other"), ns=times)
+        path.with_name("other").replace(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"not a usable checkpoint"):
+        load_checkpoint(path)
+
+
+def test_what_cannot_be_opened_is_told_by_who_loads_it(tmp_path) -> None:
+    for path in (tmp_path, tmp_path / "missing.pth"):
+        archive_module.verify_ahead(path)
+        with pytest.raises(CheckpointError, match="no such checkpoint"):
+            load_checkpoint(path)
+
+
 def test_torch_alone_reads_what_the_contract_says(saved) -> None:
     path, original = saved
     content = torch.load(path, weights_only=True)
@@ -94,16 +141,18 @@ def test_loaded_model_computes_the_same(saved) -> None:
     assert torch.equal(loaded.model(*arguments), twin(*arguments))
 
 
+@either_way
 @pytest.mark.parametrize("keep", [0, 1, 0.5, -1])
-def test_a_truncated_file_is_refused(saved, keep) -> None:
+def test_a_truncated_file_is_refused(saved, keep, load) -> None:
     path, _ = saved
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)] if isinstance(keep, float) else content[:keep])
     with pytest.raises(CheckpointError, match="not a usable checkpoint"):
-        load_checkpoint(path)
+        load(path)
 
 
-def test_every_flipped_bit_is_noticed(saved) -> None:
+@either_way
+def test_every_flipped_bit_is_noticed(saved, load) -> None:
     """Bits in tensors, pickle, manifest, headers and directory: torch alone would load most of them."""
     path, _ = saved
     content = bytearray(path.read_bytes())
@@ -115,7 +164,7 @@ def test_every_flipped_bit_is_noticed(saved) -> None:
         damaged[min(place, len(content) - 1)] ^= 0x10
         path.write_bytes(damaged)
         try:
-            loaded = load_checkpoint(path, training=True)
+            loaded = load(path, training=True)
         except CheckpointError:
             continue
         # Padding between entries and dates in headers carry nothing; what was read must be intact.
@@ -126,16 +175,18 @@ def test_every_flipped_bit_is_noticed(saved) -> None:
         assert loaded.training == intact.training
 
 
-def test_a_tensor_marked_as_a_folder_is_refused(saved) -> None:
+@either_way
+def test_a_tensor_marked_as_a_folder_is_refused(saved, load) -> None:
     """One bit in the list of entries, and torch reads nothing: the tensor has whatever stood in memory before."""
     path, _ = saved
     content = bytearray(path.read_bytes())
     content[content.rfind(b"PK\x01\x02", 0, content.rfind(b"/data/0")) + 38] |= 0x10
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="marked as a folder"):
-        load_checkpoint(path)
+        load(path)
 
 
+@either_way
 @pytest.mark.parametrize(
     ("content", "look"),
     [
@@ -148,11 +199,11 @@ def test_a_tensor_marked_as_a_folder_is_refused(saved) -> None:
         (b"hello world, this is no checkpoint at all", "no zip archive"),
     ],
 )
-def test_other_files_are_told_apart(tmp_path, content, look) -> None:
+def test_other_files_are_told_apart(tmp_path, content, look, load) -> None:
     path = tmp_path / "model.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=look):
-        load_checkpoint(path)
+        load(path)
 
 
 def test_a_folder_a_pipe_or_nothing_is_no_checkpoint(tmp_path) -> None:
@@ -170,18 +221,19 @@ class Evil:
         return os.mkdir, (str(self.path),)
 
 
-def test_code_in_a_pickle_is_refused_and_never_runs(tmp_path, saved) -> None:
+@either_way
+def test_code_in_a_pickle_is_refused_and_never_runs(tmp_path, saved, load) -> None:
     path, _ = saved
     marker = tmp_path / "executed"
     raw = tmp_path / "raw.pth"
     raw.write_bytes(pickle.dumps(Evil(marker)))
     with pytest.raises(CheckpointError, match="raw pickle"):
-        load_checkpoint(raw)
+        load(raw)
     buffer = io.BytesIO()
     torch.save({"format": 1, "model": Evil(marker)}, buffer)
     with_manifest(buffer, path)
     with pytest.raises(CheckpointError, match="more than tensors") as caught:
-        load_checkpoint(path)
+        load(path)
     assert "weights_only" not in str(caught.value)
     assert not marker.exists()
 
@@ -196,13 +248,14 @@ def with_manifest(buffer: io.BytesIO, path: Path, *, compress: bool = False) -> 
         archive.writestr("archive/txtgen.json", json.dumps({"format": 1, "sha256": hashes}))
 
 
-def test_a_zip_bomb_is_refused_unopened(tmp_path) -> None:
+@either_way
+def test_a_zip_bomb_is_refused_unopened(tmp_path, load) -> None:
     buffer = io.BytesIO()
     torch.save({"format": 1, "model": {"w": torch.zeros(1_000_000)}}, buffer)
     path = tmp_path / "bomb.pth"
     with_manifest(buffer, path, compress=True)
     with pytest.raises(CheckpointError, match="compressed"):
-        load_checkpoint(path)
+        load(path)
 
 
 def test_a_million_entries_are_refused_before_they_are_read(tmp_path) -> None:

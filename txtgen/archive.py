@@ -9,7 +9,9 @@ import hashlib
 import json
 import os
 import zipfile
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from typing import IO
 
 from txtgen.errors import CheckpointError
@@ -20,8 +22,13 @@ MAX_ENTRIES = 200_000
 MAX_DIRECTORY_BYTES = 32 << 20
 """Of the archive's list of entries: enough for as many, and read before they can be counted."""
 MAX_MANIFEST_BYTES = 64 << 20
+BLOCK_BYTES = 8 << 20
+"""Read and hashed at a time: much, because between two blocks a thread may have to wait for others."""
 FOLDER = 0x10
 """Among an entry's attributes. torch.load then reads nothing, and takes whatever memory holds for the tensor."""
+
+_ahead: dict[tuple[int, ...], Future[str]] = {}
+"""What is verified, or was, before anybody asked: by the state that the file was in."""
 
 
 def seal(handle: IO[bytes]) -> None:
@@ -33,11 +40,40 @@ def seal(handle: IO[bytes]) -> None:
         archive.writestr(_manifest_name(archive), manifest)
 
 
+def verify_ahead(path: Path) -> None:
+    """Begin to verify a file in a thread, beside which others compute: it reads and hashes in C.
+
+    The next `verify` of the file waits for what was found, if the file is still in the state that it was in. Of one
+    that cannot be opened nothing is said yet.
+    """
+    try:
+        handle = open(path, "rb")  # noqa: SIM115  the thread closes it
+        state = _state(handle)
+    except OSError:
+        return
+    found = _ahead[state] = Future[str]()
+
+    def work() -> None:
+        try:
+            with handle:
+                found.set_result(_verify(handle, path, True))
+        except BaseException as error:  # raised where it is asked for
+            found.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+
+
+def _state(handle: IO[bytes]) -> tuple[int, ...]:
+    """What changes when a file is written to, or another one takes its name."""
+    facts = os.fstat(handle.fileno())
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+
+
 def verify(handle: IO[bytes], path: Path, *, tensors: bool = True) -> str:
     """Check sizes and hashes of every entry without unpickling anything. Returns the hex SHA-256 of the manifest.
 
     Args:
-        handle: of the file.
+        handle: of the file; it may be verified ahead already.
         path: for messages.
         tensors: False: what is in them is not to be used, and not read.
 
@@ -45,6 +81,11 @@ def verify(handle: IO[bytes], path: Path, *, tensors: bool = True) -> str:
         CheckpointError: it is damaged, or no checkpoint at all.
         OSError: the disk does not give it; nothing is known of what it holds.
     """
+    ahead = _ahead.pop(_state(handle), None)
+    return _verify(handle, path, tensors) if ahead is None else ahead.result()
+
+
+def _verify(handle: IO[bytes], path: Path, tensors: bool) -> str:
     try:
         return _verify_archive(handle, path, tensors)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError, ValueError, KeyError) as error:
@@ -136,7 +177,7 @@ def _first_look(handle: IO[bytes]) -> str:
 def _hash_entry(archive: zipfile.ZipFile, name: str) -> str:
     digest = hashlib.sha256()
     with archive.open(name) as entry:
-        while block := entry.read(1 << 20):
+        while block := entry.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
 

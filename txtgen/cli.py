@@ -286,7 +286,7 @@ def generate(
     settings: SetOptions = None,
 ) -> None:
     """Generate text from prompts; without any, on a terminal, in a session."""
-    from txtgen.commands import generate as command
+    from txtgen.commands.ahead import verifying
     from txtgen.config.commands import GenerateConfig
     from txtgen.config.flags import from_flags
 
@@ -305,7 +305,10 @@ def generate(
         "json_schema": json_schema,
         "json_output": json_output,
     }
-    command.run(from_flags(GenerateConfig, tree, settings))
+    config = from_flags(GenerateConfig, tree, settings)
+    with verifying(config.model, config.runs_path):
+        from txtgen.commands import generate as command
+    command.run(config)
 
 
 @app.command()
@@ -319,12 +322,15 @@ def chat(
     settings: SetOptions = None,
 ) -> None:
     """Talk with a chat model: at a terminal, or a turn of the user a line of what is piped in."""
-    from txtgen.commands import chat as command
+    from txtgen.commands.ahead import verifying
     from txtgen.config.commands import ChatConfig
     from txtgen.config.flags import from_flags
 
     tree = {**use, "model": model, "system": system, "decoding": drafted(decoding, draft), "draft": draft}
-    command.run(from_flags(ChatConfig, tree, settings))
+    config = from_flags(ChatConfig, tree, settings)
+    with verifying(config.model, config.runs_path):
+        from txtgen.commands import chat as command
+    command.run(config)
 
 
 @app.command()
@@ -344,8 +350,7 @@ def score(
     settings: SetOptions = None,
 ) -> None:
     """Tell how likely a model finds texts: log-probability of each token and of all, perplexity."""
-    from txtgen.commands import score as command
-    from txtgen.commands.showing.result_tables import report_scores
+    from txtgen.commands.ahead import verifying
     from txtgen.config.commands import ScoreConfig
     from txtgen.config.flags import from_flags
 
@@ -359,6 +364,9 @@ def score(
         "json_output": json_output,
     }
     config = from_flags(ScoreConfig, tree, settings)
+    with verifying(config.model, config.runs_path):
+        from txtgen.commands import score as command
+        from txtgen.commands.showing.result_tables import report_scores
     report_scores(command.run(config), config.json_output)
 
 
@@ -393,8 +401,7 @@ def evaluate(
     settings: SetOptions = None,
 ) -> None:
     """Measure loss, perplexity and bits per byte; BLEU and chrF for pairs."""
-    from txtgen.commands import evaluate as command
-    from txtgen.commands.showing.result_tables import report_evaluation
+    from txtgen.commands.ahead import verifying
     from txtgen.config.commands import EvaluateConfig
     from txtgen.config.flags import from_flags
 
@@ -414,7 +421,11 @@ def evaluate(
         "device": device,
         "dtype": dtype,
     }
-    report_evaluation(command.run(from_flags(EvaluateConfig, tree, settings)), json_output)
+    config = from_flags(EvaluateConfig, tree, settings)
+    with verifying(config.model, config.runs_path):
+        from txtgen.commands import evaluate as command
+        from txtgen.commands.showing.result_tables import report_evaluation
+    report_evaluation(command.run(config), json_output)
 
 
 @app.command()

@@ -24,6 +24,39 @@ from txtgen.native import UnavailableError
 
 # -- generate
 
+AHEAD = """
+import gc, sys
+from txtgen import archive
+from txtgen.cli import run
+
+verify_ahead, begun = archive.verify_ahead, []
+
+
+def noted(path):
+    assert "torch" not in sys.modules
+    begun.append(path)
+    verify_ahead(path)
+
+
+archive.verify_ahead = noted
+code = run(sys.argv[1:])
+assert len(begun) == 1 and not archive._ahead and gc.isenabled()
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("command", [["generate", "--prompt", "the"], ["score", "--target", "the cat"]])
+def test_a_model_is_verified_while_torch_is_imported(decoder, workshop, command) -> None:
+    content = bytearray((Path(decoder) / "best.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    Path("damaged.pth").write_bytes(content)
+    environment = {**os.environ, "PYTHONPATH": str(Path(txtgen.__file__).parents[1])}
+    for model, code, message in ((decoder, 0, ""), ("damaged.pth", 5, "error: not a usable checkpoint: ")):
+        whole = [sys.executable, "-c", AHEAD, *command, model]
+        done = subprocess.run(whole, capture_output=True, text=True, env=environment, check=False)
+        assert (done.returncode, done.stderr[: len(message)]) == (code, message), done.stderr
+        assert done.stderr.count("\n") == bool(code)
+
 
 def test_only_text_goes_to_stdout(decoder, capfd) -> None:
     assert run(["generate", decoder, "--prompt", "the cat", "--max-new-tokens", "5"]) == 0

@@ -13,7 +13,7 @@ import torch
 import txtgen
 from txtgen.checkpoint import FORMAT, Checkpoint, LoadedModel, load_checkpoint, materialise, save_checkpoint
 from txtgen.commands.adapters import Named, with_adapters
-from txtgen.commands.running.run_folder import RunFolder
+from txtgen.commands.finding import find_model
 from txtgen.config.commands import GeneratingConfig, ModelUseConfig
 from txtgen.config.ensemble import EQUAL_SHARES, Mixture
 from txtgen.config.model import Native, Quantization
@@ -98,26 +98,9 @@ def whole(found: Named, adapters: Sequence[str | Path] = (), runs_path: str = "r
 
 def _found(model: str | Path | None, runs_path: str) -> Path:
     """The .pth file or the Hugging Face folder that is meant."""
-    if model is None:
-        return _newest_run(Path(runs_path))
-    path = Path(model)
-    if path.is_dir():
-        for name in ("best.pth", "last.pth"):
-            if (path / name).is_file():
-                return path / name
-        if (path / "config.json").is_file():
-            return path
-        if steps := RunFolder(path).steps():  # killed before last.pth was made, or it was lost
-            newest = steps[-1][1]
-            logger.warning("%s has no best.pth or last.pth; the newest checkpoint is %s", path, newest)
-            return newest
-        raise CheckpointError(
-            "no model in this folder",
-            str(path),
-            "name a run folder (with best.pth or last.pth) or a Hugging Face folder (with config.json)",
-        )
-    if not path.is_file():
-        raise CheckpointError("no such model", str(path), "give a .pth file, a run folder or a Hugging Face folder")
+    path = find_model(model, runs_path)
+    if model is not None and Path(model) not in (path, path.parent):  # killed before last.pth was made, or it was lost
+        logger.warning("%s has no best.pth or last.pth; the newest checkpoint is %s", model, path)
     return path
 
 
@@ -136,13 +119,6 @@ def _converted(folder: Path) -> Path:
             if old != path:
                 old.unlink(missing_ok=True)
     return path
-
-
-def _newest_run(runs_path: Path) -> Path:
-    found = [path for path in runs_path.glob("*/last.pth") if ".old-" not in path.parent.name]
-    if not found:
-        raise CheckpointError("no run found", str(runs_path), "name a model, or train one: txtgen pretrain FILES")
-    return _found(max(found, key=lambda path: path.stat().st_mtime).parent, str(runs_path))
 
 
 def resolve_tokenizer(name: str) -> Tokenizer:

@@ -21,7 +21,6 @@ from txtgen.files import flush, replace_file, retried, write_error
 logger = logging.getLogger(__name__)
 
 PROBE_BYTES = 1 << 16
-_STEP = re.compile(r"^step-(\d{8,})\.pth$")
 
 
 class RunFolder(RunPaths):
@@ -164,11 +163,6 @@ class RunFolder(RunPaths):
     def step_path(self, step: int) -> Path:
         """Where the checkpoint of a step is."""
         return self.checkpoints / f"step-{step:08d}.pth"
-
-    def steps(self) -> list[tuple[int, Path]]:
-        """The step checkpoints by step, oldest first."""
-        found = ((_STEP.match(path.name), path) for path in self.checkpoints.glob("step-*.pth"))
-        return sorted((int(match[1]), path) for match, path in found if match)
 
     def newest(self) -> tuple[Path, Checkpoint, list[str]]:
         """The newest checkpoint that can be read, and a warning for each newer one that cannot.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 from array import array
 from collections.abc import Collection, Iterator
@@ -15,6 +16,7 @@ from txtgen.errors import CheckpointError, ConfigError
 
 MAX_FILE_BYTES, MAX_LINE_BYTES = 16 << 20, 1 << 20
 """A file or a line that is longer than this was not written by a run."""
+STEP_FILE = re.compile(r"^step-(\d{8,})\.pth$")
 
 
 class RunPaths:
@@ -37,6 +39,11 @@ class RunPaths:
     def exists(self) -> bool:
         """Whether a run has begun here, however little it left."""
         return any(path.exists() for path in (self.config, self.status, self.metrics, self.last, self.checkpoints))
+
+    def steps(self) -> list[tuple[int, Path]]:
+        """The step checkpoints by step, oldest first."""
+        found = ((STEP_FILE.match(path.name), path) for path in self.checkpoints.glob("step-*.pth"))
+        return sorted((int(match[1]), path) for match, path in found if match)
 
 
 @dataclass
