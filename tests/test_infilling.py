@@ -228,9 +228,9 @@ def test_the_loss_of_a_prefix_lm_is_that_of_its_rest():
     init_weights(model, 1)
     objective = build_objective(objective_config(kind="prefix_lm"), tokenizer, max_length=64)
     examples = [objective(TextRecord(text, RECORD.origin), key)[0] for key, text in enumerate(TEXTS[:3])]
-    rows = Rows(1, 64, objective)
+    rows = Rows(1, 64, objective.pad_id)
     Packer(lambda _tokens: [Span(Examples.of([examples]), 0, 3)], StreamReport()).fill(rows, 0)
-    packed = rows.batch()
+    packed = rows.batch(objective)
     assert packed.bidirectional is not None
     total = 0.0
     for example in examples:

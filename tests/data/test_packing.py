@@ -1,9 +1,10 @@
+import pickle
 from functools import lru_cache
 
 import numpy as np
 import pytest
 import torch
-from data_fakes import PAD, ByteTokenizer, data_config, objective_of, taking
+from data_fakes import PAD, ByteTokenizer, data_config, objective_of, plain, taking
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,10 +35,10 @@ def pack(sizes, length, splittable, bidirectional=0, together=1):
     packer = Packer(taking(groups), report := StreamReport())
     batches = []
     while True:
-        rows = Rows(1, length, objective())
+        rows = Rows(1, length, PAD)
         if not packer.fill(rows, 0):
             return batches, report
-        batches.append(rows.batch())
+        batches.append(rows.batch(objective()))
 
 
 @given(SIZES, st.integers(1, 20), TOGETHER)
@@ -101,12 +102,35 @@ def test_pairs_with_a_bidirectional_prefix():
 
 def test_bytes_of_a_row_are_those_of_its_scored_tokens():
     text = "grüße 世界"
-    rows = Rows(2, 5, objective())
+    rows = Rows(2, 5, PAD)
     ids = np.array(ByteTokenizer().encode(text), np.int64)
     packer = Packer(taking([[Example(ids, ids, Origin(0, "x", 0), splittable=True)]]), StreamReport())
     assert all(packer.fill(rows, row) for row in range(2))
-    assert rows.batch().bytes == 10
-    assert rows.batch(slice(1, 2)).bytes == 5
+    assert rows.batch(objective()).bytes == 10
+    assert rows.batch(objective(), slice(1, 2)).bytes == 5
+
+
+def filled(numbers, bidirectional):
+    rows = Rows(len(numbers), 4, PAD)
+    for row, number in enumerate(numbers):
+        Packer(taking([[example(number, 3, 0, bidirectional)]]), StreamReport()).fill(rows, row)
+    return rows
+
+
+def test_rows_of_several_processes_are_dealt_out_in_turn():
+    parts = [filled([10, 11, 12], 0), filled([20, 21], 2), filled([30, 31], 0)]
+    batch = Rows.dealt(pickle.loads(pickle.dumps(parts))).batch(objective())
+    order = [10, 20, 30, 11, 21, 31, 12]
+    assert batch.input_ids.tolist() == [[number] * 3 + [PAD] for number in order]
+    assert [[origin.offset for origin in origins] for origins in batch.origins] == [[number] for number in order]
+    assert batch.bidirectional[:, :2].all(1).tolist() == [False, True, False, False, True, False, False]
+    assert batch.segment_ids.tolist() == [[1, 1, 1, 0]] * 7
+    assert Rows.dealt([filled([1], 0), filled([2], 0)]).batch(objective()).bidirectional is None
+
+
+def test_a_batch_comes_from_another_process_as_it_was():
+    batch = pad_pairs([example(0, 4, 1, bidirectional=2), example(1, 3, 1)], objective(), 0, 1, {"window": 1})
+    assert plain(pickle.loads(pickle.dumps(batch))) == plain(batch)
 
 
 @pytest.mark.parametrize("count", [2, 11])

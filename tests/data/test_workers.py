@@ -9,13 +9,10 @@ import time
 from itertools import islice
 
 import pytest
-import torch
 from data_fakes import FaultyTokenizer, data_config, objective_of, plain, write_jsonl, write_lines
 
 from txtgen.config.objectives import CausalLmObjective
 from txtgen.data import StreamReport, build_objective, merge_bookmarks, train_stream
-from txtgen.data.types import Batch
-from txtgen.data.workers import dealt
 from txtgen.errors import DataError, DistributedError
 
 
@@ -211,23 +208,3 @@ def test_workers_end_with_the_process_that_they_work_for(corpus, tmp_path, end):
     while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(map(alive, workers))
-
-
-def part(rows, first, bidirectional=False):
-    ids = torch.arange(first, first + rows)[:, None].expand(rows, 3).clone()
-    mask = torch.ones(rows, 3, dtype=torch.bool) if bidirectional else None
-    tensors = {name: ids for name in ("input_ids", "labels", "positions")}
-    state = {"bidirectional": mask, "bytes": rows, "bookmark": {"lanes": {str(first): []}}}
-    return Batch(
-        **tensors, segment_ids=ids.int(), origins=tuple((f"origin {first + row}",) for row in range(rows)), **state
-    )
-
-
-def test_rows_are_dealt_out_in_turn():
-    batch = dealt([part(3, 10), part(2, 20, bidirectional=True), part(2, 30)])
-    assert batch.input_ids[:, 0].tolist() == [10, 20, 30, 11, 21, 31, 12]
-    assert [origins[0] for origins in batch.origins] == [f"origin {n}" for n in (10, 20, 30, 11, 21, 31, 12)]
-    assert batch.bidirectional[:, 0].tolist() == [False, True, False, False, True, False, False]
-    assert batch.bytes == 7
-    assert sorted(batch.bookmark["lanes"]) == ["10", "20", "30"]
-    assert dealt([part(1, 0), part(1, 1)]).bidirectional is None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from txtgen.data.types import BadRecord, Example, Origin, Tokens
+from txtgen.data.types import BadRecord, Example, Origins, Tokens
 from txtgen.tokenizer import Ids
 
 Outcome = list[Example] | BadRecord
@@ -28,7 +28,7 @@ class Examples:
     labels: Ids | Tokens
     borders: list[int]
     records: list[int]
-    origins: list[Origin]
+    origins: Origins
     bidirectional: list[int]
     splittable: list[bool]
     cut: list[bool]
@@ -47,7 +47,7 @@ class Examples:
             np.concatenate([none, *(example.labels for example in examples)]),
             list(accumulate((len(example.input_ids) for example in examples), initial=0)),
             [record for record, found in made for _ in found],
-            [example.origin for example in examples],
+            Origins.of([example.origin for example in examples]),
             [example.bidirectional for example in examples],
             [example.splittable for example in examples],
             [example.cut for example in examples],

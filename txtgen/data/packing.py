@@ -1,10 +1,8 @@
 """Examples -> rows of a fixed length, and rows -> a batch."""
 
-import operator
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,40 +12,51 @@ from txtgen.data.examples import Examples, Span
 from txtgen.data.objectives import Objective
 from txtgen.data.report import StreamReport
 from txtgen.data.supply import Mixture
-from txtgen.data.types import IGNORE, Batch, Origin
+from txtgen.data.types import IGNORE, Batch, Origins
 
 Part = tuple[Examples, int, int]
 """Of some examples, the positions from one up to another."""
 
 
 class Rows:
-    """Rows of one batch while they are filled: arrays [B,T], padding wherever nothing is written."""
+    """Rows of one batch while they are filled: arrays [B,T], padding wherever nothing is written.
 
-    def __init__(self, count: int, length: int, objective: Objective) -> None:
+    They may come from another process, so what `batch` can tell from the rest is not kept.
+    """
+
+    def __init__(self, count: int, length: int, pad_id: int) -> None:
         self.length = length
-        self._objective = objective
-        self._input_ids = np.full((count, length), objective.pad_id, np.int64)
-        self._labels = np.full((count, length), IGNORE, np.int64)
-        self._segment_ids = np.zeros((count, length), np.int32)
+        self._input_ids = np.full((count, length), pad_id, np.int32)
+        self._labels = np.full((count, length), IGNORE, np.int32)
         self._bidirectional = np.zeros((count, length), np.bool_)
-        self._positions = np.zeros((count, length), np.int64)
-        self._along = np.arange(length + 1)
-        if not objective.separate:
-            self._positions[:] = self._along[:length]
-        self._origins: list[tuple[Origin, ...]] = [()] * count
+        self._begins = np.zeros((count, length), np.bool_)
+        """Where a document begins."""
+        self._sizes = np.zeros(count, np.int64)
+        self._origins = [Origins([], []) for _ in range(count)]
+
+    @classmethod
+    def dealt(cls, parts: Sequence["Rows"]) -> "Rows":
+        """The rows of all parts: the first of each, then the second of each, and so on."""
+        rows = cls(sum(len(part._sizes) for part in parts), parts[0].length, 0)
+        for number, part in enumerate(parts):
+            places = slice(number, None, len(parts))
+            rows._input_ids[places] = part._input_ids
+            rows._labels[places] = part._labels
+            rows._bidirectional[places] = part._bidirectional
+            rows._begins[places] = part._begins
+            rows._sizes[places] = part._sizes
+            rows._origins[places] = part._origins
+        return rows
 
     def write(self, row: int, parts: Sequence[Part]) -> None:
         """Write parts of examples to a row, one after the other."""
-        counts: list[int] = []
-        origins: list[Origin] = []
-        size = 0
+        size, begins, origins = 0, [], self._origins[row]
         for examples, start, stop in parts:
             place = slice(size, size + stop - start)
             self._input_ids[row, place] = examples.input_ids[start:stop]
             self._labels[row, place] = examples.labels[start:stop]
             first, last = bisect_right(examples.borders, start), bisect_left(examples.borders, stop)
-            borders = [start, *examples.borders[first:last], stop]
-            counts += map(operator.sub, borders[1:], borders)
+            begins += [size, *(size - start + border for border in examples.borders[first:last])]
             origins += examples.origins[first - 1 : last]
             if any(examples.bidirectional[first - 1 : last]):
                 for number in range(first - 1, last):
@@ -55,24 +64,27 @@ class Rows:
                     end = min(stop, begin + examples.bidirectional[number])
                     self._bidirectional[row, size + max(0, begin - start) : size + max(0, end - start)] = True
             size = place.stop
-        self._origins[row] = tuple(origins)
-        self._segment_ids[row, :size] = np.repeat(self._along[1 : len(counts) + 1], counts)
-        if self._objective.separate:
-            starts = list(accumulate(counts, initial=0))
-            self._positions[row, :size] = self._along[:size] - np.repeat(starts[:-1], counts)
+        self._begins[row, begins] = True
+        self._sizes[row] = size
 
-    def batch(self, rows: slice = slice(None), bookmark: dict[str, Any] | None = None) -> Batch:
+    def batch(self, objective: Objective, rows: slice = slice(None), bookmark: dict[str, Any] | None = None) -> Batch:
         """Some of the rows as a batch."""
-        labels = self._labels[rows]
+        labels, begins = self._labels[rows].astype(np.int64), self._begins[rows]
         bidirectional = self._bidirectional[rows]
+        along = np.arange(self.length)
+        filled = along < self._sizes[rows, None]
+        if objective.separate:
+            positions = (along - np.maximum.accumulate(begins * along, axis=1)) * filled
+        else:
+            positions = np.broadcast_to(along, labels.shape).copy()
         return Batch(
-            input_ids=torch.from_numpy(self._input_ids[rows]),
+            input_ids=torch.from_numpy(self._input_ids[rows].astype(np.int64)),
             labels=torch.from_numpy(labels),
-            positions=torch.from_numpy(self._positions[rows]),
-            segment_ids=torch.from_numpy(self._segment_ids[rows]),
-            separate=self._objective.separate,
+            positions=torch.from_numpy(positions),
+            segment_ids=torch.from_numpy(np.cumsum(begins, axis=1, dtype=np.int32) * filled),
+            separate=objective.separate,
             bidirectional=torch.from_numpy(bidirectional) if bidirectional.any() else None,
-            bytes=self._objective.scored_bytes(labels),
+            bytes=objective.scored_bytes(labels),
             origins=tuple(self._origins[rows]),
             bookmark=bookmark or {},
         )

@@ -78,13 +78,14 @@ def train_stream(
     if rows:
         _look_over_small_corpus(plan)
     shares = plan.shares(workers)
-    batches = work_ahead(shares, report) if workers else shares[0](report)
-    return _with_header(batches, header.write())
+    found = work_ahead(shares, report) if workers else ([part] for part in shares[0](report))
+    return _batches(plan, found, header.write())
 
 
-def _with_header(batches: Generator[Batch], header: Bookmark) -> Generator[Batch]:
-    with closing(batches):
-        for batch in batches:
+def _batches(plan: "Plan", found: Generator[list[Any]], header: Bookmark) -> Generator[Batch]:
+    with closing(found):
+        for parts in found:
+            batch = plan.batch(parts)
             yield replace(batch, bookmark={**header, **batch.bookmark})
 
 
@@ -117,18 +118,28 @@ class Plan:
         count = max(1, min(workers, len(lanes)))
         return [partial(self.packed, {lane: states[lane] for lane in lanes[number::count]}) for number in range(count)]
 
-    def packed(self, states: dict[int, list[Any]], report: StreamReport) -> Generator[Batch]:
-        """The rows of some lanes, each from its state on."""
+    def batch(self, parts: Sequence[Any]) -> Batch:
+        """The batch of which the shares have made these parts."""
+        if not self.rows:
+            (batch,) = parts
+            assert isinstance(batch, Batch)
+            return batch
+        rows, lanes = zip(*parts, strict=True)
+        bookmark = {"lanes": {lane: state for states in lanes for lane, state in states.items()}}
+        return (rows[0] if len(rows) == 1 else Rows.dealt(rows)).batch(self.objective, bookmark=bookmark)
+
+    def packed(self, states: dict[int, list[Any]], report: StreamReport) -> Generator[tuple[Rows, dict[str, Any]]]:
+        """The rows of some lanes, each from its state on, and the states after them."""
         feeds, shares = self.feeds(report), _shares(self.corpora, self.data)
         lanes: dict[int, Lane] = {}
         for number, state in states.items():
             mixture = Mixture(feeds, shares, number, self.rows, self.seed, state[2:] or None)
             lanes[number] = Lane(mixture, report, state)
         while True:
-            rows = Rows(len(lanes), self.length, self.objective)
+            rows = Rows(len(lanes), self.length, self.objective.pad_id)
             for row, lane in enumerate(lanes.values()):
                 lane.fill(rows, row)
-            yield rows.batch(bookmark={"lanes": {str(number): lane.state() for number, lane in lanes.items()}})
+            yield rows, {str(number): lane.state() for number, lane in lanes.items()}
 
     def pairs(self, report: StreamReport) -> Generator[Batch]:
         """The rank's rows of every batch of pairs."""

@@ -1,7 +1,8 @@
 """What flows down the street: Record -> Example -> Batch, and the bookmark that travels with a batch."""
 
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple, NotRequired, TypedDict, overload
 
 import numpy as np
 import torch
@@ -28,6 +29,45 @@ class Origin(NamedTuple):
     def __str__(self) -> str:
         """The file and the byte."""
         return f"{self.path} at byte {self.offset}"
+
+
+@dataclass(slots=True, eq=False)
+class Origins(Sequence[Origin]):
+    """Origins in columns, for there may be more documents than anybody will ask for: source and path, and offset."""
+
+    files: list[tuple[int, str]]
+    offsets: list[int]
+
+    @classmethod
+    def of(cls, origins: Sequence[Origin]) -> "Origins":
+        """Such as stand by themselves."""
+        return cls([(source, path) for source, path, _ in origins], [origin.offset for origin in origins])
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return len(self.offsets)
+
+    @overload
+    def __getitem__(self, place: int) -> Origin: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "Origins": ...
+
+    def __getitem__(self, place: int | slice) -> "Origin | Origins":
+        """One, or some of them."""
+        if isinstance(place, slice):
+            return Origins(self.files[place], self.offsets[place])
+        return Origin(*self.files[place], self.offsets[place])
+
+    def __iadd__(self, others: "Origins") -> "Origins":
+        """Put others behind these."""
+        self.files += others.files
+        self.offsets += others.offsets
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        """Whether another sequence has the same."""
+        return isinstance(other, Sequence) and [*self] == [*other]
 
 
 class BadRecord(DataError):
@@ -147,10 +187,16 @@ class Batch:
     source_ids: Tensor | None = None
     source_mask: Tensor | None = None
     bytes: int = 0
-    origins: tuple[tuple[Origin, ...], ...] = ()
+    origins: tuple[Sequence[Origin], ...] = ()
     bookmark: dict[str, Any] = field(default_factory=dict)
     places: Tensor | None = None
     reference: Tensor | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As plain arrays to another process: torch would share the memory of each tensor with it."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        arrays = {name: value.numpy() for name, value in values.items() if isinstance(value, Tensor)}
+        return _of_arrays, ({**values, **arrays},)
 
     @property
     def num_scored(self) -> int:
@@ -222,6 +268,11 @@ class Batch:
         # Only from pinned memory does a copy to a GPU not wait.
         pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
         return pinned.to(device, non_blocking=True)
+
+
+def _of_arrays(values: dict[str, Any]) -> Batch:
+    tensors = {name: torch.from_numpy(value) for name, value in values.items() if isinstance(value, np.ndarray)}
+    return Batch(**{**values, **tensors})
 
 
 def scored_places(labels: Tensor) -> Tensor:

@@ -53,12 +53,12 @@ class ValidationBatches:
         count = max(1, most // self._world_size) * self._world_size
         filled = count
         while filled == count:
-            rows = Rows(count, self._length, self._objective)
+            rows = Rows(count, self._length, self._objective.pad_id)
             filled = sum(itertools.takewhile(bool, (packer.fill(rows, row) for row in range(count))))
             # In the last batch a rank may have a row of padding, none has a row more than another.
             stop = -(-filled // self._world_size) * self._world_size
             if filled:
-                yield rows.batch(slice(self._rank, stop, self._world_size))
+                yield rows.batch(self._objective, slice(self._rank, stop, self._world_size))
 
     def _pairs(self) -> Iterator[Batch]:
         each = (found.span(number, number + 1).each() for found in self.documents() for number in range(len(found)))

@@ -1,6 +1,7 @@
 """What a step found, which the device may still be computing when the step is already over."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,7 +63,7 @@ class StepReport:
     data_seconds: float
     flops: int
     total_tokens: int = 0
-    origins: tuple[tuple[Origin, ...], ...] = ()
+    origins: tuple[Sequence[Origin], ...] = ()
     bookmark: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -22,7 +22,7 @@ from txtgen.data.objectives.base import (
 )
 from txtgen.data.objectives.encoding import Encoder
 from txtgen.data.order import Draws, Use
-from txtgen.data.types import IGNORE, Example, Record, TextRecord, Tokens
+from txtgen.data.types import IGNORE, Example, Origins, Record, TextRecord, Tokens
 from txtgen.tokenizer import Ids
 
 
@@ -101,7 +101,7 @@ def continued(texts: Sequence[TextRecord], encoded: Sequence[Ids], framing: Fram
         tokens[1:][is_read[:-1]],
         list(accumulate([sizes[number] - 1 for number in found], initial=0)),
         found,
-        [texts[number].origin for number in found],
+        Origins.of([texts[number].origin for number in found]),
         bidirectional=[0] * len(found),
         splittable=[True] * len(found),
         cut=[False] * len(found),
