@@ -147,6 +147,18 @@ def test_products_of_the_largest_codes_do_not_overflow(library, kind):
 
 
 @every_kind
+@pytest.mark.parametrize("outputs", [1, 13, 33, 70])
+@pytest.mark.parametrize("width", [1, 3, 31, 34, 97])
+def test_matrices_of_any_size_are_arranged_alike(library, kind, width, outputs):
+    """Inputs are whole numbers with the largest one in every block, so that rounding to 8 bits changes none."""
+    sizes = {"d_model": width, "num_heads": 1, "head_dim": 2, "vocab_size": outputs, "tie_embeddings": False}
+    model, exact = in_kind(tiny_model("decoder", "learned", output_bias=True, **sizes), kind)
+    hidden = random_ids(7, width) * 16.0 - 96.0
+    hidden[:, ::BLOCK] = 127.0
+    close(NativeTransformer(model, library).head(hidden), exact.head(hidden))
+
+
+@every_kind
 @both
 def test_vectors_and_what_the_head_makes_of_them_are_the_logits(library, architecture, kind):
     model, exact = in_kind(tiny_model(architecture, "rotary", scale_output=True), kind)

@@ -91,11 +91,11 @@ class PackedModel:
         """The matrices of modules that read the same, one below the other; of a single one perhaps some outputs."""
         scales: Tensor | None = None
         if all(type(module) in (QuantizedLinear, QuantizedEmbedding) for module in modules):
-            weights = torch.cat([cast(Tensor, module.codes)[outputs] for module in modules])
-            scales = torch.cat([cast(Tensor, module.scale)[outputs].float() for module in modules])
+            weights = _stacked([cast(Tensor, module.codes)[outputs] for module in modules])
+            scales = _stacked([cast(Tensor, module.scale)[outputs].float() for module in modules])
             width = cast(int, modules[0].width)
         elif all(type(module) in (nn.Linear, nn.Embedding) for module in modules):
-            weights = torch.cat([cast(Tensor, module.weight).detach()[outputs] for module in modules])
+            weights = _stacked([cast(Tensor, module.weight).detach()[outputs] for module in modules])
             width = weights.shape[1]
         else:
             raise UnavailableError(f"it does not know {' and '.join(sorted({type(m).__name__ for m in modules}))}")
@@ -205,6 +205,11 @@ class PackedModel:
             buckets = bucket_table(position.num_buckets, position.max_distance, not stack.causal, CPU)
             packed.distance_scores = self._floats(stack.relative_bias.weight.detach()[buckets].T)
             packed.reach = position.max_distance
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    """Matrices one below the other; a single one stays where it is."""
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
 
 
 def _kind(weights: Tensor) -> int:

@@ -102,16 +102,18 @@ inline float widened(uint16_t number, int kind) {
 }
 
 struct Float32 {
-  static constexpr int ROWS = 6, COUNT = 2;
+  static constexpr int ROWS = 6, COUNT = 2, WORDS = BLOCK;
   static constexpr size_t PAIR_BYTES = 2 * PANEL * 4, BLOCK_BYTES = BLOCK / 2 * PAIR_BYTES;
+  static Ints arranged(Ints words) { return words; }
   static Floats weights(const uint8_t* pair, bool late, int vector) {
     return load<Floats>(pair + (late * VECTORS + vector) * sizeof(Floats));
   }
 };
 
 struct BFloat16 {
-  static constexpr int ROWS = 4, COUNT = 2;
+  static constexpr int ROWS = 4, COUNT = 2, WORDS = BLOCK / 2;
   static constexpr size_t PAIR_BYTES = 2 * PANEL * 2, BLOCK_BYTES = BLOCK / 2 * PAIR_BYTES;
+  static Ints arranged(Ints words) { return words; }
   static Floats weights(const uint8_t* pair, bool late, int vector) {
     return half_of(load<Ints>(pair + vector * sizeof(Ints)), late);
   }
@@ -147,17 +149,26 @@ inline void add_products(const uint8_t* panel, int first, const Input& input, in
 // Codes are bytes, four inputs of an output in a lane; those of 4 bits lie in the low halves of the bytes for four inputs,
 // and in the high halves for the next four. Before those of a block come its scales.
 struct Int8 {
-  static constexpr int ROWS = 2, COUNT = 4;
+  static constexpr int ROWS = 2, COUNT = 4, WORDS = BLOCK / 4;
   static constexpr int PER = 1, OFFSET = WEIGHT_OFFSET;
   static constexpr size_t BLOCK_BYTES = PANEL * 2 + BLOCK * PANEL;
   static Bytes codes(Bytes packed, int) { return packed; }
+  static Ints arranged(Ints words) { return words ^ int32_t(OFFSET * 0x01010101u); }
 };
 
 struct Int4 {
-  static constexpr int ROWS = 4, COUNT = 2;
+  static constexpr int ROWS = 4, COUNT = 2, WORDS = BLOCK / 8;
   static constexpr int PER = 2, OFFSET = 8;
   static constexpr size_t BLOCK_BYTES = PANEL * 2 + BLOCK * PANEL / 2;
   static Bytes codes(Bytes packed, int which) { return (Bytes)((Shorts)packed >> 4 * which) & 15; }
+  static Ints arranged(Ints words) { return apart(words & 0xffff) | apart(words >> 16 & 0xffff) << 4; }
+
+ private:
+  // Four codes of 4 bits, each into a byte of its own.
+  static Ints apart(Ints codes) {
+    codes = (codes | codes << 8) & 0x00ff00ff;
+    return (codes | codes << 4) & 0x0f0f0f0f;
+  }
 };
 
 template <class Format, int ROWS, int COUNT>
@@ -277,33 +288,45 @@ struct Rows {
   const float* bias;    // or null
 };
 
-inline void pack_floats(const Rows& from, int first, uint8_t* panel) {
-  for (int output = 0; output < PANEL && first + output < from.rows; output++) {
-    size_t start = size_t(first + output) * from.width;
-    for (int k = 0; k < from.width; k++)
-      if (from.kind == FLOAT32)
-        ((float*)panel)[size_t(k) * PANEL + output] = ((const float*)from.weights)[start + k];
-      else
-        ((uint16_t*)panel)[size_t(k / 2) * PANEL * 2 + output * 2 + k % 2] = ((const uint16_t*)from.weights)[start + k];
+// Every format keeps 32 bits of a row in a lane: one weight or several neighbours, WORDS times a block. So LANES rows are
+// read word by word, and each time a whole vector is written.
+template <class Format>
+void pack_panel(const Rows& from, int first, uint8_t* panel) {
+  constexpr size_t WORDS = Format::WORDS, SCALES = Format::BLOCK_BYTES - WORDS * PANEL * 4;
+  const size_t row_bytes = (from.width * WORDS + 7) / 8, whole = row_bytes / 4;
+  for (int output = 0; output < PANEL && first + output < from.rows; output += LANES) {
+    const uint8_t* rows[LANES];
+    Ints there;  // all bits, or none where the matrix has no such row
+    for (int lane = 0; lane < LANES; lane++) {
+      const int row = first + output + lane, last = from.rows - 1;
+      rows[lane] = (const uint8_t*)from.weights + (row < last ? row : last) * row_bytes;
+      there[lane] = row <= last ? -1 : 0;
+    }
+    auto put = [&](size_t number, Ints words) {
+      uint8_t* block = panel + number / WORDS * Format::BLOCK_BYTES + SCALES;
+      store(block + (number % WORDS * PANEL + output) * 4, Format::arranged(words) & there);
+    };
+    for (size_t number = 0; number < whole; number++) {
+      Ints words;
+      for (int lane = 0; lane < LANES; lane++) words[lane] = load<int32_t>(rows[lane] + number * 4);
+      put(number, words);
+    }
+    if (row_bytes % 4) {
+      int32_t words[LANES] = {};
+      for (int lane = 0; lane < LANES; lane++) std::memcpy(words + lane, rows[lane] + whole * 4, row_bytes % 4);
+      put(whole, load<Ints>(words));
+    }
   }
 }
 
 template <class Format>
-void pack_codes(const Rows& from, int first, uint8_t* panel) {
+void pack_scales(const Rows& from, int first, uint8_t* panel) {
   const int blocks = (from.width + BLOCK - 1) / BLOCK;
   for (int output = 0; output < PANEL && first + output < from.rows; output++) {
-    int row = first + output, vector = output / LANES, lane = output % LANES;
+    const int vector = output / LANES, place = (vector / 2 * LANES + output % LANES) * 2 + vector % 2;
     for (int block = 0; block < blocks; block++) {
-      uint8_t* to = panel + block * Format::BLOCK_BYTES;
-      uint32_t scale = load<uint32_t>(from.scales + size_t(row) * blocks + block) >> 16;
-      ((uint16_t*)to)[(vector / 2 * LANES + lane) * 2 + vector % 2] = uint16_t(scale);
-      uint8_t* codes = to + PANEL * 2;
-      for (int i = 0; i < BLOCK && block * BLOCK + i < from.width; i++) {
-        const int k = block * BLOCK + i, place = i / 4 / Format::PER * VECTORS + vector;
-        int code = ((const int8_t*)from.weights)[size_t(row) * from.width + k] + Format::OFFSET;
-        if (Format::PER == 2) code = ((const uint8_t*)from.weights)[size_t(row) * ((from.width + 1) / 2) + k / 2] >> k % 2 * 4 & 15;
-        codes[(place * LANES + lane) * 4 + i % 4] |= uint8_t(code << i / 4 % Format::PER * 4);
-      }
+      const uint32_t scale = load<uint32_t>(from.scales + size_t(first + output) * blocks + block);
+      ((uint16_t*)(panel + block * Format::BLOCK_BYTES))[place] = uint16_t(scale >> 16);
     }
   }
 }
@@ -320,9 +343,10 @@ inline void pack(Worker& worker, const Rows& from, uint8_t* out) {
     uint8_t* panel = out + size_t(panels) * PANEL * 4 + number * size;
     std::memset(panel, 0, size);
     switch (from.kind) {
-      case INT8: return pack_codes<Int8>(from, number * PANEL, panel);
-      case INT4: return pack_codes<Int4>(from, number * PANEL, panel);
-      default: return pack_floats(from, number * PANEL, panel);
+      case FLOAT32: return pack_panel<Float32>(from, number * PANEL, panel);
+      case INT8: pack_scales<Int8>(from, number * PANEL, panel); return pack_panel<Int8>(from, number * PANEL, panel);
+      case INT4: pack_scales<Int4>(from, number * PANEL, panel); return pack_panel<Int4>(from, number * PANEL, panel);
+      default: return pack_panel<BFloat16>(from, number * PANEL, panel);
     }
   });
 }
