@@ -33,7 +33,10 @@ class Expected:
 class Config(BaseModel):
     """A strict, frozen section of the configuration: unknown keys, wrong types and NaN are refused."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    # Deferred: a command makes the validators of the sections that it meets, not of all.
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), defer_build=True
+    )
 
     field_of_list: ClassVar[str] = ""
     """What a list in this section's place stands for; empty: a list is no such section."""

@@ -26,6 +26,9 @@ BLOCK = 32
 """Weights that share a scale. A scale per row of 256 weights is no worse for a small model, but the larger a model, the
 more single weights and activations stand out, and they coarsen only their own block."""
 
+WEIGHTS_AT_ONCE = 1 << 22
+"""Of a matrix: what is computed on the way to their codes takes several times their memory."""
+
 
 class Quantized(NamedTuple):
     """A matrix [N,K] as codes and scales, as the module's docstring says."""
@@ -41,6 +44,12 @@ def quantize(weight: Tensor, kind: Quantization) -> Quantized:
         columns, dtype = (width, torch.int8) if kind == "int8" else (-(-width // 2), torch.uint8)
         codes = torch.empty(rows, columns, dtype=dtype, device="meta")
         return Quantized(codes, torch.empty(rows, -(-width // BLOCK), dtype=weight.dtype, device="meta"))
+    parts = [_quantize_rows(part, kind) for part in weight.split(max(1, WEIGHTS_AT_ONCE // width))]
+    return Quantized(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def _quantize_rows(weight: Tensor, kind: Quantization) -> Quantized:
+    rows, width = weight.shape
     blocks = F.pad(weight.float(), (0, -width % BLOCK)).view(rows, -1, BLOCK)
     if kind == "int8":
         scale = _exact(blocks.abs().amax(-1) / 127)
@@ -51,7 +60,7 @@ def quantize(weight: Tensor, kind: Quantization) -> Quantized:
         scale = _exact(largest / -8)
         nibbles = F.pad(_codes(blocks, scale, -8, 7)[:, :width] + 8, (0, width % 2), value=8).to(torch.uint8)
         codes = nibbles[:, ::2] | nibbles[:, 1::2] << 4
-    return Quantized(codes.contiguous(), scale.to(weight.dtype))
+    return Quantized(codes, scale.to(weight.dtype))
 
 
 def _exact(scale: Tensor) -> Tensor:
@@ -62,7 +71,7 @@ def _exact(scale: Tensor) -> Tensor:
 
 def _codes(blocks: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     """[N,K] float32, K filled up to whole blocks."""
-    return (blocks / scale[..., None]).round().clamp(low, high).flatten(1)
+    return (blocks / scale[..., None]).round_().clamp_(low, high).flatten(1)
 
 
 def dequantize(codes: Tensor, scale: Tensor, width: int) -> Tensor:
