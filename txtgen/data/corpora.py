@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from txtgen.config.sources import ParallelSource, SourceConfig
 from txtgen.data.blocks import Block, block_bytes, cut_file, cut_pair
@@ -60,26 +61,63 @@ class Split:
         return (keyed_share(Use.HOLD_OUT, self.seed, source, file, offset) < self.fraction) == self.held
 
 
+def records_of(
+    units: BlockUnits, chosen: Sequence[int], split: Split | None, policy: BadRecordPolicy
+) -> tuple[Sequence[Record], list[int]]:
+    """The `usable_records` of some units, and the place in `chosen` of the unit of each.
+
+    Raises:
+        DataError: one is bad, and bad records are not to be skipped.
+    """
+    if units.source.kind != "text":
+        found = [usable_records(units, unit, split, policy) for unit in chosen]
+        return [*chain.from_iterable(found)], [place for place, its in enumerate(found) for _ in its]
+    places: list[int] = []
+    texts: list[str] = []
+    for place, unit in enumerate(chosen):
+        if split and not _is_seen(units, unit, split, policy):
+            continue
+        try:
+            text = units.document(unit)
+        except BadRecord as bad:
+            _refuse(bad, policy)
+            continue
+        if text:
+            policy.report.records += 1
+            places.append(place)
+            texts.append(text)
+    return units.documents([chosen[place] for place in places], texts), places
+
+
 def usable_records(units: BlockUnits, unit: int, split: Split | None, policy: BadRecordPolicy) -> list[Record]:
     """The records of a unit: none if it is blank, on the other side of the split, or bad and skipped.
 
     Raises:
         DataError: it is bad, and bad records are not to be skipped.
     """
-    if split and not split.keeps(units.number, units.block.file, units.offset(unit)):
-        policy.report.held_out += not split.held
+    if split and not _is_seen(units, unit, split, policy):
         return []
     try:
         records = units.records(unit)
     except BadRecord as bad:
-        policy.report.records += 1
-        policy.refuse(bad)
+        _refuse(bad, policy)
         return []
     policy.report.records += len(records)
     for record in records:
         if isinstance(record, ChatRecord):
             policy.look_over(record)
     return records
+
+
+def _is_seen(units: BlockUnits, unit: int, split: Split, policy: BadRecordPolicy) -> bool:
+    seen = split.keeps(units.number, units.block.file, units.offset(unit))
+    policy.report.held_out += not seen and not split.held
+    return seen
+
+
+def _refuse(bad: BadRecord, policy: BadRecordPolicy) -> None:
+    policy.report.records += 1
+    policy.refuse(bad)
 
 
 def open_corpora(sources: Sequence[SourceConfig]) -> list[Corpus]:

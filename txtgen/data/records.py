@@ -6,8 +6,9 @@ every other character is kept. What is blank is no record.
 
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import assert_never
 
 import numpy as np
@@ -16,7 +17,7 @@ from txtgen.config.sources import ParallelSource, SourceConfig, TextSource
 from txtgen.data.blocks import Block, Unit
 from txtgen.data.files import TextFile
 from txtgen.data.lines import line_records, pair
-from txtgen.data.types import BadRecord, Origin, Record, TextRecord
+from txtgen.data.types import BadRecord, Origin, Origins, Record, TextRecords
 from txtgen.errors import DataError
 
 MAX_RECORD_BYTES = 64 * 1024 * 1024
@@ -76,35 +77,56 @@ class BlockUnits:
         Raises:
             BadRecord: the unit is not what its source should hold.
         """
-        start, stop = self.spans.starts[unit], self.spans.stops[unit]
         source = self.source
-        if start == stop and source.kind != "parallel":
-            return []
-        origin = Origin(self.number, self.files[self.block.file].path, self.block.start + start)
-        if stop > MAX_RECORD_BYTES:
-            raise BadRecord(f"the line is longer than {MAX_RECORD_BYTES // 1024**2} MiB", origin)
-        text = _decode(self.data[start:stop], origin)
         if source.kind == "text":
-            return self._document(text, unit, origin, source.documents)
-        line = text.removesuffix("\r")
+            text = self.document(unit)
+            return [*self.documents([unit], [text])] if text else []
+        line, origin = self._decoded(unit).removesuffix("\r"), self._origin(unit)
         if source.kind == "parallel":
             start, stop = self.target_spans.starts[unit], self.target_spans.stops[unit]
             target_origin = Origin(self.number, self.files[1].path, self.block.target_start + start)
-            target = _decode(self.target_data[start:stop], target_origin).removesuffix("\r")
+            try:
+                target = self.target_data[start:stop].decode().removesuffix("\r")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(error, target_origin) from error
             return pair(line, target, origin, target_origin)
         return [] if not line or line.isspace() else line_records(source, line, origin)
 
-    def _document(self, text: str, unit: int, origin: Origin, documents: str) -> list[Record]:
-        """A document of plain text, or a piece of one at the borders of the block."""
+    def document(self, unit: int) -> str:
+        """A document of plain text, or a piece of one at the borders of the block; "" if it is blank.
+
+        Raises:
+            BadRecord: it is not UTF-8.
+        """
+        text = self._decoded(unit)
         if "\r" in text:
             text = text.replace("\r\n", "\n")
             # The newline that ends a line or paragraph is not part of it, so neither is what was before it.
-            text = text.removesuffix("\r") if documents in ("line", "paragraph") else text
-        if not text or text.isspace():
-            return []
-        begins = documents != "continuous" and (self.block.begins or self.spans.starts[unit] > 0)
-        ends = documents != "continuous" and (unit + 1 < len(self.spans) or self.block.ends)
-        return [TextRecord(text, origin, begins, ends)]
+            text = text.removesuffix("\r") if unit_of(self.source) in ("line", "paragraph") else text
+        return "" if text.isspace() else text
+
+    def documents(self, units: Sequence[int], texts: list[str]) -> TextRecords:
+        """The records of units of plain text, given what `document` makes of each."""
+        starts, block, last = self.spans.starts, self.block, len(self.spans) - 1
+        whole = unit_of(self.source) != "continuous"
+        return TextRecords(
+            texts,
+            Origins([(self.number, self.files[block.file].path)] * len(units), [*map(self.offset, units)]),
+            begins=[whole and (block.begins or starts[unit] > 0) for unit in units],
+            ends=[whole and (block.ends or unit < last) for unit in units],
+        )
+
+    def _origin(self, unit: int) -> Origin:
+        return Origin(self.number, self.files[self.block.file].path, self.offset(unit))
+
+    def _decoded(self, unit: int) -> str:
+        start, stop = self.spans.starts[unit], self.spans.stops[unit]
+        if stop > MAX_RECORD_BYTES:
+            raise BadRecord(f"the line is longer than {MAX_RECORD_BYTES // 1024**2} MiB", self._origin(unit))
+        try:
+            return self.data[start:stop].decode()
+        except UnicodeDecodeError as error:
+            raise _not_utf8(error, self._origin(unit)) from error
 
 
 def unit_of(source: SourceConfig) -> Unit:
@@ -163,28 +185,15 @@ def _paragraph_spans(data: bytes, ends: bool) -> Spans:
 
     `ends`: the last one ends with the data, instead of going on in the next block.
     """
-    starts, stops = array("q"), array("q")
-    start = 0
-    for stop, following in _breaks(data, ends):
-        blank = _BLANK_LINES.match(data, start, stop)
-        begin = blank.end() if blank else start
-        if begin < stop:
-            starts.append(begin)
-            stops.append(stop)
-        start = following
-    return Spans(starts, stops)
-
-
-def _breaks(data: bytes, ends: bool) -> Iterator[tuple[int, int]]:
-    """Where paragraphs end and the next begin; the end of the data is the last."""
-    for found in _PARAGRAPH_BREAK.finditer(data):
-        yield found.start(), found.end()
     filled = data.rstrip(b" \t\r")
-    yield len(filled) - 1 if ends and filled.endswith(b"\n") else len(data), len(data)
+    end = len(filled) - 1 if ends and filled.endswith(b"\n") else len(data)
+    places = [0, *chain.from_iterable(found.span() for found in _PARAGRAPH_BREAK.finditer(data)), end]
+    if blank := _BLANK_LINES.match(data, 0, places[1]):
+        places[0] = blank.end()
+    starts, stops = np.array(places, np.int64).reshape(-1, 2).T
+    filled_ones = starts < stops
+    return Spans(array("q", starts[filled_ones].tobytes()), array("q", stops[filled_ones].tobytes()))
 
 
-def _decode(raw: bytes, origin: Origin) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise BadRecord(f"not UTF-8: byte 0x{raw[error.start]:02x}", origin, error.start) from error
+def _not_utf8(error: UnicodeDecodeError, origin: Origin) -> BadRecord:
+    return BadRecord(f"not UTF-8: byte 0x{error.object[error.start]:02x}", origin, error.start)

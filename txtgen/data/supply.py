@@ -1,14 +1,14 @@
 """Corpora -> examples in training order: a keyed order of blocks and documents, and sources mixed by weight."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
-from txtgen.data.corpora import Corpus, Split, usable_records
+from txtgen.data.corpora import Corpus, Split, records_of
 from txtgen.data.examples import Documents, Examples, Span
 from txtgen.data.objectives import Objective
 from txtgen.data.order import Use, keyed_permutation, keyed_share, keyed_word
@@ -106,27 +106,26 @@ class Feed:
             DataError: one is bad, and bad records are not to be skipped.
         """
         chosen = opened.following(start, TOGETHER_BYTES)
-        found, examples = self.examples(opened, chosen)
-        numbers = [number for number, its in enumerate(found, start) for _ in its]
-        return Documents(examples, [numbers[record] for record in examples.records], start + len(chosen))
+        _, places, examples = self.examples(opened, chosen)
+        return Documents(examples, [start + places[record] for record in examples.records], start + len(chosen))
 
-    def examples(self, opened: OpenBlock, chosen: Sequence[int]) -> tuple[list[list[Record]], Examples]:
-        """The records of each of these units, without those that are left out, and the examples of all of them.
+    def examples(self, opened: OpenBlock, chosen: Sequence[int]) -> tuple[Sequence[Record], list[int], Examples]:
+        """The records of these units without those that are left out, for each the place in `chosen` of its unit, and
+        the examples of all of them.
 
         Raises:
             DataError: one is bad, and bad records are not to be skipped.
         """
-        found = [usable_records(opened.units, unit, self._split, self._policy) for unit in chosen]
-        records = list(itertools.chain.from_iterable(found))
+        records, places = records_of(opened.units, chosen, self._split, self._policy)
+        keys = [0] * len(records)
         if self._objective.draws:
-            keys = [key for unit, its in zip(chosen, found, strict=True) for key in self._keys(opened, unit, len(its))]
-        else:
-            keys = [0] * len(records)
+            counts = [(chosen[place], len([*its])) for place, its in groupby(places)]
+            keys = [key for unit, count in counts for key in self._keys(opened, unit, count)]
         examples = self._objective.columns(records, keys)
         for bad in examples.bad.values():
             self._policy.refuse(bad)
         self._policy.report.cut_examples += sum(examples.cut)
-        return found, examples
+        return records, places, examples
 
     def _keys(self, opened: OpenBlock, unit: int, count: int) -> Iterator[int]:
         """What the random draws for each record of a unit depend on: its place and the epoch, not the run so far."""

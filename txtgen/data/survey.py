@@ -230,8 +230,8 @@ class _Surveyor:
         start = size = 0
         while start < len(opened.order) and size < most:
             chosen = opened.following(start, TOGETHER_BYTES)
-            records, examples = feed.examples(opened, chosen)
-            self._count_records([record for its in records for record in its], examples)
+            records, _, examples = feed.examples(opened, chosen)
+            self._count_records(records, examples)
             self._count_examples(examples)
             self.found.blank += sum(map(opened.units.is_blank, chosen))
             size += sum(map(opened.units.size, chosen))

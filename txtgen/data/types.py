@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, NotRequired, TypedDict, overload
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -47,17 +47,12 @@ class Origins(Sequence[Origin]):
         """Number of documents."""
         return len(self.offsets)
 
-    @overload
-    def __getitem__(self, place: int) -> Origin: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> "Origins": ...
-
-    def __getitem__(self, place: int | slice) -> "Origin | Origins":
+    def __getitem__(self, place: Any) -> Any:
         """One, or some of them."""
         if isinstance(place, slice):
             return Origins(self.files[place], self.offsets[place])
-        return Origin(*self.files[place], self.offsets[place])
+        source, path = self.files[place]
+        return Origin(source, path, self.offsets[place])
 
     def __iadd__(self, others: "Origins") -> "Origins":
         """Put others behind these."""
@@ -103,6 +98,35 @@ class TextRecord:
     origin: Origin
     begins: bool = True
     ends: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class TextRecords(Sequence[TextRecord]):
+    """Text records in columns, for there may be many short ones."""
+
+    texts: list[str]
+    origins: Origins
+    begins: list[bool]
+    ends: list[bool]
+
+    @classmethod
+    def of(cls, records: Sequence[TextRecord]) -> "TextRecords":
+        """Such as stand by themselves."""
+        return cls(
+            [record.text for record in records],
+            Origins.of([record.origin for record in records]),
+            [record.begins for record in records],
+            [record.ends for record in records],
+        )
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return len(self.texts)
+
+    def __getitem__(self, place: Any) -> Any:
+        """One, or some of them."""
+        columns = self.texts[place], self.origins[place], self.begins[place], self.ends[place]
+        return TextRecords(*columns) if isinstance(place, slice) else TextRecord(*columns)
 
 
 @dataclass(frozen=True, slots=True)
