@@ -57,7 +57,12 @@ def test_probabilities_are_those_of_the_plain_loops() -> None:
 def test_the_likeliest_come_first_and_none_are_invented() -> None:
     texts = random_texts(2, 30)
     expected = slow_translations(texts, 5)
-    table = learn_translations([pairs_of(texts)], WORDS, 7).likeliest(3, WORDS)
+    translations = learn_translations([pairs_of(texts)], WORDS, 7)
+    without = translations.likeliest(7, WORDS, np.array([2, 4]))
+    for all_of, row in zip(translations.likeliest(7, WORDS).tolist(), without.tolist(), strict=True):
+        left = [token for token in all_of if token not in (2, 4, -1)]
+        assert row == left + [-1] * (7 - len(left))
+    table = translations.likeliest(3, WORDS)
     assert table.shape == (WORDS, 3)
     assert table.dtype == np.int32
     for source, row in enumerate(table.tolist()):

@@ -60,9 +60,10 @@ def run(config: ShortlistConfig) -> ShortlistMade:
     translations = learn_translations(blocks, num_sources, num_targets)
     counts = np.bincount(np.concatenate([pairs.targets for pairs in blocks]), minlength=num_targets)
     frequent = np.argsort(-counts, kind="stable")[: config.frequent]
+    frequent = frequent[counts[frequent] > 0]
     shortlist = Shortlist(
-        frequent[counts[frequent] > 0].astype(np.int32),
-        translations.likeliest(config.per_token, num_sources),
+        frequent.astype(np.int32),
+        translations.likeliest(config.per_token, num_sources, frequent),
         source_tokenizer.fingerprint(),
         checkpoint.tokenizer.fingerprint(),
     )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+NONE: Ints = np.zeros(0, dtype=np.int64)
 
 
 class Pairs(NamedTuple):
@@ -40,9 +41,13 @@ class Translations(NamedTuple):
     targets: Ints
     probabilities: Floats
 
-    def likeliest(self, count: int, num_sources: int) -> NDArray[np.int32]:
-        """The likeliest target tokens of each source token, [num_sources,count], best first; then -1."""
-        order = np.lexsort((-self.probabilities, self.sources))
+    def likeliest(self, count: int, num_sources: int, beside: Ints = NONE) -> NDArray[np.int32]:
+        """The likeliest target tokens of each source token, [num_sources,count], best first; then -1.
+
+        None of those that stand in all lists anyhow, `beside`, takes the place of another one.
+        """
+        others = np.flatnonzero(~np.isin(self.targets, beside))
+        order = others[np.lexsort((-self.probabilities[others], self.sources[others]))]
         sources = self.sources[order]
         ranks = np.arange(len(order)) - np.searchsorted(sources, sources)
         kept = (ranks < count) & (sources < num_sources)
