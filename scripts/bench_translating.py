@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from bench_decoding import KINDS, Candidate, in_kind, save, wanted
 
+from txtgen.processes import Line, Subprocess
+
 TRANSLATOR = {"width": 512, "layers": 6, "heads": 8, "vocabulary": 8000, "context": 128}
 SENTENCES, AT_ONCE, TARGET = 200, 32, 20
 """How many sentences, how many at a time, tokens of each translation. Sources have 10 to 30 tokens."""
@@ -23,6 +25,8 @@ def translating(_shape: dict[str, int], arguments: argparse.Namespace, folder: P
     for kind in KINDS:
         if wanted(arguments, f"txtgen {kind}"):
             works[f"txtgen {kind}"] = own_translation(in_kind(own_translator(), kind), sources, arguments.beam)
+        if wanted(arguments, name := f"txtgen {kind}, 2 workers"):
+            works[name] = shared_translation(kind, sources, arguments.beam, 2)
     for kind in KINDS[:2]:
         if wanted(arguments, f"transformers {kind}"):
             works[f"transformers {kind}"] = huggingface_translation(peer, kind, sources, arguments.beam)
@@ -81,6 +85,27 @@ def own_translation(model, sources: list[list[int]], beam: int) -> Candidate:
         return sum(len(results) for results in found)
 
     return work
+
+
+def shared_translation(kind: str, sources: list[list[int]], beam: int, count: int) -> Candidate:
+    """The same by so many processes of one thread, each with every so manieth batch and a model of its own."""
+    shares = [[each for n, each in enumerate(sources) if n // AT_ONCE % count == share] for share in range(count)]
+    works = [partial(translate_share, kind, share, beam) for share in shares]
+    team = cache(lambda: [Subprocess(work, f"worker {number}") for number, work in enumerate(works)])
+
+    def work(_threads: int) -> int:
+        for worker in team():
+            worker.send("translate")
+        return sum(worker.receive() for worker in team())
+
+    return work
+
+
+def translate_share(kind: str, sources: list[list[int]], beam: int, line: Line) -> None:
+    """In a worker: translate its share as often as it is told to."""
+    work = own_translation(in_kind(own_translator(), kind), sources, beam)
+    while line.receive():
+        line.send(work(1))
 
 
 def huggingface_translator():
