@@ -32,14 +32,15 @@ class Stopping:
         """Why the new tokens `previous` end with `token_id`, or None if they go on."""
         if token_id in self.eos_ids:
             return "eos"
+        full = len(previous) + 1 >= self.limits[row]
+        if self.check is None and self.loop is None:
+            return "length" if full else None
         token_ids = [*previous, token_id]
         if self.check is not None and self.check(row, token_ids):
             return "stop"
         if self.loop is not None and ends_in_loop(token_ids, self.loop.max_block, self.loop.times):
             return "loop"
-        if len(token_ids) >= self.limits[row]:
-            return "length"
-        return None
+        return "length" if full else None
 
 
 def ends_in_loop(token_ids: Sequence[int], max_block: int, times: int) -> bool:

@@ -67,7 +67,7 @@ inline void gather(const float* shares, const Cells<Number>& cells, int start, i
     for (int v = 0; v < COUNT; v++) sums[v] += shares[j] * Strip<Number>::vector(value, v);
   }
   for (int v = 0, column = first * LANES; v < COUNT; v++, column += LANES)
-    std::memcpy(out + column, &sums[v], std::min(LANES, cells.width - column) * sizeof(float));
+    store_first(out + column, sums[v], cells.width - column);
 }
 
 template <class Number>

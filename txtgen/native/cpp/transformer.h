@@ -407,8 +407,7 @@ class Pass {
         prepare(scratch_.x, stack_.width, norm, stack_.head, call_.num_wanted, call_.wanted, factor);
     product(worker_, stack_.head, input, call_.num_wanted, [&](int row, int column, Floats y) {
       if (cap) y = cap * hyperbolic_tangent(y / cap);
-      const int left = std::min(LANES, stack_.head.rows - column);
-      if (left > 0) std::memcpy(call_.out + size_t(row) * stack_.head.rows + column, &y, left * sizeof(float));
+      store_first(call_.out + size_t(row) * stack_.head.rows + column, y, stack_.head.rows - column);
     });
   }
 

@@ -40,6 +40,14 @@ inline void store(void* place, Vector vector) {
   std::memcpy(place, &vector, sizeof vector);
 }
 
+// As many lanes as there is room for.
+inline void store_first(float* place, Floats vector, int room) {
+  if (room >= LANES)
+    store(place, vector);
+  else if (room > 0)
+    std::memcpy(place, &vector, room * sizeof(float));
+}
+
 inline Floats splat(float number) { return number - Floats{}; }
 inline Ints splat(int32_t number) { return number - Ints{}; }
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
