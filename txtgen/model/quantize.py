@@ -44,7 +44,7 @@ def quantize(weight: Tensor, kind: Quantization) -> Quantized:
         columns, dtype = (width, torch.int8) if kind == "int8" else (-(-width // 2), torch.uint8)
         codes = torch.empty(rows, columns, dtype=dtype, device="meta")
         return Quantized(codes, torch.empty(rows, -(-width // BLOCK), dtype=weight.dtype, device="meta"))
-    parts = [_quantize_rows(part, kind) for part in weight.split(max(1, WEIGHTS_AT_ONCE // width))]
+    parts = [_quantize_rows(part, kind) for part in torch.split(weight, max(1, WEIGHTS_AT_ONCE // width))]
     return Quantized(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
