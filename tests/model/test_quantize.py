@@ -32,6 +32,17 @@ def test_no_weight_moves_by_more_than_its_block_allows(kind, width):
 
 
 @every_kind
+def test_rows_are_quantised_alike_however_many_at_a_time(monkeypatch, kind):
+    weight = matrix(23, 45)
+    whole = quantize(weight, kind)
+    for at_once in (1, 45, 5 * 45 + 7, 22 * 45):
+        monkeypatch.setattr("txtgen.model.quantize.WEIGHTS_AT_ONCE", at_once)
+        parts = quantize(weight, kind)
+        assert torch.equal(parts.codes, whole.codes)
+        assert torch.equal(parts.scale, whole.scale)
+
+
+@every_kind
 def test_what_is_on_the_grid_stays_as_it_is(kind):
     low, high = (-127, 127) if kind == "int8" else (-8, 7)
     whole = torch.randint(low, high + 1, (5, 70), generator=torch.Generator().manual_seed(0)).float()
