@@ -1,5 +1,7 @@
 """What training keeps in memory, told from two rows, is what all rows keep, and nearly what is really allocated."""
 
+import gc
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -74,6 +76,23 @@ def test_the_estimate_is_near_what_is_allocated(name) -> None:
             allocated += event.nbytes()
             peak = max(peak, allocated)
     assert peak == pytest.approx(found.total - found.weights - found.optimizer, rel=0.15)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_stays_in_memory_of_what_is_counted(name) -> None:
+    """A graph whose saved tensors hold on to it is never freed, whatever the garbage collector does."""
+    model, batch = model_of(name), batch_of(name, 8)
+    kept_bytes(model, batch, TokenLoss(), torch.float32)  # tables of positions are made once, and stay
+    before = held_by_tensors()
+    assert kept_bytes(model, batch, TokenLoss(), torch.float32) > 100_000
+    assert held_by_tensors() == before
+
+
+def held_by_tensors() -> int:
+    """Bytes of all storages that a tensor anywhere refers to."""
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
+    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
 
 
 def test_what_is_not_trained_has_no_gradient_and_no_state() -> None:

@@ -98,7 +98,7 @@ def kept_bytes(model: Transformer, batch: Batch, loss: Loss, dtype: torch.dtype)
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
             alive.append(storage)
-        return tensor
+        return tensor.detach()  # the tensor itself would hold on to the graph, and the graph to it, for good
 
     device = next(model.parameters()).device
     was_training = model.training
