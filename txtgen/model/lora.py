@@ -36,7 +36,7 @@ class Lora(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [...,K] to [...,N]."""
-        return cast(Tensor, self.up(self.down(F.dropout(x, self.dropout, self.training)))) * self.scale
+        return cast(Tensor, self.up(self.down(F.dropout(x, self.dropout, self.training)) * self.scale))
 
     @property
     def product(self) -> Tensor:

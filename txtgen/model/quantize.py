@@ -79,7 +79,9 @@ def dequantize(codes: Tensor, scale: Tensor, width: int) -> Tensor:
     computing with them must agree with."""
     if codes.dtype == torch.uint8:
         codes = torch.stack((codes & 15, codes >> 4), -1).flatten(1)[:, :width].to(torch.int8) - 8
-    return codes * scale.repeat_interleave(BLOCK, 1)[:, :width]
+    if width % BLOCK:
+        codes = F.pad(codes, (0, -width % BLOCK))
+    return (codes.view(len(codes), -1, BLOCK) * scale[..., None]).flatten(1)[:, :width]
 
 
 class _QuantizedWeight(nn.Module):

@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from txtgen.config.runs import RunConfig
 from txtgen.config.train import TrainConfig
 from txtgen.data import Batch, corpus_statistics, describe
 from txtgen.distributed import World, open_world
+from txtgen.memory import give_back_free_memory
 from txtgen.model import Transformer, count_parameters
-from txtgen.train import count_flops, estimate_memory, matrix_peak, micro_batches
+from txtgen.train import MemoryEstimate, count_flops, estimate_memory, matrix_peak, micro_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,9 @@ def outlook(
         TxtgenError: as the run itself would.
     """
     device = select_device(config.device)
+    libraries = None if device.type == "cuda" else _proc_bytes("VmRSS")
     with open_world(device, config.train.rank_timeout_seconds) as world:
-        for section in _sections(config, sketch(world), prepare, device, world):
+        for section in _sections(config, sketch(world), prepare, device, world, libraries):
             if world.is_main:
                 yield section
 
@@ -65,6 +67,7 @@ def _sections(
     prepare: Callable[[Start, ProgressDisplay], Job],
     device: torch.device,
     world: World,
+    libraries: int | None,
 ) -> Iterator[Section]:
     yield Section("corpus", _corpus(config))
     yield Section("parameters", _parameters(model, config.train, world))
@@ -76,7 +79,7 @@ def _sections(
             folder.checkpoints.mkdir(parents=True)
         started = time.perf_counter()
         job = prepare(start, ProgressDisplay(config.train.steps, quiet=True))
-        yield from _measured(job, started)
+        yield from _measured(job, started, libraries)
 
 
 def _folder(runs_path: Path) -> "tempfile.TemporaryDirectory[str]":
@@ -85,9 +88,15 @@ def _folder(runs_path: Path) -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory(prefix=".txtgen-dry-run-", dir=place)
 
 
-def _measured(job: Job, started: float) -> Iterator[Section]:
-    """The sections that need the model and real batches. started: when preparing the run began."""
-    config, resident = job.config.train, _resident_bytes(job.device)
+def _measured(job: Job, started: float, libraries: int | None) -> Iterator[Section]:
+    """The sections that need the model and real batches.
+
+    Args:
+        job: ready to run.
+        started: when preparing it began.
+        libraries: bytes of the process before that; None: they are not known, or not where the model computes.
+    """
+    config = job.config.train
     session = Session(job, ProgressDisplay(config.steps, quiet=True), Journal(job))
     session.journal.begin(0, session.reading)
     with session.saving:
@@ -98,20 +107,33 @@ def _measured(job: Job, started: float) -> Iterator[Section]:
             for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
         }
         yield Section("disk", _disk(session))
+        give_back_free_memory()
         _forget_peak(job.device)
         steps = time_steps(session, job.world.max(batch.input_ids.shape[0]))
-        peak = _peak_bytes(job.device)
-        own = estimates[str(job.dtype).removeprefix("torch.")]
-        memory = {} if job.world.size == 1 else {"each_of_ranks": job.world.size}
-        parts = ("weights", "gradients", "optimizer", "activations", "logits", "gathered", "total")
-        memory |= {f"{part}_bytes": getattr(own, part) for part in parts if part != "gathered" or own.gathered}
-        memory |= {f"total_in_{name}_bytes": estimate.total for name, estimate in estimates.items()}
-        if peak is not None and resident is not None and steps.row_share == 1.0:
-            memory["measured_bytes"] = peak - resident + own.weights
-        yield Section("memory", memory)
         flops = count_flops(job.model).of(batch) / batch.num_tokens
+        spent = _time(session, steps, prepared, flops)
+        memory, peak = _memory(session, estimates, libraries), _peak_bytes(job.device)
+        if peak is not None and steps.row_share == 1.0:
+            memory["measured_bytes"] = peak
+        yield Section("memory", memory)
         yield Section("step", _step(job, batch, steps, flops))
-        yield Section("time", _time(session, steps, prepared, flops))
+        yield Section("time", spent)
+
+
+def _memory(session: Session, estimates: dict[str, MemoryEstimate], libraries: int | None) -> dict[str, int]:
+    """What is held while a step is computed, part by part, and all of it in each dtype."""
+    job, config = session.job, session.job.config.train
+    own = estimates[str(job.dtype).removeprefix("torch.")]
+    beside = {
+        "average": own.gradients if config.ema_decay is not None else 0,  # of what is learnt, as they are
+        "copy_to_save": session.saving.sizes()[0] if config.save_in_background and job.device.type == "cpu" else 0,
+        "libraries": libraries or 0,
+    }
+    parts = {part: size for part, size in {**asdict(own), **beside}.items() if size}
+    totals = {"total": own} | {f"total_in_{name}": estimate for name, estimate in estimates.items()}
+    sizes = parts | {name: estimate.total + sum(beside.values()) for name, estimate in totals.items()}
+    ranks = {} if job.world.size == 1 else {"each_of_ranks": job.world.size}
+    return ranks | {f"{name}_bytes": size for name, size in sizes.items()}
 
 
 def _corpus(config: RunConfig) -> dict[str, Any]:
@@ -208,10 +230,6 @@ def _forget_peak(device: torch.device) -> None:
 
 def _peak_bytes(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _proc_bytes("VmHWM")
-
-
-def _resident_bytes(device: torch.device) -> int | None:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _proc_bytes("VmRSS")
 
 
 def _proc_bytes(key: str) -> int | None:

@@ -27,7 +27,7 @@ from txtgen.data import Batch, StreamReport
 from txtgen.distributed import is_sharded
 from txtgen.errors import OutOfMemoryError, TxtgenError
 from txtgen.generator import Generator
-from txtgen.memory import is_out_of_memory
+from txtgen.memory import give_back_free_memory, is_out_of_memory
 from txtgen.train import (
     NonFiniteError,
     StepReport,
@@ -120,6 +120,7 @@ class Session:
         if job.world.is_main:
             job.folder.forget_after(self.state.step)  # what a killed start did beyond is done again
         job.world.from_main(self.saving.require_room)
+        give_back_free_memory()  # of what was read for this
 
     def progress(self) -> dict[str, Any]:
         """What the training state of a checkpoint holds beside that of the loop."""
