@@ -30,7 +30,8 @@ class Rows:
         self._labels = np.full((count, length), IGNORE, np.int32)
         self._bidirectional = np.zeros((count, length), np.bool_)
         self._begins = np.zeros((count, length), np.bool_)
-        """Where a document begins."""
+        """Where a document begins, or a row."""
+        self._begins[:, 0] = True
         self._sizes = np.zeros(count, np.int64)
         self._origins = [Origins([], []) for _ in range(count)]
 
@@ -69,19 +70,23 @@ class Rows:
 
     def batch(self, objective: Objective, rows: slice = slice(None), bookmark: dict[str, Any] | None = None) -> Batch:
         """Some of the rows as a batch."""
-        labels, begins = self._labels[rows].astype(np.int64), self._begins[rows]
-        bidirectional = self._bidirectional[rows]
+        labels, bidirectional = self._labels[rows].astype(np.int64), self._bidirectional[rows]
         along = np.arange(self.length)
         filled = along < self._sizes[rows, None]
+        its_rows, places = np.nonzero(self._begins[rows])
+        counts = np.diff(its_rows * self.length + places, append=labels.size)
+        numbers = np.arange(1, len(counts) + 1) - np.searchsorted(its_rows, its_rows)
+        segment_ids = np.repeat(numbers.astype(np.int32), counts).reshape(labels.shape)
+        segment_ids *= filled
+        positions = np.tile(along, (len(labels), 1))
         if objective.separate:
-            positions = (along - np.maximum.accumulate(begins * along, axis=1)) * filled
-        else:
-            positions = np.broadcast_to(along, labels.shape).copy()
+            positions -= np.repeat(places, counts).reshape(labels.shape)
+            positions *= filled
         return Batch(
             input_ids=torch.from_numpy(self._input_ids[rows].astype(np.int64)),
             labels=torch.from_numpy(labels),
             positions=torch.from_numpy(positions),
-            segment_ids=torch.from_numpy(np.cumsum(begins, axis=1, dtype=np.int32) * filled),
+            segment_ids=torch.from_numpy(segment_ids),
             separate=objective.separate,
             bidirectional=torch.from_numpy(bidirectional) if bidirectional.any() else None,
             bytes=objective.scored_bytes(labels),
