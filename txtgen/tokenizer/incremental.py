@@ -35,6 +35,8 @@ class IncrementalDecoder:
         new = self._tokenizer.token_bytes(token_id)
         if new and self._at_start:
             new, self._at_start = new.removeprefix(b" "), False
+        if not self._stops:
+            return self._utf8.decode(new)
         if self._ended:
             return ""
         self._waiting += new
@@ -54,7 +56,7 @@ class IncrementalDecoder:
 
     def _held_back(self) -> int:
         """How many of the last bytes may be the beginning of a stop string."""
-        longest = min(len(self._waiting), max(map(len, self._stops), default=1) - 1)
+        longest = min(len(self._waiting), max(map(len, self._stops)) - 1)
         ends = (count for count in range(longest, 0, -1) if self._waiting.endswith(self._beginnings(count)))
         return next(ends, 0)
 
