@@ -4,7 +4,7 @@ The model computes the scores of these tokens alone, and filters, sorting and dr
 fewer. Every prompt has a list of its own; all are scored that any prompt of a batch may need.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Generic, Unpack, cast
 
@@ -56,14 +56,15 @@ class Vocabulary:
         wide: the prompts, in tokens.
     """
 
-    def __init__(self, lists: Sequence[Iterable[int]], wide: PromptBatch) -> None:
+    def __init__(self, lists: Sequence[Collection[int]], wide: PromptBatch) -> None:
         self.wide, device = wide, wide.input_ids.device
-        self.token_ids = sorted(set().union(*lists))
+        named = torch.tensor([token for each in lists for token in each])
+        tokens, places = torch.unique(named, return_inverse=True)
+        self.tensor, self.token_ids = tokens.to(device), tokens.tolist()
         self.places = {token: place for place, token in enumerate(self.token_ids)}
-        self.tensor = torch.tensor(self.token_ids, device=device)
-        forbidden = torch.ones((len(lists), len(self.token_ids)), dtype=torch.bool)
-        for row, tokens in zip(forbidden, lists, strict=True):
-            row[self.known(tokens)] = False
+        rows = torch.arange(len(lists)).repeat_interleave(torch.tensor(list(map(len, lists))))
+        forbidden = torch.ones((len(lists), len(tokens)), dtype=torch.bool)
+        forbidden[rows, places] = False
         self.forbidden = forbidden.to(device)
         """[B,N] bool: what is not in the list of each prompt."""
 
