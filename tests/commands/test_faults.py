@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -186,15 +187,23 @@ def test_a_run_that_is_stopped_goes_on(workshop, arguments) -> None:
     )
     with process:
         assert process.stderr is not None
-        next(line for line in process.stderr if line.startswith("step 1/"))
-        for _ in range(2):
-            os.killpg(process.pid, signal.SIGSTOP)
-            done = Path("runs/stopped/metrics.jsonl").read_bytes()
-            time.sleep(3)
-            assert Path("runs/stopped/metrics.jsonl").read_bytes() == done
-            os.killpg(process.pid, signal.SIGCONT)
-            time.sleep(0.2)
-        rest = process.stderr.read()
+        metrics = Path("runs/stopped/metrics.jsonl")
+        try:
+            while not metrics.exists():  # until the first step is told of
+                assert process.poll() is None
+                time.sleep(0.02)
+            for _ in range(2):
+                os.killpg(process.pid, signal.SIGSTOP)
+                done = metrics.read_bytes()
+                time.sleep(3)
+                assert metrics.read_bytes() == done
+                os.killpg(process.pid, signal.SIGCONT)
+                time.sleep(0.2)
+            rest = process.stderr.read()
+            process.wait(60)
+        finally:
+            with suppress(ProcessLookupError):  # a stopped process would be waited for without end
+                os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, rest
     ours, straight = (load_checkpoint(Path("runs") / name / "last.pth") for name in ("stopped", "straight"))
     assert all(torch.equal(weight, straight.model[name]) for name, weight in ours.model.items())
