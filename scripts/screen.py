@@ -25,9 +25,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-import yaml
+from txtgen.config.yaml import read_yaml_file
 
 COLUMNS = ("steps", "tokens", "seconds", "val_loss", "val_bits_per_byte", "bleu", "chrf")
 """steps, tokens: done. seconds: of the whole process. val_loss, val_bits_per_byte: of the best validation. bleu, chrf:
@@ -41,18 +42,27 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help="recipes side by side")
     parser.add_argument("--table", action="store_true", help="show what there is, and run nothing")
     arguments = parser.parse_args()
-    plan = yaml.safe_load(arguments.plan.read_text(encoding="utf-8"))
+    plan = read_yaml_file(arguments.plan).tree
     results = arguments.runs_path / f"{arguments.plan.stem}.jsonl"
-    threads = max(1, (os.cpu_count() or 1) // arguments.at_once)
-    measure = partial(measured, plan, arguments.runs_path / arguments.plan.stem, threads)
+    share = (
+        {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // arguments.at_once))} if arguments.at_once > 1 else {}
+    )
+    lock = Lock()
+
+    def measure(seed: int, name: str) -> None:
+        run = arguments.runs_path / f"{arguments.plan.stem}-{name}-{seed}"
+        one = measured(plan, name, seed, run, {**os.environ, **share})
+        # At once, for others that run beside it may fail.
+        with lock, open(results, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(one) + "\n")
+
     # Seeds outside, so that recipes which are stopped early can be compared, and share what the machine goes through.
     for seed in () if arguments.table else plan["seeds"]:
         done = {one["recipe"] for one in read(results) if one["seed"] == seed}
         with ThreadPoolExecutor(arguments.at_once) as pool:
-            for one in pool.map(partial(measure, seed), [name for name in plan["recipes"] if name not in done]):
-                with open(results, "a", encoding="utf-8") as handle:
-                    handle.write(json.dumps(one) + "\n")
-    print(table(read(results)))
+            list(pool.map(partial(measure, seed), [name for name in plan["recipes"] if name not in done]))
+    order = {name: number for number, name in enumerate(plan["recipes"])}
+    print(table(sorted(read(results), key=lambda one: (order.get(one["recipe"], len(order)), one["seed"]))))
 
 
 def read(results: Path) -> list[dict[str, Any]]:
@@ -60,10 +70,8 @@ def read(results: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
-def measured(plan: dict[str, Any], runs: Path, threads: int, seed: int, name: str) -> dict[str, Any]:
+def measured(plan: dict[str, Any], name: str, seed: int, run: Path, environment: dict[str, str]) -> dict[str, Any]:
     """What one recipe of a plan comes to with one seed."""
-    run = runs.with_name(f"{runs.name}-{name}-{seed}")
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     found = {"recipe": name, "seed": seed, **trained(plan["recipes"][name], seed, run, environment)}
     return {**found, **evaluated(plan["evaluate"], run, environment)} if plan.get("evaluate") else found
 

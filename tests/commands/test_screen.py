@@ -11,11 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from txtgen.cli import run
 from txtgen.config.loader import load_config
 from txtgen.config.runs import PretrainConfig
+from txtgen.config.yaml import read_yaml_file
+from txtgen.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 PLAN = """
@@ -76,37 +77,61 @@ def test_every_recipe_is_trained_with_every_seed_once(workshop, screen, monkeypa
     assert capsys.readouterr().out == first
 
 
-def test_recipes_side_by_side_share_the_cores_and_stand_in_the_order_of_the_plan(screen, tmp_path, monkeypatch) -> None:
-    both = threading.Barrier(2)  # passed only by two that run at once
-    threads = []
+def test_recipes_side_by_side_share_the_cores_and_each_is_kept_when_it_is_done(
+    screen, tmp_path, monkeypatch, capsys
+) -> None:
+    both, is_measured = threading.Barrier(2), threading.Event()
+    threads, measured = [], screen.measured
 
     def train(command, env, **_options):
-        both.wait(60)
+        name = command[command.index("--name") + 1]
+        both.wait(60)  # passed only by two that run at once
         threads.append(env["OMP_NUM_THREADS"])
-        folder = tmp_path / command[command.index("--name") + 1]
-        folder.mkdir()
+        if name == "plan-plain-2":
+            is_measured.wait(60)
+            raise subprocess.CalledProcessError(1, command)
+        (tmp_path / name).mkdir()
         line = {"step": 1, "tokens": 9, "val_loss": 2.0, "val_bits_per_byte": 1.0}
-        (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+
+    def measure(plan, name, *rest):
+        found = measured(plan, name, *rest)
+        is_measured.set()
+        return found
+
+    def results():
+        lines = (tmp_path / "plan.jsonl").read_text().splitlines()
+        return sorted((one["seed"], one["recipe"]) for one in map(json.loads, lines))
 
     monkeypatch.setattr(screen.subprocess, "run", train)
+    monkeypatch.setattr(screen, "measured", measure)
     monkeypatch.setattr(screen.os, "cpu_count", lambda: 6)
     plan = tmp_path / "plan.yaml"
     plan.write_text(PLAN.replace("evaluate: [--no-translate]", ""))
     monkeypatch.setattr(sys, "argv", ["screen.py", str(plan), "--runs-path", str(tmp_path), "--at-once", "2"])
     screen.main()
-    results = [json.loads(line) for line in (tmp_path / "plan.jsonl").read_text().splitlines()]
-    assert [(one["recipe"], one["seed"]) for one in results] == [
-        ("plain", 0),
-        ("faster", 0),
-        ("plain", 1),
-        ("faster", 1),
-    ]
+    assert results() == [(0, "faster"), (0, "plain"), (1, "faster"), (1, "plain")]
+    rows = capsys.readouterr().out.strip().splitlines()
+    assert [row.split(" | ")[:2] for row in rows[2:]] == [["| plain", "0 1"], ["| faster", "0 1"]]
     assert threads == ["3"] * 4
+
+    plan.write_text(plan.read_text().replace("seeds: [0, 1]", "seeds: [0, 1, 2]"))
+    is_measured.clear()
+    with pytest.raises(subprocess.CalledProcessError):
+        screen.main()
+    assert results()[4:] == [(2, "faster")]
+
+
+def test_a_plan_that_says_a_thing_twice_is_refused(screen, tmp_path, monkeypatch) -> None:
+    (tmp_path / "plan.yaml").write_text("seeds: [1]\n" + PLAN)
+    monkeypatch.setattr(sys, "argv", ["screen.py", str(tmp_path / "plan.yaml"), "--table"])
+    with pytest.raises(ConfigError, match="seeds"):
+        screen.main()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "plans").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_plan_that_is_shipped_is_made_of_valid_configs(path) -> None:
-    plan = yaml.safe_load(path.read_text())
+    plan = read_yaml_file(path).tree
     assert plan["seeds"]
     for recipe in plan["recipes"].values():
         config = load_config(PretrainConfig, ROOT / recipe["config"], recipe.get("set", ()))
