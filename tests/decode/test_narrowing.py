@@ -11,6 +11,7 @@ from decode_fakes import TableModel, batch, random_case
 from txtgen.config.decoding import BeamConfig, BeamSampleConfig, GreedyConfig, SampleConfig
 from txtgen.config.decoding_values import DraftModel, DryPenalty, PromptLookup, SequenceBias, Xtc
 from txtgen.decode import narrow_search_steps, run_steps, search
+from txtgen.errors import UsageError
 
 
 class Hidden(TableModel):
@@ -85,7 +86,7 @@ def test_results_are_those_of_impossible_tokens_whatever_else_is_in_the_batch(nu
         options = {"eos_ids": rules.eos_ids, "suppress": rules.suppress}
         decided = []
         found = run_steps(
-            narrow_search_steps(model, batch(prompts), config, lists, limits=limits, **options),
+            narrow_search_steps(model, batch(prompts), config, lists, model.vocabulary, limits=limits, **options),
             lambda result, token, decided=decided: decided.append((result, token)),
         )
         always = {*rules.eos_ids, *named(config), *(token for prompt in prompts for token in prompt)}
@@ -107,9 +108,9 @@ def test_results_are_those_of_impossible_tokens_whatever_else_is_in_the_batch(nu
 def test_a_draft_model_proposes_within_the_list_and_changes_nothing():
     model, draft = Hidden(30, 1), Hidden(30, 2)
     lists, limits = [[3, 4, 9, 21], [5, 6, 7, 8, 22]], [9, 7]
-    plain = run_steps(narrow_search_steps(model, batch([[1], [2]]), GreedyConfig(), lists, limits=limits))
+    plain = run_steps(narrow_search_steps(model, batch([[1], [2]]), GreedyConfig(), lists, 30, limits=limits))
     config = GreedyConfig(speculation=DraftModel())
-    quick = run_steps(narrow_search_steps(model, batch([[1], [2]]), config, lists, limits=limits, draft=draft))
+    quick = run_steps(narrow_search_steps(model, batch([[1], [2]]), config, lists, 30, limits=limits, draft=draft))
     assert [replace(results[0], proposed=0, accepted=0) for results in quick] == [results[0] for results in plain]
     assert sum(results[0].proposed for results in quick)
 
@@ -129,7 +130,14 @@ def test_constraints_and_stops_see_tokens():
     lists = [[3, 4, 9, 21], [8, 17]]
     found = run_steps(
         narrow_search_steps(
-            Hidden(30, 4), batch([[1], [2]]), GreedyConfig(), lists, limits=[9, 9], constraints=[OnlyOdd()], stop=stop
+            Hidden(30, 4),
+            batch([[1], [2]]),
+            GreedyConfig(),
+            lists,
+            30,
+            limits=[9, 9],
+            constraints=[OnlyOdd()],
+            stop=stop,
         )
     )
     assert {token for results in found for token in results[0].token_ids} <= {1, 3, 9, 21, 17}
@@ -147,5 +155,23 @@ def test_only_the_tokens_of_the_lists_are_scored():
             counted.append(token_ids.tolist())
             return super().narrow_head(token_ids)
 
-    run_steps(narrow_search_steps(Counting(30), batch([[1], [2]]), GreedyConfig(), [[9, 4], [4, 5]], limits=[2, 2]))
+    run_steps(narrow_search_steps(Counting(30), batch([[1], [2]]), GreedyConfig(), [[9, 4], [4, 5]], 30, limits=[2, 2]))
     assert counted == [[1, 2, 4, 5, 9]]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"suppress_tokens": (30,)},
+        {"bad_words_ids": ((3, 99),)},
+        {"forced_bos_token_id": 30},
+        {"sequence_bias": (SequenceBias(token_ids=(31,), bias=1.0),)},
+    ],
+)
+def test_tokens_that_the_model_does_not_have_are_told_as_without_lists(settings):
+    config, prompts = GreedyConfig(**settings), batch([[1]])
+    with pytest.raises(UsageError) as expected:
+        search(Hidden(30), prompts, config, limits=[2])
+    with pytest.raises(UsageError) as caught:
+        run_steps(narrow_search_steps(Hidden(30), prompts, config, [[3]], 30, limits=[2]))
+    assert str(caught.value) == str(expected.value)

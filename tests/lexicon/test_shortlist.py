@@ -20,6 +20,8 @@ def test_a_list_has_what_is_frequent_what_source_tokens_bring_and_they_themselve
     assert shortlist(tokenizer).tokens([6]) == [3, 6, 9, 40]
     assert shortlist(tokenizer).tokens([]) == [3, 9]
     assert shortlist(tokenizer, other="another").tokens([6, 5, 7]) == [3, 9, 40, 41]
+    nothing = np.zeros((len(tokenizer), 0), dtype=np.int32)
+    assert Shortlist(nothing[0], nothing, "one", "another").tokens([6]) == []
 
 
 def test_coverage_counts_tokens_of_targets(tokenizer):
@@ -53,6 +55,8 @@ def test_tokens_that_are_not_there_are_refused(tokenizer):
         (np.array([len(tokenizer)], dtype=np.int32), made.candidates),
         (made.frequent, made.candidates[:-1]),
         (made.frequent, np.where(made.candidates == 40, len(tokenizer), made.candidates)),
+        (np.array([3, -1], dtype=np.int32), made.candidates),
+        (made.frequent, np.where(made.candidates == 40, -2, made.candidates)),
     ):
         with pytest.raises(CheckpointError, match="it has other tokens"):
             Shortlist(frequent, candidates, made.source_tokenizer, made.tokenizer).check(tokenizer, tokenizer)

@@ -120,7 +120,7 @@ def make_filters(
     Raises:
         UsageError: a setting names a token that the vocabulary does not have.
     """
-    _refuse_foreign_tokens(config, vocabulary)
+    refuse_foreign_tokens(config, vocabulary)
     if config.is_constrained and not constraints:
         raise UsageError("search knows no texts", "bad_words and the like", "give constraints")
     setup = Setup(config, prompts, stopping, vocabulary)
@@ -275,7 +275,12 @@ def named_tokens(config: StrategyConfig) -> dict[str, list[int]]:
     }
 
 
-def _refuse_foreign_tokens(config: StrategyConfig, vocabulary: int) -> None:
+def refuse_foreign_tokens(config: StrategyConfig, vocabulary: int) -> None:
+    """Refuse settings that search cannot understand, or that name tokens beyond so many.
+
+    Raises:
+        UsageError: it is given a text, or a token that there is not.
+    """
     breakers = () if config.dry is None else config.dry.breakers
     if breakers or any(item.text is not None for item in config.sequence_bias):
         raise UsageError("search knows no texts", "dry.breakers or sequence_bias", "give token ids")

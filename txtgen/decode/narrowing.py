@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from txtgen.config.decoding import DecodingConfig
-from txtgen.decode.chain import named_tokens
+from txtgen.decode.chain import named_tokens, refuse_foreign_tokens
 from txtgen.decode.constraint import Constraint
 from txtgen.decode.filters import FORBIDDEN
 from txtgen.decode.inclusion import Inclusion
@@ -27,15 +27,17 @@ def narrow_search_steps(
     prompts: PromptBatch,
     config: DecodingConfig,
     lists: Sequence[Iterable[int]],
+    vocabulary: int,
     **options: Unpack[SearchOptions],
 ) -> Steps:
     """As `search_steps`, but each prompt goes on with tokens of its list alone, by the softmax over these.
 
-    What prompts, end tokens and settings name is in every list.
+    What prompts, end tokens and settings name is in every list. vocabulary: how many tokens the model has.
 
     Raises:
         DivergedError, UsageError: as for `search`.
     """
+    refuse_foreign_tokens(config, vocabulary)
     named = {*prompts.input_ids.flatten().tolist(), *options.get("eos_ids", ())}
     named.update(*named_tokens(config).values())
     narrow = Vocabulary([named.union(each) for each in lists], prompts)

@@ -299,7 +299,7 @@ class Generator:
         if self.shortlist is None:
             return search_steps(self._model, batch, decoding, **options)
         lists = [rules.spelling.union(self.shortlist.tokens(prompt.token_ids)) for prompt in prompts]
-        return narrow_search_steps(self._first, batch, decoding, lists, **options)
+        return narrow_search_steps(self._first, batch, decoding, lists, self._constraints.size, **options)
 
     def _rows(self, prompts: Sequence[EncodedPrompt]) -> list[Row]:
         """What constraints must know of the prompts."""

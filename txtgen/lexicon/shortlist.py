@@ -51,8 +51,9 @@ class Shortlist:
         parts: list[NDArray[np.signedinteger]] = [self.frequent, self.candidates[ids].ravel()]
         if self.source_tokenizer == self.tokenizer:
             parts.append(ids)
-        found: list[int] = np.unique(np.concatenate(parts)).tolist()
-        return found[found[0] < 0 :]  # -1 comes first
+        tokens = np.unique(np.concatenate(parts))
+        found: list[int] = tokens[tokens >= 0].tolist()
+        return found
 
     def coverage(self, pairs: Sequence[tuple[Sequence[int] | Ints, Sequence[int] | Ints]]) -> Coverage:
         """How well the lists of sources hold the tokens of their targets; at least one target has one."""
@@ -117,6 +118,9 @@ class Shortlist:
             if mine != its.fingerprint():
                 told = f"the short-list was made for another tokenizer of the {side} ({mine[:16]})"
                 raise CheckpointError(told, where, f"make one for this model: {HOW}")
-        most = max(self.frequent.max(initial=0), self.candidates.max(initial=0))
-        if len(self.candidates) != len(source_tokenizer) or most >= len(tokenizer):
+        known = all(
+            tokens.min(initial=0) >= least and tokens.max(initial=0) < len(tokenizer)
+            for tokens, least in ((self.frequent, 0), (self.candidates, -1))
+        )
+        if len(self.candidates) != len(source_tokenizer) or not known:
             raise CheckpointError("the short-list is damaged: it has other tokens", where, f"make it anew: {HOW}")
