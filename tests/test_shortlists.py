@@ -196,9 +196,13 @@ def test_a_file_of_results_is_of_one_short_list(files, tmp_path, capsys):
     plain = capsys.readouterr().out.splitlines()[-3:]
     assert run([*generate, "--shortlist", str(tmp_path / "one"), "--output", str(out), "--workers", "2"]) == 0
     assert out.read_text().splitlines() == plain
+    options = {"model": str(files / "model.pth"), "decoding": {"max_new_tokens": 5}, "workers": 1}
+    job = PromptJob(GenerateConfig(shortlist=str(tmp_path / "one"), **options), ["the fox"], lines=True)
+    (tmp_path / "one").unlink()  # workers have the list that the facts are of
+    assert [job.written(each).rstrip("\n") for found in job.results() for each in found.values()] == plain[:1]
 
 
-def test_mistakes_are_told(files, tmp_path, capsys):
+def test_mistakes_are_told(files, tmp_path, capsys, monkeypatch):
     pairs = ["--data", str(files / "source.gz"), "--target", str(files / "target.gz")]
     model = str(files / "model.pth")
     assert run(["generate", model, "--prompt", "a", "--shortlist", str(tmp_path / "none")]) == 5
@@ -208,3 +212,10 @@ def test_mistakes_are_told(files, tmp_path, capsys):
     assert run(["shortlist", model, *pairs, "--out", str(tmp_path / "no" / "folder")]) == 6
     assert run(["shortlist", model, "--data", str(files / "source.gz"), "--out", str(tmp_path / "a")]) == 4
     assert "give --target FILE" in capsys.readouterr().err
+    # Before anything is measured.
+    monkeypatch.setattr("txtgen.commands.evaluate.evaluate_loss", lambda *_: pytest.fail("it is measured"))
+    measured = ["evaluate", model, *pairs, "--shortlist"]
+    assert run([*measured, str(tmp_path / "none")]) == 5
+    assert "no such short-list" in capsys.readouterr().err
+    assert run([*measured, str(tmp_path / "none"), "--no-translate"]) == 2
+    assert "nothing is generated" in capsys.readouterr().err

@@ -52,6 +52,7 @@ def run(config: EvaluateConfig) -> Evaluation:
         CheckpointError: the model cannot be read.
         ConfigError: rows are to be longer than the model allows.
         DataError: the data cannot be read, or the model's own run held nothing out and no data is given.
+        UsageError: a short-list is given, and nothing is generated.
     """
     path, checkpoint = read_model(config.model, config.runs_path, config.adapters)
     loaded = materialise(checkpoint, str(path), select_device(config.device), inference_dtype(config.dtype))
@@ -66,18 +67,21 @@ def run(config: EvaluateConfig) -> Evaluation:
         max_source_length=loaded.config.model.source_length,
         framing=loaded.config.framing,
     )
+    translates = config.translate and any(isinstance(part, Seq2SeqObjective) for part in data.objective.members)
+    generator = _generator(loaded, config) if translates or config.generate else None
+    if generator is None and config.shortlist is not None:
+        raise UsageError("nothing is generated, and a short-list is for that", "shortlist", "leave it out")
     seed = trained_on.get("seed", 0)
     batches = validation_parts(data, objective, batch_tokens=max(config.batch_tokens, length), length=length, seed=seed)
     found = {name: evaluate_loss(loaded.model, part) for name, part in batches.items()}
     loss = weighted_loss(found, objective.weights) if objective.weights else found.pop("")
     translation = texts = coverage = None
-    if config.translate and any(isinstance(part, Seq2SeqObjective) for part in data.objective.members):
-        generator = _generator(loaded, config)
+    if generator is not None and translates:
         translation = _translate(generator, data, seed, config)
         if translation is not None and generator.shortlist is not None:
             coverage = shortlist_coverage(generator, validation_pairs(data, seed=seed))
-    if config.generate:
-        texts = _describe(_generator(loaded, config), data, seed, config)
+    if generator is not None and config.generate:
+        texts = _describe(generator, data, seed, config)
     return Evaluation(str(path), loss, found, translation, texts, coverage)
 
 

@@ -300,7 +300,7 @@ def shared_file(path: Path, fingerprint: str, config: ModelUseConfig) -> Iterato
         yield file, fingerprint
 
 
-def load_shared(path: Path, fingerprint: str, config: GeneratingConfig) -> Generator:
+def load_shared(path: Path, fingerprint: str, config: ModelUseConfig, shortlist: Shortlist | None = None) -> Generator:
     """The generator of one of the processes that map a whole model. They hold its weights once between them, as far as
     these stay as they are in the file: another dtype, fewer bits and machine code are each process's own.
 
@@ -314,7 +314,7 @@ def load_shared(path: Path, fingerprint: str, config: GeneratingConfig) -> Gener
         batch_size=config.batch_size,
         independent=config.independent,
         native=config.native,
-        shortlist=read_shortlist(config.shortlist),
+        shortlist=shortlist,
     )
 
 

@@ -47,7 +47,7 @@ class PromptJob:
             self._generator, self._is_native = generator, generator.is_native
         self._device = device_name(next(generator.loaded.model.parameters()).device)
         self._fingerprint, self._others = generator.loaded.fingerprint, generator.other_fingerprints
-        self._shortlist = generator.shortlist and generator.shortlist.fingerprint()
+        self._shortlist = generator.shortlist
         # A blank line has nothing to translate, and gives an empty result.
         translates = lines and isinstance(generator.loaded.config.model, EncoderDecoderConfig)
         asked = {n: prompt for n, prompt in enumerate(prompts) if not (translates and not str(prompt).strip())}
@@ -60,7 +60,7 @@ class PromptJob:
             "txtgen": txtgen.__version__,
             "sha256 of the model": self._fingerprint,
             "sha256 of other models": self._others,
-            "sha256 of the short-list": self._shortlist,
+            "sha256 of the short-list": self._shortlist and self._shortlist.fingerprint(),
             "sha256 of the prompts": sha256(json.dumps(self.prompts).encode()).hexdigest(),
             "lines": self.lines,
             "device": self._device,
@@ -85,7 +85,7 @@ class PromptJob:
         if self.config.workers:
             config = self.config.model_copy(update={"native": "require" if self._is_native else "off"})
             with shared_file(self._path, self._fingerprint, config) as (path, fingerprint):
-                make = partial(load_shared, path, fingerprint, config)
+                make = partial(load_shared, path, fingerprint, config, self._shortlist)
                 yield from complete_by_workers(make, plan.batches, plan.decoding, self.config.workers)
         else:
             yield from (self._generator.complete(batch, plan.decoding) for batch in plan.batches)
