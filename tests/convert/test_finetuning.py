@@ -114,7 +114,7 @@ def test_a_run_resumes_with_the_rows_that_it_began_with(tmp_path, data, run_txtg
     run_txtgen("finetune", data / "text.txt", "--base", "base.pth", "--name", "tuned", *train)
     straight = load_checkpoint(tmp_path / "runs/tuned/last.pth", training=True)
     (tmp_path / "runs/tuned/checkpoints/step-00000012.pth").unlink()
-    monkeypatch.setattr("txtgen.config.commands.ROW_LENGTH_FROM_ELSEWHERE", 40)
+    monkeypatch.setattr("txtgen.config.runs.ROW_LENGTH_FROM_ELSEWHERE", 40)
     run_txtgen("finetune", "--name", "tuned", "--resume")
     resumed = load_checkpoint(tmp_path / "runs/tuned/last.pth", training=True)
     assert resumed.training["bookmark"] == straight.training["bookmark"]
