@@ -3,6 +3,7 @@ import json
 import math
 import os
 import pickle
+import sys
 import tracemalloc
 import zipfile
 from dataclasses import replace
@@ -80,6 +81,24 @@ def test_without_its_weights_a_checkpoint_is_read_but_for_them(saved, monkeypatc
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged"):
         load_checkpoint(path, weights=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="an open file has no name of its own")
+@pytest.mark.parametrize("how", [{}, {"mapped": True}, {"weights": False}])
+def test_what_is_read_is_what_was_verified_though_another_file_takes_its_name(saved, monkeypatch, how) -> None:
+    path, original = saved
+    other = path.with_name("other.pth")
+    save_checkpoint(other, replace(original, lineage={"step": 999}))
+    read = torch.load
+
+    def late(*arguments, **options):
+        other.replace(path)
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(torch, "load", late)
+    found = load_checkpoint(path, **how)
+    assert found.lineage == original.lineage
+    assert all(torch.equal(tensor, original.model[name]) for name, tensor in found.model.items())
 
 
 def test_a_file_that_is_verified_ahead_is_hashed_once_and_the_next_time_anew(saved, monkeypatch) -> None:

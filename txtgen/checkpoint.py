@@ -222,7 +222,7 @@ def load_checkpoint(path: Path, *, training: bool = False, mapped: bool = False,
             fingerprint = verify(handle, path, tensors=weights and not mapped)
             handle.seek(0)
             mmap = mapped or not weights  # what is mapped must have a name
-            source = path if mmap else handle
+            source = _name_of(handle, path) if mmap else handle
             content = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError as error:
         raise CheckpointError("no such checkpoint file", str(path), "give a .pth file or a run folder") from error
@@ -238,6 +238,12 @@ def load_checkpoint(path: Path, *, training: bool = False, mapped: bool = False,
         raise damaged(path, what) from error
     found = _unpack(content, path, fingerprint, training and weights)
     return found if weights else replace(found, model={})
+
+
+def _name_of(handle: IO[bytes], path: Path) -> Path:
+    """A name of what is open. Its own may be another file's by now: a run replaces last.pth again and again."""
+    name = Path(f"/proc/self/fd/{handle.fileno()}")  # of Linux; elsewhere there is none
+    return name if name.exists() else path
 
 
 def _unpack(content: Any, path: Path, fingerprint: str, training: bool) -> Checkpoint:
