@@ -2,18 +2,21 @@
 
 import json
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
+from multiprocessing import get_context
 
 import pytest
 import torch
 from data_fakes import ByteTokenizer, data_config, plain
 
+from txtgen.config.data import DataConfig
 from txtgen.config.objectives import FILL_IN_MIDDLE, SENTINEL
 from txtgen.config.tokenizer import SentencePieceConfig
 from txtgen.data import build_objective, train_stream, validation_batches
 from txtgen.data.types import Origin, TextRecord
 from txtgen.errors import ConfigError
-from txtgen.tokenizer import train_sentencepiece
+from txtgen.tokenizer import SentencePieceTokenizer, train_sentencepiece
 
 PARTS = ("jump", "look", "walk", "over", "under", "fox", "dog", "quick", "lazy", "brown")
 LINES = [f"the {one}{two}ing {two}s and {one}er {two}ed" for one in PARTS for two in PARTS]
@@ -62,6 +65,21 @@ def test_drawn_tokens_resume_and_are_the_same_on_any_number_of_ranks(data, model
     for number, batch in enumerate(islice(stream(config, model), 10)):
         for row in range(len(batch.input_ids)):
             assert torch.equal(batch.input_ids[row], ranks[row % 2][number].input_ids[row // 2])
+
+
+def tokens_after(settings, files, bookmark):
+    """What a process of its own reads next."""
+    config, model = DataConfig(**settings), SentencePieceTokenizer(files["tokenizer.model"])
+    return [plain(batch) for batch in islice(stream(config, model, bookmark=bookmark), 4)]
+
+
+def test_another_process_resumes_with_the_same_tokens(data, model):
+    """No seed of SentencePiece's own sampler repeats there what it drew here."""
+    config = data("causal_lm", subword_sampling={"alpha": 0.2})
+    straight = [plain(batch) for batch in islice(stream(config, model), 8)]
+    with ProcessPoolExecutor(1, get_context("spawn")) as other:
+        found = other.submit(tokens_after, config.model_dump(), model.files(), straight[3]["bookmark"]).result(60)
+    assert found == straight[4:]
 
 
 def texts_and_tokens(data, model, count):

@@ -7,21 +7,22 @@ Such a text is cut at that character, which goes through its byte pieces instead
 import hashlib
 import json
 import re
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, compress, pairwise
-from typing import Any
+from random import Random
+from typing import TypeAlias
 
 import numpy as np
-import sentencepiece
 
 from txtgen.config.tokenizer import SPECIAL_PIECES
 from txtgen.errors import CheckpointError
 from txtgen.tokenizer.joining import ByteJoiner, files_fingerprint, pieces_by_id, refuse_surrogates, special_ids
 from txtgen.tokenizer.names import NAMES_FILE, SpecialNames, check_ids
+from txtgen.tokenizer.segmentation import Bpe, Unigram, segmentations
 from txtgen.tokenizer.sentencepiece_model import model_pieces, model_special_ids, open_model
+from txtgen.tokenizer.sentencepiece_proto import read_model
 from txtgen.tokenizer.spellings import Spellings
 from txtgen.tokenizer.types import Ids, Special, TokenizerFiles
 
@@ -37,10 +38,8 @@ VOCABULARY_FILE = "vocab.json"
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 """Appended to a .model file, a protobuf message, it sets normalizer_spec.add_dummy_prefix to false."""
 
-_AS_IT_IS: Mapping[str, Any] = {}
-"""No options: the one segmentation that a model gives a text."""
-
-_SAMPLING = threading.Lock()
+Draw: TypeAlias = Callable[[str], list[str]]
+"""Normalised text -> the pieces of a segmentation that is drawn."""
 
 _LINES = re.compile(r"[^\n]*\n|[^\n]+")
 
@@ -177,21 +176,21 @@ class SentencePieceTokenizer(ByteJoiner):
                     batch[row] = np.array(self._encode_special_case(text), np.int32)
         return batch
 
-    @cached_property
+    @property
     def can_sample(self) -> bool:
         """Whether texts have several segmentations: unigram and bpe models can draw them, char and word models not."""
-        try:
-            self.sample("a", 0, 0.1)
-        except RuntimeError:
-            return False
-        return True
+        return self._segmentations is not None
+
+    @cached_property
+    def _segmentations(self) -> Unigram | Bpe | None:
+        return segmentations(read_model(self._model))
 
     def sample(self, text: str, seed: int, alpha: float, nbest_size: int | None = None) -> list[int]:
         """The ids of a segmentation of a text that depends on the seed alone; it decodes to the same text.
 
         Args:
             text: as for `encode`.
-            seed: its last 32 bits count.
+            seed: at least 0.
             alpha: unigram: how much likelier segmentations are preferred; bpe: the share of merges left out.
             nbest_size: unigram: draw among so many likeliest segmentations of each line; None: among all.
 
@@ -201,24 +200,26 @@ class SentencePieceTokenizer(ByteJoiner):
         Source: Kudo 2018, arXiv 1804.10959; bpe: Provilkov et al. 2019, arXiv 1910.13267.
         """
         refuse_surrogates([text])
-        # The best segmentations of a long text would all be the same but for a word, and finding them takes long.
-        by_line = nbest_size is not None and not self.leading_space
-        parts = _LINES.findall(text) if by_line else [text]
-        options = {"enable_sampling": True, "alpha": alpha, "nbest_size": nbest_size or -1}
-        # The generator belongs to the process, and so to whoever seeded it last.
-        with _SAMPLING:
-            sentencepiece.set_random_generator_seed(seed % 2**32)
-            return [token for part in parts for token in self._encode_one(part, options)]
+        own, parts = self._segmentations, [text]
+        assert own is not None
+        draw: Draw = partial(own.draw, chance=Random(seed), alpha=alpha)
+        if nbest_size is not None and isinstance(own, Unigram):
+            draw = partial(own.draw_of_best, chance=Random(seed), alpha=alpha, size=nbest_size)
+            # The best segmentations of a long text would all be the same but for a word.
+            parts = [text] if self.leading_space else _LINES.findall(text)
+        return [token for part in parts for token in self._encode_one(part, draw)]
 
-    def _encode_one(self, text: str, options: Mapping[str, Any] = _AS_IT_IS) -> list[int]:
+    def _encode_one(self, text: str, draw: Draw | None = None) -> list[int]:
         """The ids of a text by the way that it needs."""
-        return self._encode_plain(text, options) if self._is_plain(text) else self._encode_special_case(text, options)
+        return self._encode_plain(text, draw) if self._is_plain(text) else self._encode_special_case(text, draw)
 
-    def _encode_plain(self, text: str, options: Mapping[str, Any] = _AS_IT_IS) -> list[int]:
-        """What SentencePiece makes of a text, as ids."""
+    def _encode_plain(self, text: str, draw: Draw | None = None) -> list[int]:
+        """What SentencePiece makes of a text, or what is drawn instead, as ids."""
+        if draw is not None:
+            return self._ids_of(draw(self._processor.normalize(text)))
         if self._vocabulary is None:
-            return list(self._processor.encode(text, **options))
-        return self._ids_of(self._processor.encode(text, out_type=str, **options))
+            return list(self._processor.encode(text))
+        return self._ids_of(self._processor.encode(text, out_type=str))
 
     def _encode_arrays(self, texts: list[str]) -> list[Ids]:
         """What SentencePiece makes of each text, as ids."""
@@ -241,17 +242,17 @@ class SentencePieceTokenizer(ByteJoiner):
         symbol = text[: text.find("<<") + 2]
         return symbol if symbol in self.control_ids else ""
 
-    def _encode_special_case(self, text: str, options: Mapping[str, Any] = _AS_IT_IS) -> list[int]:
+    def _encode_special_case(self, text: str, draw: Draw | None = None) -> list[int]:
         """The ids of a text that begins with a language, spells a special piece, or that U+2581 parts."""
         language = self._language(text)
         if language:
-            return [self.control_ids[language], *self._encode_one(text.removeprefix(language), options)]
+            return [self.control_ids[language], *self._encode_one(text.removeprefix(language), draw)]
         if places := self._spoken.places(text):
             cuts = [0, *(start + 1 for start, _ in places), len(text)]
             first_part, *parts = [text[start:end] for start, end in pairwise(cuts)]
-            rest = (self._after_special._encode_one(part, options) for part in parts)
-            return [*self._encode_one(first_part, options), *chain.from_iterable(rest)]
-        first, *others = [self._encode_plain(part, options) for part in text.split(SPACE)]
+            rest = (self._after_special._encode_one(part, draw) for part in parts)
+            return [*self._encode_one(first_part, draw), *chain.from_iterable(rest)]
+        first, *others = [self._encode_plain(part, draw) for part in text.split(SPACE)]
         for ids in others:
             first += self._space_ids
             first += ids
