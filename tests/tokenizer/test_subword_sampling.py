@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import sentencepiece
@@ -16,6 +17,7 @@ from txtgen.config.tokenizer import SentencePieceConfig
 from txtgen.errors import DataError
 from txtgen.tokenizer import SentencePieceTokenizer, train_sentencepiece
 from txtgen.tokenizer.segmentation import Unigram
+from txtgen.tokenizer.sentencepiece_proto import NORMAL, UNUSED, _as_varint, _fields, piece_field, read_model
 
 PARTS = ("jump", "look", "walk", "over", "under", "fox", "dog", "quick", "lazy", "brown")
 TEXTS = [f"the {one}{two}ing {two}s\n世界 {one}er {two}ed" for one in PARTS for two in PARTS]
@@ -135,7 +137,7 @@ PASSAGES = [
 def best_of(model, text):
     """By a power so high that nothing but the likeliest is drawn, or without leaving a merge out."""
     unigram = isinstance(model._segmentations, Unigram)
-    return [model.sample(text, 1, 1e6), model.sample(text, 2, 1e6, 4)] if unigram else [model.sample(text, 1, 0.0)]
+    return [model.sample(text, 1, 1e6), model.sample(text, 2, 1e6, 4)] if unigram else [model.sample(text, 1, 1e-300)]
 
 
 @pytest.mark.parametrize("text", PASSAGES)
@@ -147,6 +149,28 @@ def test_the_likeliest_segmentation_is_that_of_sentencepiece(foreign, text):
 def test_the_likeliest_segmentation_of_models_trained_here(model):
     for text in [*PASSAGES, *TEXTS]:
         assert all(found == model.encode(text) for found in best_of(model, text))
+
+
+def test_a_vocabulary_with_other_ids_is_drawn_from_alike():
+    model = MODELS["unigram"]
+    pieces = model.pieces(range(len(model)))
+    kept = [piece for number, piece in enumerate(pieces) if number < 4 or number % 3]
+    vocabulary = {piece: number for number, piece in enumerate([*reversed(kept), ">>fra<<", "ꙮꙮ"])}
+    other = SentencePieceTokenizer(model.model, vocabulary=vocabulary)
+    for text in [*PASSAGES, *TEXTS, ">>fra<<the fox", "</s> ꙮꙮ"]:
+        assert all(found == other.encode(text) for found in best_of(other, text))
+
+
+def test_unused_pieces_lead_to_others_and_are_not_drawn(model):
+    pieces = read_model(model.model).pieces
+    unused = [number for number, piece in enumerate(pieces) if piece.type == NORMAL][::3]
+    changed = [replace(piece, type=UNUSED) if number in unused else piece for number, piece in enumerate(pieces)]
+    rest = [(number, content) for number, content in _fields(model.model) if number > 1]
+    specs = b"".join(bytes([number << 3 | 2]) + _as_varint(len(content)) + content for number, content in rest)
+    fewer = SentencePieceTokenizer(b"".join(map(piece_field, changed)) + specs)
+    for text in [*PASSAGES, *TEXTS]:
+        assert all(found == fewer.encode(text) for found in best_of(fewer, text))
+        assert not {*unused} & {*fewer.sample(text, 1, 0.3)}
 
 
 def chi_square_z(ours: Counter, theirs: Counter) -> float:

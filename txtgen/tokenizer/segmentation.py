@@ -7,8 +7,9 @@ between two of them, mostly a word, is segmented by itself, and what there is to
 """
 
 import math
+import sys
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from heapq import heappop, heappush
 from itertools import accumulate, groupby, pairwise
@@ -30,6 +31,9 @@ _UNKNOWN_PENALTY = 10.0
 Edge: TypeAlias = tuple[int, float]
 """A piece that ends at some place of a text: where it begins, and its score, a natural logarithm."""
 
+Way: TypeAlias = "tuple[Way, str] | None"
+"""A segmentation: all but its last part, and that; None: of nothing."""
+
 
 class Unigram:
     """Draws paths of the lattice of all pieces that a text can be made of.
@@ -46,6 +50,7 @@ class Unigram:
         self._words = _Words(self._scores)
         self._spelling = _Spelling(pieces)
         self._kept_lattice = lru_cache(_MOST_WORDS)(self._lattice)
+        self._kept_best = lru_cache(_MOST_WORDS // 4)(self._best)
 
     def draw(self, text: str, chance: Random, alpha: float) -> list[str]:
         """A segmentation, as pieces, with its probability to the power of alpha. text: normalised by the model."""
@@ -78,25 +83,38 @@ class Unigram:
 
     def draw_of_best(self, text: str, chance: Random, alpha: float, size: int) -> list[str]:
         """As `draw`, but only among the `size` likeliest of all the text."""
-        best = [np.zeros(1)]  # for each place, the scores of the likeliest segmentations so far, the best first
-        origins: list[tuple[list[Edge], NDArray[np.int64]]] = [([], np.zeros(1, np.int64))]
-        for edges in self._edges(text):
-            scores = np.concatenate([best[start] + score for start, score in edges])
-            order = (-scores).argsort(kind="stable")[:size]
-            best.append(scores[order])
-            origins.append((edges, order))
-        sums = [*accumulate(math.exp(alpha * one) for one in (best[-1] - best[-1][0]).tolist())]
-        number, end, backwards = bisect_right(sums[:-1], chance.random() * sums[-1]), len(text), []
-        while end:
-            edges, order = origins[end]
-            number = int(order[number])
-            for start, _ in edges:
-                if number < len(best[start]):
-                    break
-                number -= len(best[start])
-            backwards.append(text[start:end])
-            end = start
+        rows, columns = _pairs_in_reach(size)
+        scores = np.zeros(1)
+        steps: list[tuple[NDArray[np.int16], NDArray[np.int16], list[Way]]] = []
+        for word in self._words(text):
+            its_scores, its_ways = (self._kept_best if len(word) <= _LONGEST_WORD else self._best)(word, size)
+            (fit,) = ((rows < len(scores)) & (columns < len(its_scores))).nonzero()
+            sums = scores[rows[fit]] + its_scores[columns[fit]]
+            order = (-sums).argsort(kind="stable")[:size]
+            scores, chosen = sums[order], fit[order]
+            steps.append((rows[chosen], columns[chosen], its_ways))
+        shares = [*accumulate(math.exp(alpha * one) for one in (scores - scores[0]).tolist())]
+        number = bisect_right(shares[:-1], chance.random() * shares[-1])
+        backwards = []
+        for before, last, ways in reversed(steps):
+            way: Way = ways[last[number]]
+            while way is not None:
+                way, part = way
+                backwards.append(part)
+            number = before[number]
         return self._spelling(reversed(backwards))
+
+    def _best(self, word: str, size: int) -> tuple[NDArray[np.float64], list[Way]]:
+        """The `size` likeliest segmentations of a word, the likeliest first: their scores, and themselves."""
+        scores = [np.zeros(1)]
+        ways: list[list[Way]] = [[None]]
+        for end, edges in enumerate(self._edges(word), 1):
+            sums = np.concatenate([scores[start] + score for start, score in edges])
+            order = (-sums).argsort(kind="stable")[:size]
+            scores.append(sums[order])
+            found = [(way, word[start:end]) for start, _ in edges for way in ways[start]]
+            ways.append([found[number] for number in order.tolist()])
+        return scores[-1], ways[-1]
 
     def _edges(self, text: str) -> Iterator[list[Edge]]:
         """The pieces that end at each place but the first; a character without a piece is unknown."""
@@ -120,17 +138,40 @@ class Bpe:
     def __init__(self, pieces: Sequence[Piece]) -> None:
         self._scores = {piece.text: piece.score for piece in pieces if piece.type in (NORMAL, USER_DEFINED, UNUSED)}
         self._unused = {piece.text for piece in pieces if piece.type == UNUSED}
-        self._whole = {piece.text for piece in pieces if piece.type == USER_DEFINED}
-        self._lengths = sorted({*map(len, self._whole)}, reverse=True)
+        self._own = {piece.text for piece in pieces if piece.type == USER_DEFINED}
+        self._lengths = sorted({*map(len, self._own)}, reverse=True)
         self._words = _Words(self._scores)
         self._spelling = _Spelling(pieces)
+        self._kept_whole = lru_cache(_MOST_WORDS)(self._whole)
 
     def draw(self, text: str, chance: Random, alpha: float) -> list[str]:
         """A segmentation, as pieces, without this share of the merges. text: normalised by the model."""
-        return self._spelling(part for word in self._words(text) for part in self._merged(word, chance, alpha))
+        rate = math.log1p(-min(alpha, 1 - 2**-53))
 
-    def _merged(self, word: str, chance: Random, dropout: float) -> Iterator[str]:
-        """The parts of a word after all merges but those that are left out."""
+        def next_gap() -> int:
+            """How many merges come before one that is left out."""
+            return int(min(math.log(1 - chance.random()) / rate, sys.maxsize))
+
+        gap = next_gap()
+        parts: list[str] = []
+        for word in self._words(text):
+            if len(word) <= _LONGEST_WORD:
+                merges, whole = self._kept_whole(word)
+                if merges <= gap:
+                    parts += whole
+                    gap -= merges
+                    continue
+            found, gap = self._merged(word, gap, next_gap)
+            parts += found
+        return self._spelling(parts)
+
+    def _whole(self, word: str) -> tuple[int, list[str]]:
+        """How many merges a word takes when none is left out, and its parts after them."""
+        parts, left = self._merged(word, sys.maxsize, lambda: 0)
+        return sys.maxsize - left, parts
+
+    def _merged(self, word: str, gap: int, next_gap: Callable[[], int]) -> tuple[list[str], int]:
+        """The parts of a word after all merges but those that are left out, and the gap that remains."""
         symbols = [*self._symbols(word)]
         ends = {start: end for start, end, _ in symbols}
         starts = {end: start for start, end, _ in symbols}
@@ -150,29 +191,35 @@ class Bpe:
             meet(start, middle)
         while agenda:
             _, start, middle, end = heappop(agenda)
-            if ends.get(start) != middle or ends.get(middle) != end or chance.random() < dropout:
+            if ends.get(start) != middle or ends.get(middle) != end:
                 continue
+            if not gap:
+                gap = next_gap()
+                continue
+            gap -= 1
             del ends[middle], starts[middle]
             ends[start], starts[end] = end, start
             if start in starts:
                 meet(starts[start], start)
             if end in ends:
                 meet(start, end)
-        parts = [word[start:end] for start, end in reversed(ends.items())]
-        while parts:
-            part = parts.pop()
+        undone = [word[start:end] for start, end in reversed(ends.items())]
+        parts = []
+        while undone:
+            part = undone.pop()
             if part in halves:
-                parts += reversed(halves[part])
+                undone += reversed(halves[part])
             else:
-                yield part
+                parts.append(part)
+        return parts, gap
 
     def _symbols(self, word: str) -> Iterator[tuple[int, int, bool]]:
         """What merging begins with: where each begins and ends, and whether it stays as it is."""
         start = 0
         while start < len(word):
-            own = next((length for length in self._lengths if word[start : start + length] in self._whole), 0)
-            yield start, start + (own or 1), own > 0
-            start += own or 1
+            length = next((length for length in self._lengths if word[start : start + length] in self._own), 0)
+            yield start, start + (length or 1), length > 0
+            start += length or 1
 
 
 class _Words:
@@ -211,3 +258,11 @@ def segmentations(content: ModelContent) -> Unigram | Bpe | None:
     kinds: Mapping[int, type[Unigram | Bpe]] = {UNIGRAM: Unigram, BPE: Bpe}
     kind = kinds.get(content.type)
     return kind(content.pieces) if kind is not None else None
+
+
+@lru_cache(4)
+def _pairs_in_reach(size: int) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """Where, of two lists in descending order, the summands of the `size` largest sums can be: [N] int16 each."""
+    pairs = [(row, column) for row in range(size) for column in range(size // (row + 1))]
+    rows, columns = np.array(pairs, np.int16).T
+    return rows, columns
