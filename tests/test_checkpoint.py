@@ -113,6 +113,16 @@ def test_a_file_that_is_verified_ahead_is_hashed_once_and_the_next_time_anew(sav
     assert len(hashed) == 2 * len(set(hashed))
 
 
+def test_where_no_thread_can_be_had_a_file_is_verified_when_it_is_read(saved, monkeypatch) -> None:
+    path, original = saved
+
+    def refuse(_thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(archive_module.Thread, "start", refuse)
+    assert read_ahead(path).lineage == original.lineage
+
+
 @pytest.mark.parametrize("way", ["written to", "replaced"])
 def test_a_file_that_changes_after_it_was_verified_is_verified_anew(saved, way) -> None:
     path, _ = saved

@@ -51,7 +51,7 @@ def verify_ahead(path: Path) -> None:
         state = _state(handle)
     except OSError:
         return
-    found = _ahead[state] = Future[str]()
+    found = Future[str]()
 
     def work() -> None:
         try:
@@ -60,7 +60,12 @@ def verify_ahead(path: Path) -> None:
         except BaseException as error:  # raised where it is asked for
             found.set_exception(error)
 
-    Thread(target=work, daemon=True).start()
+    try:
+        Thread(target=work, daemon=True).start()
+    except RuntimeError:  # the system gives no thread: it is verified when it is read
+        handle.close()
+    else:
+        _ahead[state] = found
 
 
 def _state(handle: IO[bytes]) -> tuple[int, ...]:
