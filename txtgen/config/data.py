@@ -21,7 +21,8 @@ from txtgen.config.sources import SourceConfig
 class SubwordSampling(Config):
     """Subword regularisation: the tokens of a training text are drawn anew in every epoch from all that spell it.
 
-    Texts that are validated on or generated from always have the same tokens.
+    They depend on the seed and the place of the text alone, so that every process draws the same. Texts that are
+    validated on or generated from always have the same tokens.
 
     Source: Kudo 2018, arXiv 1804.10959, for unigram; Provilkov et al. 2019, arXiv 1910.13267, for bpe.
     """
