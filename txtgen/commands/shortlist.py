@@ -68,15 +68,15 @@ def run(config: ShortlistConfig) -> ShortlistMade:
         checkpoint.tokenizer.fingerprint(),
     )
     shortlist.save(output)
-    every = max(1, sum(map(len, blocks)) // CHECKED_PAIRS)
-    texts = [pair for pairs in blocks for pair in pairs.each()][::every]
+    count = sum(map(len, blocks))
+    checked = [pair for pairs in blocks for pair in pairs.each()][:: max(1, count // CHECKED_PAIRS)]
     return ShortlistMade(
         str(output),
         str(path),
-        sum(map(len, blocks)),
+        count,
         len(shortlist.frequent),
         config.per_token,
-        shortlist.coverage(texts),
+        shortlist.coverage(checked),
         shortlist.fingerprint(),
     )
 

@@ -74,12 +74,17 @@ def _distinct(pairs: list[tuple[str, Any]], origin: Origin) -> dict[str, Any]:
     return value
 
 
-def _string(value: dict[str, Any], name: str, origin: Origin) -> str:
-    """The text in a field."""
+def _field(value: dict[str, Any], name: str, origin: Origin) -> Any:
+    """What is in a field, which must be there."""
     if name not in value:
         fields = ", ".join(repr(field) for field in list(value)[:8])
         raise BadRecord(f"there is no field {name!r}; there are {fields or 'none'}", origin)
-    text = value[name]
+    return value[name]
+
+
+def _string(value: dict[str, Any], name: str, origin: Origin) -> str:
+    """The text in a field."""
+    text = _field(value, name, origin)
     if not isinstance(text, str):
         raise BadRecord(f"the field {name!r} must be a string, not {_kind(text)}", origin)
     try:
@@ -91,10 +96,7 @@ def _string(value: dict[str, Any], name: str, origin: Origin) -> str:
 
 def _messages(value: dict[str, Any], name: str, origin: Origin) -> Iterable[Message]:
     """The turns of a conversation."""
-    if name not in value:
-        fields = ", ".join(repr(field) for field in list(value)[:8])
-        raise BadRecord(f"there is no field {name!r}; there are {fields or 'none'}", origin)
-    messages = value[name]
+    messages = _field(value, name, origin)
     if not isinstance(messages, list):
         raise BadRecord(f"the field {name!r} must be a list of messages, not {_kind(messages)}", origin)
     if not messages:
