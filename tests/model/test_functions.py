@@ -1,10 +1,10 @@
-"""Gradients written by hand beside those that autograd finds."""
+"""Gradients written by hand beside those that autograd finds, and dropout beside what it is to draw."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from txtgen.model.functions import relu_squared, rms_norm
+from txtgen.model.functions import dropout, relu_squared, rms_norm
 
 SHAPES = [(5, 8), (2, 3, 4, 6), (1, 3)]
 
@@ -56,3 +56,38 @@ def test_rms_norm_without_gradients_is_the_same() -> None:
     torch.testing.assert_close(rms_norm(x, weight, 1e-5), tracked.detach())
     with torch.no_grad():
         torch.testing.assert_close(rms_norm(x, weight, 1e-5), tracked)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.83])
+def test_dropout_leaves_out_its_share_and_keeps_the_mean(share, dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(401, 997, dtype=dtype)
+    found = dropout(x, share, training=True)
+    assert found.dtype == dtype
+    left_out = (found == 0).double()
+    error = (share * (1 - share) / x.numel()) ** 0.5
+    assert abs(left_out.mean().item() - share) < 4 * error
+    kept = found[found != 0]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - share)), atol=1e-4, rtol=1e-2)
+    for near in range(1, 5):  # four elements come from one number that is drawn
+        both_left_out = (left_out.flatten()[near:] * left_out.flatten()[:-near]).mean().item()
+        assert abs(both_left_out - share**2) < 4 * 2 * share * error
+
+
+def test_dropout_as_its_seed_says_and_where_it_leaves_out_no_gradient() -> None:
+    x = random(3, 5, dtype=torch.float64).requires_grad_()
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(dropout(x, 0.4, training=True))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    (gradient,) = torch.autograd.grad(drawn[0].sum(), x)
+    torch.testing.assert_close(gradient * x, drawn[0])
+
+
+@pytest.mark.parametrize(("share", "training"), [(0.4, False), (0.0, True)])
+def test_no_dropout(share, training) -> None:
+    x = random(3, 5, dtype=torch.float32)
+    assert dropout(x, share, training) is x

@@ -16,7 +16,7 @@ from txtgen.config.model import (
     TransformerConfig,
 )
 from txtgen.model.attention import CrossAttention, Pattern, RMSNorm, SelfAttention, additive
-from txtgen.model.functions import relu_squared
+from txtgen.model.functions import dropout, relu_squared
 from txtgen.model.position import Rotation, alibi_bias, relative_buckets, rotary, rotary_table, table_length
 from txtgen.model.state import LayerCache, Window
 
@@ -75,9 +75,9 @@ class FeedForward(nn.Module):
             hidden = self.activation(self.up_proj(x))
         else:
             hidden = self.activation(self.gate_proj(x)) * self.up_proj(x)
-        hidden = F.dropout(hidden, self.dropout, self.training)
+        hidden = dropout(hidden, self.dropout, self.training)
         for proj in self.hidden_projs:
-            hidden = F.dropout(self.activation(proj(hidden)), self.dropout, self.training)
+            hidden = dropout(self.activation(proj(hidden)), self.dropout, self.training)
         return cast(Tensor, self.down_proj(hidden))
 
 
@@ -98,8 +98,8 @@ class Layer(nn.Module):
     def _residual(self, x: Tensor, norm: nn.Module, block: Callable[[Tensor], Tensor]) -> Tensor:
         """x plus the block's output, normalised before the block or after the sum."""
         if self.pre_norm:
-            return x + F.dropout(block(norm(x)), self.dropout, self.training)
-        return cast(Tensor, norm(x + F.dropout(block(x), self.dropout, self.training)))
+            return x + dropout(block(norm(x)), self.dropout, self.training)
+        return cast(Tensor, norm(x + dropout(block(x), self.dropout, self.training)))
 
     def forward(
         self, x: Tensor, pattern: Pattern, source: Tensor | None = None, cache: LayerCache | None = None
@@ -203,7 +203,7 @@ class Stack(nn.Module):
         """Map embeddings [B,N,D] to the last layer's output [B,N,D]."""
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
-        x = F.dropout(x, self.dropout, self.training)
+        x = dropout(x, self.dropout, self.training)
         for number, layer in enumerate(self.layers):
             full = pattern.near is None or number in self.config.full_attention_layers
             x = layer(x, pattern if full else pattern.near, source, None if caches is None else caches[number])

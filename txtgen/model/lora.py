@@ -13,11 +13,11 @@ from itertools import chain
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from txtgen.config.finetuning import LoraConfig
 from txtgen.errors import ConfigError
+from txtgen.model.functions import dropout
 from txtgen.model.init import keyed
 from txtgen.model.quantize import QuantizedLinear
 from txtgen.model.transformer import Transformer, Unset
@@ -36,7 +36,7 @@ class Lora(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [...,K] to [...,N]."""
-        return cast(Tensor, self.up(self.down(F.dropout(x, self.dropout, self.training)) * self.scale))
+        return cast(Tensor, self.up(self.down(dropout(x, self.dropout, self.training)) * self.scale))
 
     @property
     def product(self) -> Tensor:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from txtgen.model.functions import dropout
+
 PRIME, FACTOR = 2**31 - 1, 1_000_003
 """Of the hash: a product of two numbers below these fits into 64 bits."""
 
@@ -36,7 +38,7 @@ class NgramEmbedding(nn.EmbeddingBag):
         buckets = self._buckets(ids, positions).flatten(0, 1)
         kept = None
         if self.training and self.dropout:
-            kept = F.dropout(self.weight.new_ones(buckets.shape), self.dropout)
+            kept = dropout(self.weight.new_ones(buckets.shape), self.dropout, self.training)
         return super().forward(buckets, per_sample_weights=kept).view(ids.shape[0], positions.shape[1], -1)
 
     def _buckets(self, ids: Tensor, positions: Tensor) -> Tensor:

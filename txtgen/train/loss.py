@@ -168,8 +168,7 @@ def cross_entropy_sums(logits: Tensor, labels: Tensor, label_smoothing: float = 
     Returns the objective, its part without smoothing, both scalars, and the gradient [N,V] of the objective.
     """
     gradient = logits.softmax(-1)
-    top, place = logits.max(-1, keepdim=True)
-    log_total = top - gradient.gather(-1, place).log()
+    log_total = logits.amax(-1, keepdim=True) - gradient.amax(-1, keepdim=True).log()
     gold = labels[:, None]
     nll = (log_total - logits.gather(-1, gold)).sum()
     if not label_smoothing:
