@@ -148,7 +148,8 @@ def test_what_only_some_runs_need_is_not_imported(tmp_path: Path) -> None:
     """torch's compiler takes longer to import than torch, tensors spread over ranks half as long.
 
     Neither training nor generating needs them; but torch's own optimizers import the compiler, and so does drawing
-    weights on the meta device. Moving a module off that device imports sympy, which generating does without.
+    weights on the meta device. Moving a module off that device imports sympy, which generating does without. The files
+    of safetensors are short-lists and those of Hugging Face.
     """
     config = """
 data: {sources: [{kind: text, path: a.txt}]}
@@ -158,7 +159,7 @@ train: {steps: 2, batch_tokens: 64, optimizer: {kind: muon}}
 """
     (tmp_path / "a.txt").write_text("the cat sat on the mat. " * 200, encoding="utf-8")
     (tmp_path / "a.yaml").write_text(config, encoding="utf-8")
-    slow = {"torch._dynamo", "torch.distributed.tensor"}
+    slow = {"torch._dynamo", "torch.distributed.tensor", "safetensors"}
     for command, unneeded in (
         (["pretrain", "a.yaml", "--name", "a"], slow),
         (["generate", "runs/a", "--prompt", "the"], slow | {"sympy"}),

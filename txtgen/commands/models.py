@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,11 +18,12 @@ from txtgen.commands.finding import find_model
 from txtgen.config.commands import GeneratingConfig, ModelUseConfig
 from txtgen.config.ensemble import EQUAL_SHARES, Mixture
 from txtgen.config.model import Native, Quantization
-from txtgen.convert import import_folder
 from txtgen.errors import CheckpointError, ConfigError
 from txtgen.generator import Generator
-from txtgen.lexicon import Shortlist
 from txtgen.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_hf_folder
+
+if TYPE_CHECKING:
+    from txtgen.lexicon import Shortlist
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ def read_checkpoint(
         ResourceError: it may not be read.
     """
     path = _found(model, runs_path)
-    return path, import_folder(path) if path.is_dir() else load_checkpoint(path, training=training)
+    return path, _imported(path) if path.is_dir() else load_checkpoint(path, training=training)
 
 
 def read_model(
@@ -104,6 +106,13 @@ def _found(model: str | Path | None, runs_path: str) -> Path:
     return path
 
 
+def _imported(folder: Path) -> Checkpoint:
+    """The checkpoint that a Hugging Face folder amounts to."""
+    from txtgen.convert import import_folder  # which a .pth does without
+
+    return import_folder(folder)
+
+
 def _converted(folder: Path) -> Path:
     """The checkpoint made of a Hugging Face folder: of these very files, by this version of txtgen."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -114,7 +123,7 @@ def _converted(folder: Path) -> Path:
     path = Path(home) / "txtgen" / f"{place}-{state}.pth"
     if not path.is_file():
         logger.warning("converting %s once; the result is kept as %s", folder, path)
-        save_checkpoint(path, import_folder(folder))
+        save_checkpoint(path, _imported(folder))
         for old in path.parent.glob(f"{place}-*.pth"):
             if old != path:
                 old.unlink(missing_ok=True)
@@ -249,14 +258,18 @@ def load(
     )
 
 
-def read_shortlist(path: str | Path | None) -> Shortlist | None:
+def read_shortlist(path: str | Path | None) -> "Shortlist | None":
     """The vocabulary short-list in a file, if one is named.
 
     Raises:
         CheckpointError: there is none in it.
         ResourceError: it cannot be read.
     """
-    return None if path is None else Shortlist.load(Path(path))
+    if path is None:
+        return None
+    from txtgen.lexicon import Shortlist  # with safetensors, which few need
+
+    return Shortlist.load(Path(path))
 
 
 def load_for(config: ModelUseConfig, *, remembers: bool = False) -> Generator:
@@ -300,7 +313,9 @@ def shared_file(path: Path, fingerprint: str, config: ModelUseConfig) -> Iterato
         yield file, fingerprint
 
 
-def load_shared(path: Path, fingerprint: str, config: ModelUseConfig, shortlist: Shortlist | None = None) -> Generator:
+def load_shared(
+    path: Path, fingerprint: str, config: ModelUseConfig, shortlist: "Shortlist | None" = None
+) -> Generator:
     """The generator of one of the processes that map a whole model. They hold its weights once between them, as far as
     these stay as they are in the file: another dtype, fewer bits and machine code are each process's own.
 

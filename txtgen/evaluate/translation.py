@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from txtgen.config.data import BleuTokenizer
 from txtgen.data.types import PairRecord
 from txtgen.errors import ResourceError
 from txtgen.generator import Generator
-from txtgen.lexicon import Coverage
 from txtgen.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from txtgen.lexicon import Coverage
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ def translate_pairs(
     return texts, score_translations(texts, [pair.target for pair in pairs], tokenize)
 
 
-def shortlist_coverage(generator: Generator, pairs: Iterable[PairRecord]) -> Coverage:
+def shortlist_coverage(generator: Generator, pairs: Iterable[PairRecord]) -> "Coverage":
     """What the generator's short-list, which it must have, has of the targets of pairs, of which there is one."""
     assert generator.shortlist is not None
     known, tokenizer = list(pairs), generator.loaded.tokenizer

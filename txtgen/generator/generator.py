@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from txtgen.checkpoint import LoadedModel
 from txtgen.config.decoding import DecodingConfig, SampleConfig
@@ -34,10 +34,12 @@ from txtgen.generator.settings import resolve_settings
 from txtgen.generator.types import EncodedPrompt, Generation, Prompt, Score, StreamPiece
 from txtgen.generator.writing import StopStrings, begins, filled_text
 from txtgen.infilling import gap_marks
-from txtgen.lexicon import Shortlist
 from txtgen.memory import is_out_of_memory
 from txtgen.model import NativeTransformer, Transformer, is_bounded, step_model
 from txtgen.tokenizer import IncrementalDecoder, never_written
+
+if TYPE_CHECKING:
+    from txtgen.lexicon import Shortlist  # with safetensors, which few need
 
 
 class Generator:
@@ -72,7 +74,7 @@ class Generator:
         draft: LoadedModel | None = None,
         ensemble: Sequence[LoadedModel] = (),
         mixture: Mixture = EQUAL_SHARES,
-        shortlist: Shortlist | None = None,
+        shortlist: "Shortlist | None" = None,
         remembers: bool = False,
     ) -> None:
         if batch_size < 1:
