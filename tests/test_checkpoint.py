@@ -83,6 +83,41 @@ def test_without_its_weights_a_checkpoint_is_read_but_for_them(saved, monkeypatc
         load_checkpoint(path, weights=False)
 
 
+def test_weights_share_memory_where_they_did_and_none_with_the_file(saved) -> None:
+    path, original = saved
+    name = "token_embedding.weight"
+    both = original.model[name]
+    save_checkpoint(path, replace(original, model={**original.model, "a": both[2:].mT, "b": both[:2], "c": both[:0]}))
+    found = load_checkpoint(path).model
+    assert torch.equal(found["a"], both[2:].mT)
+    assert found["b"].untyped_storage().data_ptr() == found[name].untyped_storage().data_ptr()
+    content = path.read_bytes()
+    path.write_bytes(bytes(len(content)))  # in place, as a copy over it does
+    assert all(torch.equal(tensor, original.model.get(name, tensor)) for name, tensor in found.items())
+    assert torch.equal(found["a"], both[2:].mT)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there an open file has a name, and the peak can begin anew")
+def test_the_training_state_takes_no_memory_where_it_is_left_out(saved) -> None:
+    path, original = saved
+    size = 1 << 22
+    weights = {f"{number}": torch.full((size,), float(number)) for number in range(4)}  # 64 MiB
+    moments = {"optimizer": [torch.zeros_like(tensor) for _ in range(3) for tensor in weights.values()]}  # 192 MiB
+    save_checkpoint(path, replace(original, model=weights, training=moments))
+    del moments
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory_bytes("VmRSS")
+    found = load_checkpoint(path)
+    assert memory_bytes("VmHWM") - before < 1.5 * 4 * 4 * size
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in found.model.items())
+
+
+def memory_bytes(key: str) -> int:
+    """What Linux says of this process."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return 1024 * int(line.split()[1])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="an open file has no name of its own")
 @pytest.mark.parametrize("how", [{}, {"mapped": True}, {"weights": False}])
 def test_what_is_read_is_what_was_verified_though_another_file_takes_its_name(saved, monkeypatch, how) -> None:

@@ -23,7 +23,7 @@ from txtgen.config.checkpoint import CheckpointConfig
 from txtgen.config.model import Quantization
 from txtgen.errors import CheckpointError, ResourceError
 from txtgen.files import os_error, replace_file, retried, write_error
-from txtgen.memory import is_out_of_memory
+from txtgen.memory import forget_mapped, is_out_of_memory
 from txtgen.model import Transformer, build_model
 from txtgen.model.quantize import portable, quantize_model
 from txtgen.tokenizer import Tokenizer, tokenizer_from_files
@@ -205,7 +205,7 @@ def load_checkpoint(path: Path, *, training: bool = False, mapped: bool = False,
 
     Args:
         path: the .pth file.
-        training: keep the training state (optimizer and stream).
+        training: the training state (optimizer and stream) too; else its tensors take no memory.
         mapped: somebody has just read and checked this very file (its fingerprint tells); do not read its tensors
             again, but map them into memory, where processes share them.
         weights: False: leave the model out, which most of a file is.
@@ -221,8 +221,10 @@ def load_checkpoint(path: Path, *, training: bool = False, mapped: bool = False,
         with open(path, "rb") as handle:
             fingerprint = verify(handle, path, tensors=weights and not mapped)
             handle.seek(0)
-            mmap = mapped or not weights  # what is mapped must have a name
-            source = _name_of(handle, path) if mmap else handle
+            # Of what is mapped, only what is used is read; it must have a name.
+            named = None if training and weights and not mapped else _name_of(handle)
+            source = named or (path if mapped or not weights else handle)
+            mmap = source is not handle
             content = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError as error:
         raise CheckpointError("no such checkpoint file", str(path), "give a .pth file or a run folder") from error
@@ -232,18 +234,41 @@ def load_checkpoint(path: Path, *, training: bool = False, mapped: bool = False,
         if (cause := os_error(error)) is not None and cause.errno not in (None, errno.EINVAL):
             raise ResourceError(f"cannot read: {cause.strerror}", str(path), "check the disk") from error
         if is_out_of_memory(error):
-            raise ResourceError("the memory does not hold it", str(path), "free some memory") from error
+            raise _too_large(path) from error
         refused = isinstance(error, pickle.UnpicklingError)
         what = "it holds more than tensors and plain data, and is refused" if refused else "its records cannot be read"
         raise damaged(path, what) from error
     found = _unpack(content, path, fingerprint, training and weights)
-    return found if weights else replace(found, model={})
+    if not weights:
+        return replace(found, model={})
+    return replace(found, model=_copied(found.model, path)) if mmap and not mapped else found
 
 
-def _name_of(handle: IO[bytes], path: Path) -> Path:
+def _name_of(handle: IO[bytes]) -> Path | None:
     """A name of what is open. Its own may be another file's by now: a run replaces last.pth again and again."""
     name = Path(f"/proc/self/fd/{handle.fileno()}")  # of Linux; elsewhere there is none
-    return name if name.exists() else path
+    return name if name.exists() else None
+
+
+def _copied(mapped: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Tensors of a file in memory of their own, where nothing changes with the file."""
+    copies, storages = {}, dict[int, torch.UntypedStorage]()
+    try:
+        for name, tensor in mapped.items():
+            storage = tensor.untyped_storage()
+            if (own := storages.get(storage.data_ptr())) is None:
+                own = storages[storage.data_ptr()] = storage.clone()  # type: ignore[no-untyped-call]
+                forget_mapped(storage)
+            copies[name] = tensor.new_empty(0).set_(own, tensor.storage_offset(), tensor.shape, tensor.stride())
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _too_large(path) from error
+    return copies
+
+
+def _too_large(path: Path) -> ResourceError:
+    return ResourceError("the memory does not hold it", str(path), "free some memory")
 
 
 def _unpack(content: Any, path: Path, fingerprint: str, training: bool) -> Checkpoint:

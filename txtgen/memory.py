@@ -1,6 +1,7 @@
 """How memory that runs out shows, and how what is free of it goes back to the system."""
 
 import ctypes
+import mmap
 import sys
 
 import torch
@@ -25,3 +26,16 @@ def give_back_free_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+def forget_mapped(storage: torch.UntypedStorage) -> None:
+    """Let the system have the memory of a storage that is mapped from a file.
+
+    Whoever uses the storage again reads the file anew. Elsewhere than on Linux, the system takes the memory when it
+    needs it.
+    """
+    if sys.platform == "linux":
+        page, start = mmap.PAGESIZE, storage.data_ptr()
+        first, end = -(-start // page) * page, (start + storage.nbytes()) // page * page
+        if end > first:
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED)
