@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from txtgen.config.base import Config, Count, NonNegative, Share
 
@@ -117,10 +117,21 @@ UNLIMITED = 1_000_000_000
 """Steps of a run that only its time ends."""
 
 
+def _steps_or_time(schema: dict[str, Any]) -> None:
+    """In the JSON Schema, too, steps are null only beside minutes."""
+    steps = schema["properties"]["steps"]
+    schema["properties"]["steps"] = {**steps, "type": [steps["type"], "null"]}
+    schema["if"] = {"properties": {"steps": {"type": "null"}}, "required": ["steps"]}
+    schema["then"] = {"properties": {"minutes": {"type": "number"}}, "required": ["minutes"]}
+
+
 class TrainConfig(Config):
     """The training loop. Whatever is counted is counted in optimizer steps."""
 
+    model_config = ConfigDict(json_schema_extra=_steps_or_time)
+
     steps: NonNegative = 1000
+    """Optimizer steps. Beside minutes, null or nothing: as many as fit into the time."""
     minutes: Annotated[float, Field(gt=0.0)] | None = None
     """The time of the whole run, to which its schedule is fitted. Where steps are given too, whichever comes first."""
     batch_tokens: Count = 8192
