@@ -363,12 +363,12 @@ def check_weights(own: Mapping[str, Tensor], weights: dict[str, Tensor], where: 
         shown = ", ".join(complaints[:5]) + (f" and {len(complaints) - 5} more" if len(complaints) > 5 else "")
         raise CheckpointError(f"the weights do not fit the model: {shown}", where, "use the config that made them")
     for name, tensor in weights.items():
-        if not _is_finite(tensor):
+        if not is_finite(tensor):
             raise CheckpointError(f"weight {name} is not finite", where, "use an earlier checkpoint")
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    """Read once, and nothing is written: both ends are NaN where any number is."""
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are. Read once, and nothing is written: both ends are NaN where any number is."""
     return tensor.numel() == 0 or all(math.isfinite(end) for end in torch.aminmax(tensor))
 
 

@@ -65,7 +65,7 @@ def _require_alike(one: Checkpoint, other: Checkpoint, path: Path, other_path: P
             None if tokenizer is None else tokenizer.fingerprint()
             for tokenizer in (one.source_tokenizer, other.source_tokenizer)
         ),
-        "weights": ({name: tensor.shape for name, tensor in one.model.items()}, _shapes(other)),
+        "weights": (_shapes(one), _shapes(other)),
     }
     different = [name for name, (ours, theirs) in pairs.items() if ours != theirs]
     if different:

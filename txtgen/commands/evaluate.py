@@ -74,7 +74,8 @@ def run(config: EvaluateConfig) -> Evaluation:
     seed = trained_on.get("seed", 0)
     batches = validation_parts(data, objective, batch_tokens=max(config.batch_tokens, length), length=length, seed=seed)
     found = {name: evaluate_loss(loaded.model, part) for name, part in batches.items()}
-    loss = weighted_loss(found, objective.weights) if objective.weights else found.pop("")
+    loss = weighted_loss(found, objective.weights)
+    parts = found if objective.weights else {}
     translation = texts = coverage = None
     if generator is not None and translates:
         translation = _translate(generator, data, seed, config)
@@ -82,7 +83,7 @@ def run(config: EvaluateConfig) -> Evaluation:
             coverage = shortlist_coverage(generator, validation_pairs(data, seed=seed))
     if generator is not None and config.generate:
         texts = _describe(generator, data, seed, config)
-    return Evaluation(str(path), loss, found, translation, texts, coverage)
+    return Evaluation(str(path), loss, parts, translation, texts, coverage)
 
 
 def _row_length(config: EvaluateConfig, model: CheckpointConfig) -> int:

@@ -34,13 +34,13 @@ class Request:
 
     command: str
     inputs: tuple[str, ...]
-    name: str | None
-    runs_path: str
-    base: str | None
-    resume: bool
-    overwrite: bool
-    accept_changes: bool
-    dry_run: bool
+    name: str | None = None
+    runs_path: str = "runs"
+    base: str | None = None
+    resume: bool = False
+    overwrite: bool = False
+    accept_changes: bool = False
+    dry_run: bool = False
     nproc: int = 1
     max_restarts: int = 0
     json_output: bool = False
@@ -92,7 +92,7 @@ def read_run_config(inputs: tuple[str, ...], base: str | None, overrides: list[s
     Raises:
         TxtgenError: as for `launch`.
     """
-    request = Request("finetune" if base else "pretrain", inputs, None, "runs", base, False, False, False, False)
+    request = Request("finetune" if base else "pretrain", inputs, base=base)
     path, _, settings = _config(request)
     return load_run_config(path, settings + overrides)
 

@@ -31,7 +31,13 @@ class LossMetrics:
 
 
 def weighted_loss(parts: Mapping[str, LossMetrics], weights: Mapping[str, float]) -> LossMetrics:
-    """The parts of a mixture as one: the means of their losses and bits per byte by weight, the sums of the counts."""
+    """The parts of a mixture as one: the means of their losses and bits per byte by weight, the sums of the counts.
+
+    Without weights there is no mixture, and but one part.
+    """
+    if not weights:
+        (only,) = parts.values()
+        return only
     total = sum(weights[name] for name in parts)
     loss = sum(weights[name] * part.loss for name, part in parts.items()) / total
     return LossMetrics(

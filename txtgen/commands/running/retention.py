@@ -103,8 +103,7 @@ class Retention:
             found[name] = evaluate_loss(job.model, wanted, job.dtype, job.world, max_tokens)
             if job.world.any(bool(stop)):
                 return None
-        loss = weighted_loss(found, self._objective.weights) if self._objective.weights else found[""]
-        return {KNOWN: loss.bits_per_byte}
+        return {KNOWN: weighted_loss(found, self._objective.weights).bits_per_byte}
 
     def _distances(self) -> dict[str, float]:
         if not isinstance(self.job.config, FinetuneConfig):

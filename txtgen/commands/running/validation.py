@@ -75,7 +75,7 @@ class Validation:
                 return None
         if loss is not None:
             return {"val_loss": found[""].loss, **{f"val_{name}": mean for name, mean in found[""].told.items()}}
-        whole = weighted_loss(found, self.weights) if self.weights else found[""]
+        whole = weighted_loss(found, self.weights)
         metrics = {"val_loss": whole.loss, "val_bits_per_byte": whole.bits_per_byte}
         metrics.update({f"val_loss_{name}": part.loss for name, part in found.items() if name})
         if config.validation_metric != "loss":
