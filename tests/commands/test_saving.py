@@ -17,7 +17,7 @@ from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
 from txtgen.commands.running import saving, training
 from txtgen.commands.running.run_folder import RunFolder
-from txtgen.commands.running.saving import refuse_non_finite
+from txtgen.commands.running.saving import require_finite
 from txtgen.commands.running.staging import Staging
 from txtgen.errors import DivergedError, ResourceError
 
@@ -64,9 +64,9 @@ def test_without_a_copy_tensors_are_given_back_themselves() -> None:
 
 
 def test_weights_that_are_not_finite_never_become_a_checkpoint() -> None:
-    refuse_non_finite({"a": torch.ones(2), "b": torch.ones(2, dtype=torch.int64)}, 3)
+    require_finite({"a": torch.ones(2), "b": torch.ones(2, dtype=torch.int64)}, 3)
     with pytest.raises(DivergedError, match=r"weight b is not finite; step 3"):
-        refuse_non_finite({"a": torch.ones(2), "b": torch.tensor([1.0, float("inf")])}, 3)
+        require_finite({"a": torch.ones(2), "b": torch.tensor([1.0, float("inf")])}, 3)
 
 
 # -- in the background

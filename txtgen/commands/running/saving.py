@@ -11,11 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 import txtgen
-from txtgen.checkpoint import Checkpoint, save_checkpoint
+from txtgen.checkpoint import Checkpoint, is_finite, save_checkpoint
 from txtgen.commands.running.job import Job
 from txtgen.commands.running.staging import Staging
 from txtgen.commands.running.starting import environment
@@ -154,7 +153,7 @@ class Saving:
 
     def _write(self, write: "Write", checkpoint: Checkpoint) -> Path | None:
         """Write the files of a save. Returns the checkpoint to resume, if it is among them."""
-        refuse_non_finite(checkpoint.model, write.step)
+        require_finite(checkpoint.model, write.step)
         cancelled = self._stop_at_once.is_set
         if write.best:
             save_checkpoint(self.job.folder.best, replace(checkpoint, training=None), cancelled)
@@ -294,14 +293,14 @@ def checkpoint_config(job: Job) -> CheckpointConfig:
     )
 
 
-def refuse_non_finite(weights: dict[str, Tensor], step: int) -> None:
+def require_finite(weights: dict[str, Tensor], step: int) -> None:
     """Keep weights that are worth nothing from taking the place of good ones.
 
     Raises:
         DivergedError: a weight is not finite.
     """
     for name, tensor in weights.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not is_finite(tensor):
             raise DivergedError(
                 f"weight {name} is not finite", f"step {step}", "go on from the last checkpoint with --resume"
             )
