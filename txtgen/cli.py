@@ -14,13 +14,14 @@ from txtgen.options import (
     DECODING,
     MODEL_USE,
     PROMPTED,
+    TRAINED,
+    TRAINING,
     Adapters,
     Device,
-    DeviceName,
     Dtype,
-    DtypeName,
     QuantizationName,
     RunsPath,
+    SetOptions,
     with_options,
 )
 
@@ -47,33 +48,11 @@ app.add_typer(config_app, name="config")
 Inputs = Annotated[
     list[str] | None, typer.Argument(metavar="CONFIG.yaml | TEXT...", help="A config, or text files and folders.")
 ]
-SetOptions = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a config key, such as train.steps=100.")
-]
-Name = Annotated[str | None, typer.Option(help="Of the run's folder. [default: the config's name and a number]")]
-Steps = Annotated[int | None, typer.Option(help="Optimizer steps.")]
-Minutes = Annotated[float | None, typer.Option(help="Of the whole run; its schedule is fitted to them.")]
 WeightsDtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights written; auto is as they are.")
 ]
-TrainDtype = Annotated[DtypeName | None, typer.Option(help="Of the matrix products. [default: auto]")]
-TrainDevice = Annotated[DeviceName | None, typer.Option(help="Where to compute. [default: auto]")]
-TrainRuns = Annotated[str | None, typer.Option(help="Where the runs are. [default: runs]")]
 ListedRuns = Annotated[str, typer.Option(help="Where the runs are.")]
 Run = Annotated[str, typer.Argument(metavar="NAME", help="Of a run, or the path of its folder.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew; the old run is moved aside.")]
-AcceptChanges = Annotated[
-    bool, typer.Option("--accept-changes", help="Resume although files or how they are learnt changed.")
-]
-Nproc = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Processes on this machine: each has a GPU, or a share of the cores.")
-]
-MaxRestarts = Annotated[
-    int, typer.Option(min=0, metavar="N", help="Go on from the last checkpoint if a process is killed, so often.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Try a few steps, say what all would cost, keep nothing.")]
-DryRunJson = Annotated[bool, typer.Option("--json", help="Print the dry run as JSON.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Draft = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Let this smaller model guess: faster (greedy, sample).")
@@ -99,64 +78,21 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 @app.command()
-def pretrain(
-    inputs: Inputs = None,
-    name: Name = None,
-    steps: Steps = None,
-    minutes: Minutes = None,
-    dtype: TrainDtype = None,
-    device: TrainDevice = None,
-    runs_path: TrainRuns = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    accept_changes: AcceptChanges = False,
-    nproc: Nproc = 1,
-    max_restarts: MaxRestarts = 0,
-    dry_run: DryRun = False,
-    json_output: DryRunJson = False,
-    settings: SetOptions = None,
-) -> None:
+@with_options(training=TRAINING)
+def pretrain(inputs: Inputs = None, training: Given = NOTHING) -> None:
     """Train a new model, from a config or from text files with the built-in small config."""
-    flags = {"name": name, "runs_path": runs_path, "train.steps": steps, "train.minutes": minutes}
-    overrides = sugar({**flags, "train.dtype": dtype, "device": device}, settings)
-    from txtgen.commands.launching import Request, launch
-
-    request = Request(
-        "pretrain", tuple(inputs or ()), name, runs_path or "runs", None, resume, overwrite, accept_changes, dry_run,
-        nproc, max_restarts, json_output,
-    )  # fmt: skip
-    raise typer.Exit(launch(request, overrides))
+    start_training("pretrain", inputs, None, training)
 
 
 @app.command()
+@with_options(training=TRAINING)
 def finetune(
     inputs: Inputs = None,
     base: Annotated[str | None, typer.Option(metavar="MODEL", help="The model to start from.")] = None,
-    name: Name = None,
-    steps: Steps = None,
-    minutes: Minutes = None,
-    dtype: TrainDtype = None,
-    device: TrainDevice = None,
-    runs_path: TrainRuns = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    accept_changes: AcceptChanges = False,
-    nproc: Nproc = 1,
-    max_restarts: MaxRestarts = 0,
-    dry_run: DryRun = False,
-    json_output: DryRunJson = False,
-    settings: SetOptions = None,
+    training: Given = NOTHING,
 ) -> None:
     """Go on training a model on other data, in far smaller steps."""
-    flags = {"base": base, "name": name, "runs_path": runs_path, "train.steps": steps, "train.minutes": minutes}
-    overrides = sugar({**flags, "train.dtype": dtype, "device": device}, settings)
-    from txtgen.commands.launching import Request, launch
-
-    request = Request(
-        "finetune", tuple(inputs or ()), name, runs_path or "runs", base, resume, overwrite, accept_changes, dry_run,
-        nproc, max_restarts, json_output,
-    )  # fmt: skip
-    raise typer.Exit(launch(request, overrides))
+    start_training("finetune", inputs, base, training)
 
 
 @app.command()
@@ -670,6 +606,17 @@ def said_or_piped(
 def drafted(decoding: Given, draft: str | None) -> Given:
     """Settings of generation, speculation among them where there is a draft model and no other is asked for."""
     return decoding if draft is None else {"speculation": {"kind": "draft"}, **decoding}
+
+
+def start_training(command: str, inputs: list[str] | None, base: str | None, given: Given) -> None:
+    """Go the way of pretrain and finetune. given: of the options in TRAINING."""
+    flags = {key: given.get(name) for name, key in TRAINED.items()}
+    overrides = sugar({"base": base, **flags}, given.get("settings"))
+    from txtgen.commands.launching import Request, launch
+
+    learning = ("steps", "minutes", "dtype", "device", "settings")
+    start = {name: value for name, value in given.items() if name not in learning}
+    raise typer.Exit(launch(Request(command, tuple(inputs or ()), base=base, **start), overrides))
 
 
 def sugar(flags: dict[str, Any], settings: list[str] | None) -> list[str]:

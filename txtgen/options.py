@@ -24,6 +24,9 @@ Adapters = Annotated[
     typer.Option("--adapter", metavar="FILE", help="An adapter of the model: a .pth or run folder; may repeat."),
 ]
 RunsPath = Annotated[str, typer.Option(help="Where the newest run is looked for.")]
+SetOptions = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a config key, such as train.steps=100.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,39 @@ def option(
     facts = typer.Option(*names, help=help, metavar=metavar, min=least)
     return Option(Annotated[kind if default is not None else kind | None, facts], default, stands_for)
 
+
+TRAINING: dict[str, Option] = {
+    "name": option(str, "Of the run's folder. [default: the config's name and a number]"),
+    "steps": option(int, "Optimizer steps."),
+    "minutes": option(float, "Of the whole run; its schedule is fitted to them."),
+    "dtype": option(DtypeName, "Of the matrix products. [default: auto]"),
+    "device": option(DeviceName, "Where to compute. [default: auto]"),
+    "runs_path": option(str, "Where the runs are. [default: runs]"),
+    "resume": option(bool, "Go on with an interrupted run.", "--resume", default=False),
+    "overwrite": option(bool, "Start anew; the old run is moved aside.", "--overwrite", default=False),
+    "accept_changes": option(
+        bool, "Resume although files or how they are learnt changed.", "--accept-changes", default=False
+    ),
+    "nproc": option(
+        int, "Processes on this machine: each has a GPU, or a share of the cores.", default=1, metavar="N", least=1
+    ),
+    "max_restarts": option(
+        int, "Go on from the last checkpoint if a process is killed, so often.", default=0, metavar="N", least=0
+    ),
+    "dry_run": option(bool, "Try a few steps, say what all would cost, keep nothing.", "--dry-run", default=False),
+    "json_output": option(bool, "Print the dry run as JSON.", "--json", default=False),
+    "settings": Option(SetOptions, None),
+}
+"""How a run learns: keys of its config, as `TRAINED` names them; and how it is started."""
+
+TRAINED = {
+    "name": "name",
+    "runs_path": "runs_path",
+    "steps": "train.steps",
+    "minutes": "train.minutes",
+    "dtype": "train.dtype",
+    "device": "device",
+}
 
 MODEL_USE: dict[str, Option] = {
     "adapters": Option(Adapters, None),
