@@ -2,8 +2,7 @@
 
 import os
 import sys
-
-from txtgen.cli import run
+from io import TextIOWrapper
 
 SPINS = "200"
 """How often a waiting thread of GNU OpenMP looks before it sleeps. Its own 300,000 keep a core that others need: beside
@@ -13,9 +12,16 @@ one busy process, training on two cores is 1.6 times as fast with this, and on a
 def main() -> None:
     """Run txtgen with the arguments of this process and exit with its code."""
     open_standard_files()
+    write_utf8()
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is first imported
-    sys.exit(run(sys.argv[1:]))
+    try:
+        from txtgen.cli import run  # takes a moment, in which Ctrl-C may come
+
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
 
 
 def open_standard_files() -> None:
@@ -28,6 +34,13 @@ def open_standard_files() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
+def write_utf8() -> None:
+    """Have results in UTF-8, as prompts are read, whatever the locale; a terminal gets escapes for what it lacks."""
+    out = sys.stdout
+    if isinstance(out, TextIOWrapper):
+        out.reconfigure(errors="backslashreplace") if out.isatty() else out.reconfigure(encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any
 
-from txtgen.errors import safe_text
+from txtgen.errors import ResourceError, safe_text
 
 
 def write_result(text: str, end: str = "\n") -> None:
@@ -24,10 +24,14 @@ def write_exact(text: str) -> None:
     Raises:
         SystemExit: with 0, if the reader went away, as `head` does when it has enough: nothing is wrong. A broken
             pipe must not leave the command, since typer would make it exit code 1.
+        ResourceError: what stdout leads to takes no more, as a full disk.
     """
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
-        raise SystemExit(0) from None
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(0) from None
+        what = f"cannot write the results: {error.strerror or error}"
+        raise ResourceError(what, "standard output", "make room, or send them elsewhere") from error
