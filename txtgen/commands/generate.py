@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 from txtgen.commands.models import load_for
-from txtgen.commands.prompting.inputs import read_prompts, read_text
+from txtgen.commands.prompting.inputs import read_json, read_prompts
 from txtgen.commands.prompting.prompted import PromptJob
 from txtgen.commands.prompting.result_file import ResultFile
 from txtgen.commands.prompting.session import Command, Replies, Session
@@ -37,7 +37,7 @@ def run(config: GenerateConfig) -> None:
     if not prompts and config.input is not None:
         raise UsageError("there is no prompt", "", "give --prompt TEXT, --input FILE, or pipe prompts in")
     if config.json_schema is not None:
-        schema = {"json_schema": read_text(config.json_schema, "the JSON schema")}
+        schema = {"json_schema": read_json(config.json_schema, "the JSON schema")}
         config = config.model_copy(update={"decoding": config.decoding | schema})
     if not prompts:
         _converse(config)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from txtgen.commands.models import load_for
-from txtgen.commands.prompting.inputs import json_objects, read_lines, required_prompt
+from txtgen.commands.prompting.inputs import is_json_lines, json_objects, read_lines, required_prompt
 from txtgen.config.commands import ScoreConfig
 from txtgen.errors import UsageError
 from txtgen.generator import Prompt, Score
@@ -34,7 +34,7 @@ def run(config: ScoreConfig) -> Iterator[Score]:
 def _read(name: str) -> tuple[list[str], list[Prompt] | None]:
     """The texts of a file, and the prompt of each unless no line has one."""
     lines = read_lines(name, "the texts")
-    if not name.endswith(".jsonl"):
+    if not is_json_lines(name):
         return lines, None
     objects = list(json_objects(lines, name))
     targets: list[str] = []
