@@ -1,5 +1,6 @@
 """The command line as its users and scripts see it: what goes where, and which exit code."""
 
+import gzip
 import io
 import json
 import os
@@ -122,6 +123,62 @@ def test_piped_text_and_jsonl_are_prompts(decoder, workshop, stdin, capfd) -> No
     Path("in.jsonl").write_text('{"prompt": "the cat"}\n{"prompt": "the dog"}\n', encoding="utf-8")
     assert run(["generate", decoder, "--input", "in.jsonl", "--max-new-tokens", "3"]) == 0
     assert capfd.readouterr().out == piped
+
+
+def test_files_of_prompts_may_be_compressed_and_have_blank_lines_of_json(decoder, workshop, capfd) -> None:
+    texts = {"in.txt": "the cat\nthe dog\n", "in.jsonl": '{"prompt": "the cat"}\n\n{"prompt": "the dog"}\n \n'}
+    for name, text in texts.items():
+        Path(name).write_text(text, encoding="utf-8")
+        with gzip.open(f"{name}.gz", "wb") as file:
+            file.write(text.encode())
+    written = []
+    for name in [*texts, *(f"{name}.gz" for name in texts)]:
+        assert run(["generate", decoder, "--input", name, "--max-new-tokens", "3"]) == 0
+        written.append(capfd.readouterr().out)
+    assert written[0].count("\n") == 2
+    assert len(set(written)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "broken.jsonl",
+            b'{"prompt": "a"}\n{"prompt": "b"\n',
+            "not valid JSON: Expecting ',' delimiter; broken.jsonl:2",
+        ),
+        ("list.jsonl", b'["a"]\n', "not a JSON object; list.jsonl:1;"),
+        ("deep.jsonl", b"[" * 100_000 + b"\n", "nested too deeply"),
+        ("none.jsonl", b'{"text": "a"}\n', "neither a prompt nor messages; none.jsonl:1;"),
+        (
+            "null.jsonl",
+            b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null}]}\n',
+            "message 2 lacks a role or a content that is a string; null.jsonl:1;",
+        ),
+        ("plain.txt.gz", b"the cat\n", "'plain.txt.gz' is not gzip"),
+        ("cut.txt.gz", gzip.compress(b"the cat\n")[:-6], "'cut.txt.gz' is cut off"),
+    ],
+)
+def test_files_of_prompts_that_cannot_be_used(decoder, workshop, capfd, name, content, message) -> None:
+    Path(name).write_bytes(content)
+    assert run(["generate", decoder, "--input", name]) == 2
+    out, error = capfd.readouterr()
+    assert (out, error[:7]) == ("", "error: ")
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"type":\n "obj', "not valid JSON: Unterminated string starting at; schema.json:2:2; write the JSON schema"),
+        ("[1]", "not a JSON object; schema.json:1;"),
+    ],
+)
+def test_a_schema_that_is_no_json_is_told_with_its_file(workshop, capfd, content, message) -> None:
+    """Before a model is looked for."""
+    Path("schema.json").write_text(content, encoding="utf-8")
+    assert run(["generate", "no.pth", "--prompt", "a", "--json-schema", "schema.json"]) == 2
+    assert message in capfd.readouterr().err
 
 
 def test_the_newest_run_is_the_default(workshop, stdin, capfd) -> None:
@@ -456,6 +513,19 @@ for arguments in json.loads(sys.argv[1]):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_a_full_disk_behind_the_output_is_one_error(decoder) -> None:
+    generate = ["generate", decoder, "--max-new-tokens", "3", "--prompt", "the cat"]
+    commands = [generate, [*generate, "--prompt", "the dog"], ["config", "schema"]]
+    with open("/dev/full", "wb") as full:
+        for arguments in commands:
+            command = [sys.executable, "-m", "txtgen", *arguments]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, check=False)
+            told = "error: cannot write the results: No space left on device; standard output; make room"
+            assert (done.returncode, done.stderr.decode()[: len(told)]) == (6, told)
+            assert done.stderr.count(b"\n") == 1
+
+
 # -- score
 
 
@@ -571,6 +641,14 @@ def test_evaluate_translates_pairs(translator, trained, workshop, capfd) -> None
     assert found["translation"]["sentences"] == 72
     assert "tok:13a" in found["translation"]["bleu_signature"]
     assert Path("out.txt").read_text().count("\n") == 72
+
+
+def test_evaluate_tells_of_data_that_the_model_does_not_read(decoder, translator, trained, capfd) -> None:
+    text, pairs = str(trained / "text" / "a.txt"), str(trained / "pairs.tsv")
+    assert run(["evaluate", translator, "--data", text]) == 4
+    assert f"plain text, and the model learnt to read other data; {text}; name pairs" in capfd.readouterr().err
+    assert run(["evaluate", decoder, "--data", pairs]) == 4
+    assert f"of kind tsv, and the model learnt to read other data; {pairs}; name texts" in capfd.readouterr().err
 
 
 def test_evaluate_describes_what_a_model_writes(decoder, translator, trained, workshop, capfd) -> None:
@@ -723,6 +801,27 @@ def test_odd_environments(decoder, variables) -> None:
     done.stdout.decode("utf-8")
 
 
+def test_what_is_piped_is_utf8_whatever_the_locale(workshop) -> None:
+    Path("named.yaml").write_text("name: das Mädchen 猫\ndata: {sources: [{kind: text, path: text}]}\n", "utf-8")
+    command = [sys.executable, "-m", "txtgen", "config", "show", "named.yaml"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "das Mädchen 猫" in done.stdout.decode("utf-8")
+
+
+def test_ctrl_c_before_the_command_line_is_read(monkeypatch) -> None:
+    class Interrupted:
+        @property
+        def run(self) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "txtgen.cli", Interrupted())
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    assert ended.value.code == 130
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [({}, "200"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
@@ -734,7 +833,7 @@ def test_waiting_threads_leave_the_cores_to_others_unless_told(monkeypatch, give
         monkeypatch.delenv(name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(entry, "run", lambda _: seen.append(os.environ.get("GOMP_SPINCOUNT")) or 0)
+    monkeypatch.setattr("txtgen.cli.run", lambda _: seen.append(os.environ.get("GOMP_SPINCOUNT")) or 0)
     with pytest.raises(SystemExit):
         entry.main()
     assert seen == [expected]

@@ -21,6 +21,17 @@ def test_tokenised_text_is_scored_as_it_stands() -> None:
     assert "tok:none" in scores.bleu_signature
 
 
+def test_text_that_looks_tokenised_is_told_in_our_own_words(caplog) -> None:
+    pytest.importorskip("sacrebleu")
+    texts = ["ein mann ."] * 100
+    score_translations(texts, texts, "none")
+    assert not caplog.records
+    score_translations(texts, texts)
+    assert caplog.messages == [
+        "100 texts end in a period after a space: BLEU of tokenised text is for bleu_tokenizer none"
+    ]
+
+
 def test_without_sacrebleu_the_error_says_what_to_install(monkeypatch) -> None:
     real = builtins.__import__
 

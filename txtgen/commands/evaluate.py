@@ -12,7 +12,7 @@ from txtgen.config.commands import EvaluateConfig
 from txtgen.config.data import DataConfig
 from txtgen.config.loader import config_from_tree
 from txtgen.config.model import EncoderDecoderConfig
-from txtgen.config.objectives import TEXTS, DpoObjective, ObjectiveConfig, Seq2SeqObjective
+from txtgen.config.objectives import PAIRS, TEXTS, DpoObjective, ObjectiveConfig, Seq2SeqObjective
 from txtgen.config.runs import row_length
 from txtgen.data import build_objective, validation_pairs, validation_parts, validation_records
 from txtgen.errors import ConfigError, DataError, NoRoomError, UsageError
@@ -51,7 +51,8 @@ def run(config: EvaluateConfig) -> Evaluation:
     Raises:
         CheckpointError: the model cannot be read.
         ConfigError: rows are to be longer than the model allows.
-        DataError: the data cannot be read, or the model's own run held nothing out and no data is given.
+        DataError: the data cannot be read, is of a kind that the model does not read, or the model's own run held
+            nothing out and no data is given.
         UsageError: a short-list is given, and nothing is generated.
     """
     path, checkpoint = read_model(config.model, config.runs_path, config.adapters)
@@ -155,7 +156,12 @@ def _data(config: EvaluateConfig, model: CheckpointConfig, where: str) -> DataCo
     if objective.get("kind") == "dpo":
         objective = {"kind": "seq2seq" if seq2seq else "chat", "format": format}
     readable = config_from_tree(ObjectiveConfig, objective).readable
-    if source["kind"] in TEXTS and source["kind"] not in readable and not seq2seq:
+    if source["kind"] not in readable:
+        if source["kind"] not in TEXTS or seq2seq:
+            fix = "name pairs: a .tsv or .jsonl file, or two files with --target" if readable & PAIRS else "name texts"
+            kind = "plain text" if source["kind"] == "text" else f"of kind {source['kind']}"
+            told = f"the data is {kind}, and the model learnt to read other data"
+            raise DataError(told, ", ".join(config.paths), fix)
         objective = {"kind": "causal_lm"}
     bleu = config.bleu_tokenizer or (own.get("validation") or {}).get("bleu_tokenizer", "13a")
     tree = {

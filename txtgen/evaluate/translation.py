@@ -1,5 +1,6 @@
 """BLEU and chrF of generated targets, by sacreBLEU, with the signatures that make the figures comparable."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,11 @@ from txtgen.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from txtgen.lexicon import Coverage
+
+logger = logging.getLogger(__name__)
+
+MANY_TOKENISED = 100
+"""From so many texts on that look tokenised already, sacreBLEU warns as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +89,11 @@ def score_translations(
         from sacrebleu.metrics.chrf import CHRF
     except ImportError as error:
         raise ResourceError("BLEU and chrF need sacreBLEU", "", "pip install 'txtgen[eval]'") from error
-    # tokenize none is meant for text that is tokenised already, where sacreBLEU would only warn about it.
-    bleu, chrf = BLEU(tokenize=tokenize, force=tokenize == "none"), CHRF()
+    spaced = sum(text.endswith(" .") for text in hypotheses)
+    if tokenize != "none" and spaced >= MANY_TOKENISED:
+        told = "%d texts end in a period after a space: BLEU of tokenised text is for bleu_tokenizer none"
+        logger.warning(told, spaced)
+    bleu, chrf = BLEU(tokenize=tokenize, force=True), CHRF()  # its own warning names an argument of Python
     bleu_score = bleu.corpus_score(list(hypotheses), [list(references)])
     chrf_score = chrf.corpus_score(list(hypotheses), [list(references)])
     return TranslationMetrics(

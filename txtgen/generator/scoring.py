@@ -45,7 +45,9 @@ class TargetReader:
             UsageError: a prompt or a text that cannot be used.
         """
         if prompts is None and self._reader.reads_source:
-            raise UsageError("there is no source", "prompts", "an encoder-decoder scores a target of a source; give it")
+            raise UsageError(
+                "there is no source", "prompts", "an encoder-decoder scores targets of sources: give prompts"
+            )
         if prompts is not None and len(prompts) != len(targets):
             told = f"{len(prompts)} prompts and {len(targets)} texts"
             raise UsageError(told, "prompts", "give one prompt for every text, one for all, or none")

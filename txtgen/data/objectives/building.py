@@ -117,6 +117,7 @@ def _control_ids(symbols: Sequence[str], kind: str, tokenizer: Tokenizer) -> lis
         raise ConfigError(
             f"{kind} needs {len(symbols)} control symbols, {named}, and the tokenizer has {len(found)} of them",
             "data.objective",
-            f"{fewer}pretrain with this objective: a tokenizer that is trained then has them",
+            f"{fewer}choose an objective without them (pairs, as .tsv, .jsonl or kind: parallel, have seq2seq), or "
+            "pretrain with this one: a tokenizer that is trained then has them",
         )
     return found
