@@ -5,13 +5,9 @@
 // output adds up its products in the order of the inputs, so that a result never depends on the other rows of a batch.
 #pragma once
 
-#include <memory>
-#include <new>
-
+#include "input.h"
 #include "team.h"
-#include "vectors.h"
 
-constexpr int BLOCK = 32;          // inputs that share a scale, as in txtgen.model.quantize
 constexpr int VECTORS = 4;         // of a panel
 constexpr int PANEL = VECTORS * LANES;
 constexpr size_t PIECE_BYTES = 16384;  // of a panel, half of what the first cache holds
@@ -19,80 +15,10 @@ constexpr size_t PIECE_BYTES = 16384;  // of a panel, half of what the first cac
 enum Kind { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4 };
 inline bool is_quantised(int kind) { return kind >= INT8; }
 
-// Memory that grows as needed and keeps nothing when it does.
-template <class Number>
-class Buffer {
- public:
-  void reserve(size_t count) {
-    if (count > size_) memory_.reset(new (std::align_val_t(64)) Number[size_ = count]);
-  }
-  Number* data() const { return memory_.get(); }
-
- private:
-  struct Free {
-    void operator()(Number* memory) const { operator delete[](memory, std::align_val_t(64)); }
-  };
-  std::unique_ptr<Number[], Free> memory_;
-  size_t size_ = 0;
-};
-
 struct Matrix {
   int32_t kind, rows, width;  // N outputs and K inputs; no rows: there is no such matrix
   const uint8_t* data;        // a bias for every output of every panel, then the panels
   int panels() const { return (rows + PANEL - 1) / PANEL; }
-};
-
-// What matrices are multiplied with: rows of numbers, and for quantised weights the same in 8 bits with a scale a block. A row is rounded by itself, so that it does not depend on the others.
-struct Input {
-  int width;  // filled up with zeros to whole blocks
-  float* values;
-  int8_t* codes;
-  float* scales;
-  int32_t* sums;  // of the codes of each block
-
-  float* row(int number) const { return values + size_t(number) * width; }
-
-  void quantise(int row) const {
-    for (size_t block = size_t(row) * (width / BLOCK), end = block + width / BLOCK; block < end; block++) {
-      const float* from = values + block * BLOCK;
-      int8_t* to = codes + block * BLOCK;
-      Floats most{}, nothing{};
-      for (int i = 0; i < BLOCK; i += LANES) {
-        Floats x = load<Floats>(from + i);
-        most = larger(most, absolute(x));
-        nothing += x * 0.0f;  // not a number if x is none
-      }
-      float size = largest(most), scale = size > 0 ? 127 / size : 0;
-      Ints totals{};
-      for (int i = 0; i < BLOCK; i += LANES) {
-        const Ints whole = rounded(load<Floats>(from + i) * scale);
-        store(to + i, __builtin_convertvector(whole, FewBytes));
-        totals += whole;
-      }
-      scales[block] = size / 127 + sum(nothing);
-      sums[block] = sum(totals);
-    }
-  }
-};
-
-// The memory of an input.
-class InputRoom {
- public:
-  void reserve(int rows, int inputs) {
-    size_t count = size_t(rows) * rounded_up(inputs, BLOCK);
-    values_.reserve(count);
-    codes_.reserve(count);
-    scales_.reserve(count / BLOCK);
-    sums_.reserve(count / BLOCK);
-  }
-  Input of_width(int inputs) const {
-    return {rounded_up(inputs, BLOCK), values_.data(), codes_.data(), scales_.data(), sums_.data()};
-  }
-
- private:
-  Buffer<float> values_, scales_;
-  Buffer<int8_t> codes_;
-  Buffer<int32_t> sums_;
 };
 
 inline float widened(uint16_t number, int kind) {
@@ -128,17 +54,18 @@ struct Float16 {
   }
 };
 
-// Adds to `sums` the products of ROWS rows of the input, from one block to another, with COUNT vectors of a panel.
+// Adds to `sums` the products of ROWS rows of the input, from one block to another, with COUNT vectors of a piece of a
+// panel, which begins with that block.
 template <class Format, int ROWS, int COUNT>
-inline void add_products(const uint8_t* panel, int first, const Input& input, int row, int block, int end,
+inline void add_products(const uint8_t* piece, int first, const Input& input, int row, int block, int end,
                          Floats (&sums)[ROWS][COUNT])
   requires(Format::PAIR_BYTES > 0)
 {
   const float* x = input.values + size_t(row) * input.width;
-  for (int k = block * BLOCK; k < end * BLOCK; k += 2)
+  for (int k = block * BLOCK; k < end * BLOCK; k += 2, piece += Format::PAIR_BYTES)
     for (int late = 0; late < 2; late++) {
       Floats weights[COUNT];
-      for (int v = 0; v < COUNT; v++) weights[v] = Format::weights(panel + k / 2 * Format::PAIR_BYTES, late, first + v);
+      for (int v = 0; v < COUNT; v++) weights[v] = Format::weights(piece, late, first + v);
       for (int r = 0; r < ROWS; r++) {
         Floats number = splat(x[size_t(r) * input.width + k + late]);
         for (int v = 0; v < COUNT; v++) sums[r][v] += number * weights[v];
@@ -171,15 +98,27 @@ struct Int4 {
   }
 };
 
+// Adds to `sums` the products of a block of codes, times its scales and those of the input.
+template <int ROWS, int COUNT, class Total>
+inline void add_scaled(const uint8_t* scales, int first, const Input& input, int row, int block,
+                       Floats (&sums)[ROWS][COUNT], Total total) {
+  const int blocks = input.width / BLOCK;
+  for (int v = 0; v < COUNT; v++) {
+    const Floats scale = half_of(load<Ints>(scales + (first + v) / 2 * sizeof(Ints)), (first + v) % 2);
+    for (int r = 0; r < ROWS; r++) {
+      const size_t place = size_t(row + r) * blocks + block;
+      sums[r][v] += as_floats(total(r, v, place)) * (scale * input.scales[place]);
+    }
+  }
+}
+
 template <class Format, int ROWS, int COUNT>
-inline void add_products(const uint8_t* panel, int first, const Input& input, int row, int block, int end,
+inline void add_products(const uint8_t* piece, int first, const Input& input, int row, int block, int end,
                          Floats (&sums)[ROWS][COUNT])
   requires(Format::PER > 0)
 {
-  const int blocks = input.width / BLOCK;
-  for (; block < end; block++) {
-    const uint8_t* scales = panel + block * Format::BLOCK_BYTES;
-    const uint8_t* codes = scales + PANEL * 2;
+  for (; block < end; block++, piece += Format::BLOCK_BYTES) {
+    const uint8_t* codes = piece + PANEL * 2;
     const int8_t* x = input.codes + size_t(row) * input.width + block * BLOCK;
     ByteProducts<Format::PER == 2> products[ROWS][COUNT];
     for (int number = 0; number < BLOCK / 4 / Format::PER; number++)
@@ -192,49 +131,117 @@ inline void add_products(const uint8_t* panel, int first, const Input& input, in
             products[r][v].add(weights, (Bytes)splat(four));
           }
         }
-    for (int v = 0; v < COUNT; v++) {
-      const Floats scale = half_of(load<Ints>(scales + (first + v) / 2 * sizeof(Ints)), (first + v) % 2);
-      for (int r = 0; r < ROWS; r++) {
-        const size_t place = size_t(row + r) * blocks + block;
-        const Ints total = products[r][v].totals() - Format::OFFSET * input.sums[place];
-        sums[r][v] += as_floats(total) * (scale * input.scales[place]);
+    add_scaled(piece, first, input, row, block, sums, [&](int r, int v, size_t place) {
+      return products[r][v].totals() - Format::OFFSET * input.sums[place];
+    });
+  }
+}
+
+// Codes of 8 bits in 16, two inputs of an output in a lane: in a block first those of the inputs 0 and 2, 4 and 6 and so
+// on, then those of 1 and 3, 5 and 7. The totals of a block, and so all results, are those of Int8.
+struct Widened {
+  static constexpr int ROWS = 2, COUNT = 4, PAIRS = BLOCK / 2;
+  static constexpr size_t BLOCK_BYTES = PANEL * 2 + 2 * BLOCK * PANEL;
+  static constexpr int PIECE = 8, LEAST_ROWS = 16;
+
+  static void widen(const uint8_t* from, int blocks, uint8_t* to) {
+    for (int block = 0; block < blocks; block++, from += Int8::BLOCK_BYTES, to += BLOCK_BYTES) {
+      std::memcpy(to, from, PANEL * 2);
+      for (int number = 0; number < PAIRS / 2 * VECTORS; number++)
+        for (int late = 0; late < 2; late++)
+          store(to + PANEL * 2 + (late * PAIRS / 2 * VECTORS + number) * sizeof(Shorts),
+                widened(load<Bytes>(from + PANEL * 2 + number * sizeof(Bytes)), late));
+    }
+  }
+};
+
+template <class Format, int ROWS, int COUNT>
+inline void add_products(const uint8_t* piece, int first, const Input& input, int row, int block, int end,
+                         Floats (&sums)[ROWS][COUNT])
+  requires(Format::PAIRS > 0)
+{
+  for (; block < end; block++, piece += Format::BLOCK_BYTES) {
+    const uint8_t* codes = piece + PANEL * 2;
+    const int16_t* x = input.wide + size_t(row) * input.width + block * BLOCK;
+    for (int r = 0; r < ROWS; r++) __builtin_prefetch(x + size_t(ROWS + r) * input.width);
+    Ints totals[ROWS][COUNT] = {};
+#pragma GCC unroll 16
+    for (int number = 0; number < Format::PAIRS; number++) {
+      Shorts pairs[ROWS];
+      for (int r = 0; r < ROWS; r++)
+        pairs[r] = (Shorts)splat(load<int32_t>(x + size_t(r) * input.width + 2 * number));
+      for (int v = 0; v < COUNT; v++) {
+        Shorts weights = load<Shorts>(codes + (number * VECTORS + first + v) * sizeof(Shorts));
+        asm("" : "+v"(weights));  // GCC would load it again for every row
+        for (int r = 0; r < ROWS; r++) {
+          totals[r][v] += pair_products(pairs[r], weights);
+          asm("" : "+v"(totals[r][v]));  // as in ByteProducts
+        }
       }
     }
+    add_scaled(piece, first, input, row, block, sums, [&](int r, int v, size_t) { return totals[r][v]; });
   }
 }
 
 // The same for a whole panel: out [ROWS][PANEL], which begins at zero at block 0. Alone in a function, it gets the
 // registers that it needs.
 template <class Format, int ROWS>
-[[gnu::noinline]] void multiply_rows(const uint8_t* panel, const Input& input, int row, int block, int end, float* out) {
+[[gnu::noinline]] void multiply_rows(const uint8_t* piece, const Input& input, int row, int block, int end, float* out) {
   constexpr int COUNT = ROWS <= 2 ? VECTORS : Format::COUNT;
   for (int first = 0; first < VECTORS; first += COUNT) {
     Floats sums[ROWS][COUNT] = {};
     if (block > 0)
       for (int r = 0; r < ROWS; r++)
         for (int v = 0; v < COUNT; v++) sums[r][v] = load<Floats>(out + r * PANEL + (first + v) * LANES);
-    add_products<Format>(panel, first, input, row, block, end, sums);
+    add_products<Format>(piece, first, input, row, block, end, sums);
     for (int r = 0; r < ROWS; r++)
       for (int v = 0; v < COUNT; v++) store(out + r * PANEL + (first + v) * LANES, sums[r][v]);
   }
+}
+
+// All rows with a piece of a panel. Meanwhile what follows from `next` on is fetched, `share` bytes with every row.
+template <class Format>
+void multiply_piece(const uint8_t* piece, const Input& input, int rows, int block, int end, float* out,
+                    const uint8_t* next = nullptr, int share = 0) {
+  constexpr int MOST = Format::ROWS * (REGISTERS / 16), LINE = 64;
+  int row = 0;
+  auto take = [&]<int ROWS>() {
+    for (; row + ROWS <= rows; row += ROWS) {
+      for (int place = rounded_up(row * share, LINE); place < (row + ROWS) * share; place += LINE)
+        __builtin_prefetch(next + place);
+      multiply_rows<Format, ROWS>(piece, input, row, block, end, out + row * PANEL);
+    }
+  };
+  take.template operator()<MOST>();
+  if constexpr (MOST > 4) take.template operator()<4>();
+  take.template operator()<2>();
+  take.template operator()<1>();
 }
 
 // All rows with a panel: out [rows][PANEL]. The panel is cut into pieces that stay in the first cache for all rows.
 template <class Format>
 void multiply(const uint8_t* panel, const Input& input, int rows, float* out) {
   constexpr int MOST = Format::ROWS * (REGISTERS / 16), PIECE = PIECE_BYTES / Format::BLOCK_BYTES;
-  const int blocks = input.width / BLOCK, step = rows <= MOST ? blocks : PIECE;
+  const int blocks = input.width / BLOCK, pieces = rows <= MOST ? 1 : (blocks + PIECE - 1) / PIECE;
+  const int step = (blocks + pieces - 1) / pieces;  // all of about the same size
   for (int block = 0, end; block < blocks; block = end) {
     end = block + step < blocks ? block + step : blocks;
-    int row = 0;
-    auto take = [&]<int ROWS>() {
-      for (; row + ROWS <= rows; row += ROWS)
-        multiply_rows<Format, ROWS>(panel, input, row, block, end, out + row * PANEL);
-    };
-    take.template operator()<MOST>();
-    if constexpr (MOST > 4) take.template operator()<4>();
-    take.template operator()<2>();
-    take.template operator()<1>();
+    multiply_piece<Format>(panel + block * Format::BLOCK_BYTES, input, rows, block, end, out);
+  }
+}
+
+// The same for codes of 8 bits, which are widened first where that is worth it.
+inline void multiply_codes(const uint8_t* panel, const Input& input, int rows, float* out) {
+  if (!WIDENS || rows < Widened::LEAST_ROWS) return multiply<Int8>(panel, input, rows, out);
+  alignas(64) uint8_t piece[Widened::PIECE * Widened::BLOCK_BYTES];
+  const int blocks = input.width / BLOCK;
+  for (int block = 0, end; block < blocks; block = end) {
+    end = block + Widened::PIECE < blocks ? block + Widened::PIECE : blocks;
+    Widened::widen(panel + block * Int8::BLOCK_BYTES, end - block, piece);
+    // Widening reads a piece faster than it comes from memory by itself.
+    const uint8_t* next = panel + end * Int8::BLOCK_BYTES;
+    const int share = Widened::PIECE * Int8::BLOCK_BYTES / rows + 1;
+    multiply_piece<Widened>(piece, input, rows, block, end, out, next, share);
   }
 }
 
@@ -249,7 +256,7 @@ inline Arithmetic arithmetic_of(int kind) {
     case FLOAT32: return {Float32::BLOCK_BYTES, multiply<Float32>};
     case BFLOAT16: return {BFloat16::BLOCK_BYTES, multiply<BFloat16>};
     case FLOAT16: return {Float16::BLOCK_BYTES, multiply<Float16>};
-    case INT8: return {Int8::BLOCK_BYTES, multiply<Int8>};
+    case INT8: return {Int8::BLOCK_BYTES, multiply_codes};
     default: return {Int4::BLOCK_BYTES, multiply<Int4>};
   }
 }
