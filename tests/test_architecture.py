@@ -18,7 +18,6 @@ FLOORS = {
     "files": 1,
     "memory": 1,
     "native": 1,
-    "options": 1,
     "processes": 1,
     "sandbox": 1,
     "archive": 2,

@@ -6,11 +6,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from txtgen.cli.options import DECODING, MODEL_USE, PROMPTED, Option, option, with_options
 from txtgen.config.commands import ModelUseConfig, PromptedConfig
 from txtgen.config.decoding import STRATEGIES
 from txtgen.config.decoding_options import option_names
 from txtgen.config.shape import arms, unwrapped
-from txtgen.options import DECODING, MODEL_USE, PROMPTED, Option, option, with_options
 
 
 def choices(annotation: Any) -> set[str]:

@@ -1,6 +1,7 @@
 """Options that several commands share, each under the config key that it is sugar for. Nothing here takes long."""
 
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -27,6 +28,17 @@ RunsPath = Annotated[str, typer.Option(help="Where the newest run is looked for.
 SetOptions = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a config key, such as train.steps=100.")
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ShortlistFile = Annotated[
+    str | None, typer.Option("--shortlist", metavar="FILE", help="Of txtgen shortlist: score no other tokens, faster.")
+]
+Model = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="A .pth, run folder or Hugging Face folder. [default: the newest run]"),
+]
+Given = dict[str, Any]
+"""What was given of a group of options."""
+NOTHING: Given = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,3 +227,8 @@ def with_options(**groups: dict[str, Option]) -> Callable[[Command], Command]:
         return called  # type: ignore[return-value]
 
     return decorated
+
+
+def sugar(flags: dict[str, Any], settings: list[str] | None) -> list[str]:
+    """Flags as the config keys that they stand for, after the --set options, in the form of a --set option."""
+    return [*(settings or ()), *(f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None)]
