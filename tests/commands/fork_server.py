@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from txtgen import checkpoint, cli, files
+from txtgen import cli, files
+from txtgen.checkpoint import writing
 from txtgen.commands.running import run_folder, saving, training
 
 PHASE_BYTES = 64
@@ -71,8 +72,8 @@ def install(stages: Stages) -> None:
         return handle
 
     files.open = opened  # type: ignore[attr-defined]
-    around(checkpoint._Cancellable, "__getattr__", lambda _, name: name == "write", "in write", "in write")
-    around(checkpoint, "verify", lambda *_: True, "verifying", "verified")
+    around(writing._Cancellable, "__getattr__", lambda _, name: name == "write", "in write", "in write")
+    around(writing, "verify", lambda *_: True, "verifying", "verified")
     around(
         os, "fsync", lambda number: of_checkpoint(os.readlink(f"/proc/self/fd/{number}")), "before fsync", "after fsync"
     )

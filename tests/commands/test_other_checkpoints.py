@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import txtgen
-from txtgen import checkpoint as checkpoint_module
-from txtgen.checkpoint import load_checkpoint, save_checkpoint
+from txtgen.checkpoint import load_checkpoint, save_checkpoint, writing
 from txtgen.cli import run
 from txtgen.commands.running.run_folder import RunFolder
 from txtgen.config.checkpoint import CheckpointConfig
@@ -98,7 +97,7 @@ def test_a_checkpoint_of_a_newer_version_says_so_and_the_one_before_is_not_taken
     path = copy.step_path(4)
     newer = load_checkpoint(path, training=True)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_module, "FORMAT", 2)
+        patch.setattr(writing, "FORMAT", 2)
         save_checkpoint(path, newer)
     for command in (
         ["pretrain", "decoder.yaml", "--resume", "--name", "a"],

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import txtgen
-from txtgen.checkpoint import Checkpoint, load_checkpoint, load_model, quantized, save_checkpoint
+from txtgen.checkpoint import Checkpoint, load_checkpoint, quantized, save_checkpoint
 from txtgen.cli import run
 from txtgen.config.checkpoint import CheckpointConfig
 from txtgen.config.model import DecoderConfig
@@ -27,6 +27,10 @@ def small(tokenizer, dtype=torch.float32, **options) -> Checkpoint:
     return Checkpoint(CheckpointConfig(model=model.config), state, tokenizer, None, {"run": "small", "step": 3})
 
 
+def loaded(path, **options):
+    return txtgen.load(path, device="cpu", native="off", **options).loaded
+
+
 def logits(loaded) -> torch.Tensor:
     ids = torch.arange(24).view(2, 12)
     with torch.no_grad():
@@ -41,15 +45,15 @@ def test_saved_and_loaded_it_computes_what_it_computes_in_memory(tmp_path, token
     original = small(tokenizer, dtype, tie_embeddings=tied)
     save_checkpoint(whole, original)
     save_checkpoint(few, quantized(original, kind, "test"))
-    here, there = load_model(whole, quantization=kind), load_model(few)
+    here, there = loaded(whole, quantize=kind), loaded(few)
     assert torch.equal(logits(here), logits(there))
     assert logits(there).dtype == dtype
-    assert not torch.equal(logits(there), logits(load_model(whole)))
+    assert not torch.equal(logits(there), logits(loaded(whole)))
     assert here.config == there.config == original.config.model_copy(update={"quantization": kind})
-    assert logits(load_model(few, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert logits(loaded(few, dtype="bfloat16")).dtype == torch.bfloat16
     assert isinstance(there.model.token_embedding, QuantizedEmbedding)
     assert (there.model.lm_head is None) if tied else isinstance(there.model.lm_head, QuantizedLinear)
-    assert load_model(few, quantization=kind).config == there.config
+    assert loaded(few, quantize=kind).config == there.config
 
 
 @pytest.mark.parametrize(("kind", "share"), [("int8", (8 + 0.5) / 32), ("int4", (4 + 0.5) / 32)])
@@ -123,4 +127,4 @@ def test_codes_of_another_type_are_refused(tmp_path, tokenizer) -> None:
     forged = {**few.model, name: few.model[name].float()}
     save_checkpoint(tmp_path / "forged.pth", replace(few, model=forged))
     with pytest.raises(CheckpointError, match=r"q_proj\.codes is torch\.float32, expected torch\.uint8"):
-        load_model(tmp_path / "forged.pth")
+        loaded(tmp_path / "forged.pth")

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from txtgen import checkpoint, files
-from txtgen.checkpoint import load_checkpoint
+from txtgen import files
+from txtgen.checkpoint import load_checkpoint, writing
 from txtgen.cli import run
 from txtgen.commands.running import saving, training
 from txtgen.commands.running.run_folder import RunFolder
@@ -128,7 +128,7 @@ def test_an_error_of_the_thread_ends_the_run_soon(workshop, monkeypatch) -> None
 
 
 def test_an_error_of_training_lets_a_save_end(workshop, monkeypatch) -> None:
-    release, seal, original = threading.Event(), checkpoint.seal, training.Session.log
+    release, seal, original = threading.Event(), writing.seal, training.Session.log
 
     def fail(session, report) -> None:
         original(session, report)
@@ -140,7 +140,7 @@ def test_an_error_of_training_lets_a_save_end(workshop, monkeypatch) -> None:
         release.wait(30)
         seal(handle)
 
-    monkeypatch.setattr(checkpoint, "seal", slow)
+    monkeypatch.setattr(writing, "seal", slow)
     monkeypatch.setattr(training.Session, "log", fail)
     assert pretrain("a") == 7
     assert RunFolder(Path("runs/a")).newest()[1].training["step"] == 2
@@ -148,7 +148,7 @@ def test_an_error_of_training_lets_a_save_end(workshop, monkeypatch) -> None:
 
 def test_a_second_ctrl_c_cuts_a_save_off(workshop, monkeypatch) -> None:
     """The save of step 4 is half written: nothing of it stays, and step 2 is as good as before."""
-    half, seal, original = threading.Event(), checkpoint.seal, training.Session.log
+    half, seal, original = threading.Event(), writing.seal, training.Session.log
 
     def slow(handle) -> None:
         if handle.name.find("step-00000004") >= 0:
@@ -162,7 +162,7 @@ def test_a_second_ctrl_c_cuts_a_save_off(workshop, monkeypatch) -> None:
             assert half.wait(30)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "seal", slow)
+    monkeypatch.setattr(writing, "seal", slow)
     monkeypatch.setattr(training.Session, "log", interrupt)
     assert pretrain("a") == 130
     folder = RunFolder(Path("runs/a"))

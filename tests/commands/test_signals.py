@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import txtgen.checkpoint
 import txtgen.commands.pretrain
 import txtgen.train.loss
 from txtgen.checkpoint import load_checkpoint
@@ -100,18 +99,18 @@ def in_sampling(monkeypatch, action) -> None:
 
 
 def in_a_save(monkeypatch, action) -> None:
-    before(monkeypatch, txtgen.checkpoint.torch, "save", action, nth=2)
+    before(monkeypatch, torch, "save", action, nth=2)
 
 
 def in_the_last_save(monkeypatch, action) -> None:
-    original = txtgen.checkpoint.torch.save
+    original = torch.save
 
     def save(content, handle):
         if content["training"] is not None and content["training"]["step"] == 6:
             action()
         return original(content, handle)
 
-    monkeypatch.setattr(txtgen.checkpoint.torch, "save", save)
+    monkeypatch.setattr(torch, "save", save)
 
 
 PHASES = {in_a_step: 3, in_validation: 3, in_sampling: 3, in_a_save: None, in_the_last_save: 6}

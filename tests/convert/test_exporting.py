@@ -12,7 +12,8 @@ pytest.importorskip("tokenizers")
 import transformers
 from whole_folders import FAMILIES, transformers_pair, whole_folder
 
-from txtgen.checkpoint import Checkpoint, load_model, save_checkpoint
+import txtgen
+from txtgen.checkpoint import Checkpoint, save_checkpoint
 from txtgen.config.chat_formats import TokensChatFormat
 from txtgen.config.checkpoint import CheckpointConfig
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
@@ -37,7 +38,7 @@ def loaded(folder, seq2seq):
 def same_logits(checkpoint, theirs, tmp_path):
     path = tmp_path / "again.pth"
     save_checkpoint(path, checkpoint)
-    ours = load_model(path)
+    ours = txtgen.load(path, device="cpu", native="off").loaded
     rows = ours.config.model.vocab_size
     ids = torch.randint(4, rows - 4, (2, 9), generator=torch.Generator().manual_seed(1))
     positions = torch.arange(9).expand(2, 9)
@@ -149,7 +150,7 @@ def test_a_chat_model_of_our_own_renders_the_same(tmp_path, tokenizer):
     ]
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "out"))
     expected = their_tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
-    (found,) = Generator(load_model(tmp_path / "model.pth")).generate([chat], max_new_tokens=1)
+    (found,) = txtgen.load(tmp_path / "model.pth", device="cpu", native="off").generate([chat], max_new_tokens=1)
     assert list(found.prompt_token_ids) == expected
 
 
@@ -211,7 +212,7 @@ def test_ctranslate2_converts_what_we_write(tmp_path, tokenizer):
     export_folder(checkpoint, tmp_path / "out")
     ctranslate2.converters.TransformersConverter(str(tmp_path / "out")).convert(str(tmp_path / "ct2"))
     save_checkpoint(tmp_path / "model.pth", checkpoint)
-    ours = Generator(load_model(tmp_path / "model.pth"))
+    ours = txtgen.load(tmp_path / "model.pth", device="cpu", native="off")
     (found,) = ours.generate(["the quick"], max_new_tokens=6)
     generator = ctranslate2.Generator(str(tmp_path / "ct2"), device="cpu")
     names = tokenizer.pieces(found.prompt_token_ids)

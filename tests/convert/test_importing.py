@@ -12,10 +12,10 @@ pytest.importorskip("tokenizers")
 
 from whole_folders import CHATML, FAMILIES, transformers_pair, whole_folder
 
-from txtgen.checkpoint import load_model, save_checkpoint
+import txtgen
+from txtgen.checkpoint import save_checkpoint
 from txtgen.convert import import_folder
 from txtgen.errors import CheckpointError
-from txtgen.generator import Generator
 
 PROMPTS = ["The quick brown fox", "床前明月光", "it", "naïve café  12345 o'clock!", "Hello, I am a "]
 SEQ2SEQ = ("t5", "bart", "marian")
@@ -30,7 +30,7 @@ def generator_of(folder_of, tmp_path_factory):
         if family not in made:
             path = tmp_path_factory.mktemp("out") / "model.pth"
             save_checkpoint(path, import_folder(folder_of(family)))
-            made[family] = Generator(load_model(path))
+            made[family] = txtgen.load(path, device="cpu", native="off")
         return made[family]
 
     return find

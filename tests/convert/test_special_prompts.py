@@ -10,7 +10,8 @@ pytest.importorskip("tokenizers")
 from hf_folders import auto, save
 from whole_folders import whole_folder
 
-from txtgen.checkpoint import load_model, materialise, save_checkpoint
+import txtgen
+from txtgen.checkpoint import materialise, save_checkpoint
 from txtgen.convert import import_folder
 from txtgen.generator import Generator
 
@@ -51,7 +52,7 @@ def test_a_chat_model_takes_them_raw_only(tmp_path, run_txtgen):
     folder = whole_folder("qwen2", tmp_path / "folder")
     path = tmp_path / "model.pth"
     save_checkpoint(path, import_folder(folder))
-    generator = Generator(load_model(path))
+    generator = txtgen.load(path, device="cpu", native="off")
     prompt = "<|im_start|>user\nthe fox<|im_end|>"
     raw = generator.generate(prompt, raw=True, special=True, max_new_tokens=2)[0]
     assert list(raw.prompt_token_ids) == auto(folder)(prompt)["input_ids"]
