@@ -8,11 +8,10 @@ from pathlib import Path
 from txtgen.checkpoint import Checkpoint, check_tokenizer, quantized
 from txtgen.commands.adapters import record_of, require_adapter, require_base
 from txtgen.commands.models import read_found, read_model
+from txtgen.commands.running import training
 from txtgen.commands.running.job import Job
 from txtgen.commands.running.outlook import Section, outlook
-from txtgen.commands.running.starting import Launch, Start, rows_so_far, start_run, with_learning_rates
-from txtgen.commands.running.training import RunResult
-from txtgen.commands.running.training import run as run_training
+from txtgen.commands.running.starting import Launch, Start, rows_so_far, with_learning_rates
 from txtgen.commands.running.vocabulary import VOCABULARIES, with_vocabulary
 from txtgen.commands.running.weights import place, read_once, take_over
 from txtgen.commands.showing.console import ProgressDisplay
@@ -31,18 +30,14 @@ SMALLER = 0.1
 """Of a learning rate: what is left of it where weights should move far less."""
 
 
-def run(config: FinetuneConfig, launch: Launch | None = None) -> RunResult:
+def run(config: FinetuneConfig, launch: Launch | None = None) -> training.RunResult:
     """Finetune a model as the config says, or go on with an interrupted run.
 
     Raises:
         TxtgenError: the config, the base model, the corpus or the machine does not allow it.
     """
     config = with_learning_rates(config, share_of_rate(config))
-    with start_run(config, launch or Launch()) as start:
-        display = ProgressDisplay(config.train.steps, quiet=not start.world.is_main)
-        for warning in start.warnings:
-            display.note(warning)
-        return run_training(build(config, start, display), display)
+    return training.run(config, launch, lambda start, display: build(config, start, display))
 
 
 def share_of_rate(config: FinetuneConfig) -> float:

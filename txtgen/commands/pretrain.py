@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 
+from txtgen.commands.running import training
 from txtgen.commands.running.job import Job
 from txtgen.commands.running.outlook import Section, outlook
 from txtgen.commands.running.signals import interruptible
-from txtgen.commands.running.starting import Launch, Start, start_run, with_learning_rates
-from txtgen.commands.running.training import RunResult
-from txtgen.commands.running.training import run as run_training
+from txtgen.commands.running.starting import Launch, Start, with_learning_rates
 from txtgen.commands.running.weights import begin, place, take_over
 from txtgen.commands.showing.console import ProgressDisplay
 from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
@@ -20,18 +19,14 @@ from txtgen.model import Transformer, build_model
 from txtgen.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 
 
-def run(config: PretrainConfig, launch: Launch | None = None) -> RunResult:
+def run(config: PretrainConfig, launch: Launch | None = None) -> training.RunResult:
     """Pretrain a model as the config says, or go on with an interrupted run.
 
     Raises:
         TxtgenError: the config, the corpus or the machine does not allow it.
     """
     config = with_learning_rates(config)
-    with start_run(config, launch or Launch()) as start:
-        display = ProgressDisplay(config.train.steps, quiet=not start.world.is_main)
-        for warning in start.warnings:
-            display.note(warning)
-        return run_training(build(config, start, display), display)
+    return training.run(config, launch, lambda start, display: build(config, start, display))
 
 
 def build(config: PretrainConfig, start: Start, display: ProgressDisplay) -> Job:

@@ -1,8 +1,8 @@
 """What pretrain and finetune share: the loop, and everything that happens around its steps."""
 
 import time
+from collections.abc import Callable, Iterator
 from collections.abc import Generator as Batches
-from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,12 @@ from txtgen.commands.running.rolling_back import roll_back
 from txtgen.commands.running.sampling import Samples
 from txtgen.commands.running.saving import Saving, checkpoint_config
 from txtgen.commands.running.signals import EXIT_CODES, Interrupted
+from txtgen.commands.running.starting import Launch, Start, start_run
 from txtgen.commands.running.status import State
 from txtgen.commands.running.validation import Validation
 from txtgen.commands.showing.console import ProgressDisplay
 from txtgen.config.loader import dump_config
+from txtgen.config.runs import RunConfig
 from txtgen.data import Batch, StreamReport
 from txtgen.distributed import is_sharded
 from txtgen.errors import OutOfMemoryError, TxtgenError
@@ -55,7 +57,20 @@ class RunResult:
         return EXIT_CODES[self.stopped_by] if self.stopped_by else 0
 
 
-def run(job: Job, display: ProgressDisplay) -> RunResult:
+def run(config: RunConfig, launch: Launch | None, prepare: Callable[[Start, ProgressDisplay], Job]) -> RunResult:
+    """Begin the run that `prepare` makes of the config, or go on with an interrupted one, to its end.
+
+    Raises:
+        TxtgenError: the run cannot begin, or cannot go on; the last checkpoint stays.
+    """
+    with start_run(config, launch or Launch()) as start:
+        display = ProgressDisplay(config.train.steps, quiet=not start.world.is_main)
+        for warning in start.warnings:
+            display.note(warning)
+        return _trained(prepare(start, display), display)
+
+
+def _trained(job: Job, display: ProgressDisplay) -> RunResult:
     """Train, validate, sample and save until the steps are done, the time is up, or a signal asks to stop.
 
     Raises:
