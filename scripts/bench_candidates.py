@@ -12,7 +12,7 @@ def training(shape: dict[str, int], arguments: argparse.Namespace) -> dict[str, 
     import torch
     from plain_gpt2 import GPT2, optimizer_of, train_step
 
-    from txtgen.commands.models import training_dtype
+    from txtgen.commands.devices import training_dtype
 
     rows, width = shape["batch"], shape["context"]
     ids = torch.randint(10, shape["vocabulary"], (rows, width + 1))

@@ -13,7 +13,7 @@ import torch
 
 from txtgen.checkpoint import Checkpoint, load_checkpoint
 from txtgen.commands import finetune, pretrain
-from txtgen.commands.models import select_device, training_dtype
+from txtgen.commands.devices import select_device, training_dtype
 from txtgen.commands.running.journal import Journal
 from txtgen.commands.running.run_folder import RunFolder
 from txtgen.commands.running.run_record import find_run, read_lines

@@ -5,7 +5,8 @@ from itertools import islice
 from pathlib import Path
 
 from txtgen.checkpoint import LoadedModel, materialise
-from txtgen.commands.models import inference_dtype, read_model, read_shortlist, select_device
+from txtgen.commands.devices import inference_dtype, select_device
+from txtgen.commands.models import read_model, read_shortlist
 from txtgen.commands.sources import guess_source
 from txtgen.config.checkpoint import CheckpointConfig
 from txtgen.config.commands import EvaluateConfig

@@ -8,7 +8,8 @@ from typing import Any
 
 from txtgen.checkpoint import load_checkpoint
 from txtgen.commands import finetune, pretrain
-from txtgen.commands.models import require_devices, resolve_model
+from txtgen.commands.devices import require_devices
+from txtgen.commands.models import resolve_model
 from txtgen.commands.running.ranks import follow_launcher, run_ranks, txtgen_command
 from txtgen.commands.running.signals import exit_code_of
 from txtgen.commands.running.starting import Launch

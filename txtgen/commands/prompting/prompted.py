@@ -8,7 +8,8 @@ from hashlib import sha256
 from typing import Any
 
 import txtgen
-from txtgen.commands.models import device_name, load_for, load_shared, resolve_model, shared_file
+from txtgen.commands.devices import device_name
+from txtgen.commands.models import load_for, load_shared, resolve_model, shared_file
 from txtgen.config.commands import GenerateConfig
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.generator import Generation, Prompt, Results, complete_by_workers

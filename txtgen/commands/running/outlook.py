@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from txtgen.commands.models import select_device, training_dtype
+from txtgen.commands.devices import select_device, training_dtype
 from txtgen.commands.running.job import Job
 from txtgen.commands.running.journal import Journal
 from txtgen.commands.running.probe import StepTimes, first_batch, time_samples, time_saves, time_steps, time_validation

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from txtgen.checkpoint import Checkpoint
-from txtgen.commands.models import device_name, select_device, training_dtype
+from txtgen.commands.devices import device_name, select_device, training_dtype
 from txtgen.commands.running.changes import compare, require_same_run, told
 from txtgen.commands.running.run_folder import RunFolder, begun_by, latest_name, next_name
 from txtgen.commands.running.signals import StopRequest, listen
