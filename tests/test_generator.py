@@ -138,10 +138,40 @@ def test_logprob_is_the_teacher_forced_score(loaded, options):
 def test_machine_code_writes_the_same(loaded, options):
     slow = Generator(loaded, native="off").generate(usable(loaded), max_new_tokens=12, **options)
     quick = Generator(loaded, native="auto").generate(usable(loaded), max_new_tokens=12, **options)
-    assert [asdict(result) | {"logprob": 0, "score": 0} for result in quick] == [
-        asdict(result) | {"logprob": 0, "score": 0} for result in slow
-    ]
-    assert [result.score for result in quick] == pytest.approx([result.score for result in slow], abs=1e-3)
+    same_texts(quick, slow)
+
+
+def same_texts(found, expected):
+    def exact(results):
+        return [asdict(result) | {"logprob": 0, "score": 0} for result in results]
+
+    assert exact(found) == exact(expected)
+    assert [result.score for result in found] == pytest.approx([result.score for result in expected], abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch about its own parts
+def test_compiled_steps_write_the_same(loaded, caplog):
+    torch._dynamo.reset()
+    slow, quick = Generator(loaded), Generator(loaded, compile=True)
+    for options in STRATEGIES:
+        prompts = usable(loaded)
+        same_texts(*(each.generate(prompts, max_new_tokens=12, **options) for each in (quick, slow)))
+    assert quick.compiles
+    assert not [record for record in caplog.records if record.name.startswith("txtgen")]
+
+
+def test_many_steps_ahead_are_compiled_where_that_pays(tokenizer, monkeypatch):
+    monkeypatch.setattr("txtgen.model.compiling.PAYS_ON", ("cpu",))
+    monkeypatch.setattr("txtgen.model.compiled.PAYS_FROM", 24)
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    loaded = load(tokenizer)
+    slow, quick = Generator(loaded), Generator(loaded, compile="auto", draft=load(tokenizer, seed=1), batch_size=2)
+    same_texts(quick.generate(PROMPTS[:4], max_new_tokens=11), slow.generate(PROMPTS[:4], max_new_tokens=11))
+    assert not quick.compiles
+    assert quick.plan(dict(enumerate(PROMPTS[:4])), max_new_tokens=12).steps == 24
+    assert quick.compiles
+    same_texts(quick.generate(PROMPTS[:4], max_new_tokens=11), slow.generate(PROMPTS[:4], max_new_tokens=11))
 
 
 @pytest.mark.parametrize("options", STRATEGIES)

@@ -699,6 +699,25 @@ def test_machine_code_can_be_asked_for_and_not(decoder, capfd, caplog, monkeypat
     assert "error: no machine code: none here" in capfd.readouterr().err
 
 
+def test_compiled_steps_can_be_asked_for_and_not(decoder, capfd, caplog, monkeypatch) -> None:
+    made = []
+    monkeypatch.setattr("torch.compile", lambda step, **options: made.append(options) or step)
+    command = ["generate", decoder, "--prompt", "the cat", "--max-new-tokens", "5", "--device", "cpu"]
+    command += ["--dtype", "float32"]
+    texts = set()
+    for flags, times in (([], 0), (["--no-compile"], 0), (["--compile"], 1), (["--set", "compile=true"], 2)):
+        assert run([*command, *flags]) == 0
+        texts.add(capfd.readouterr().out)
+        assert len(made) == times
+    assert len(texts) == 1
+    assert run([*command, "--compile", "--native", "require"]) == 2
+    assert "compile: and native: require exclude each other" in capfd.readouterr().err
+    monkeypatch.setattr("torch.compile", None)
+    assert run([*command, "--compile"]) == 0
+    assert {capfd.readouterr().out} == texts
+    assert "generating without compiled steps: TypeError: 'NoneType' object is not callable" in caplog.text
+
+
 def without_compiler():
     raise UnavailableError("none here")
 

@@ -303,6 +303,9 @@ def test_what_computes_counts_and_not_how_it_was_asked_for(place, monkeypatch) -
     assert facts(device="cpu", native="off")["native"] is False
     if on_cpu["native"]:
         assert facts(device="cpu", native="require") == on_cpu
+    compiled = facts(device="cpu", compile=True)
+    assert (on_cpu["compile"], compiled["compile"], compiled["native"]) == (False, True, False)
+    assert facts(workers=2, compile=True) == compiled
     monkeypatch.setattr("txtgen.model.stepping.load_library", unavailable)
     for workers in (0, 2):
         assert facts(device="cpu", workers=workers) == facts(device="cpu", native="off")

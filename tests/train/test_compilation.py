@@ -53,7 +53,7 @@ def passes(monkeypatch):
 
     def take(*seconds: float) -> list[int]:
         left, counts = list(seconds), []
-        monkeypatch.setattr("txtgen.train.compilation.PAYS_ON", ("cpu",))
+        monkeypatch.setattr("txtgen.model.compiling.PAYS_ON", ("cpu",))
 
         def pass_seconds(model, part, dtype, count):
             counts.append(count)

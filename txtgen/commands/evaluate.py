@@ -104,7 +104,8 @@ def _row_length(config: EvaluateConfig, model: CheckpointConfig) -> int:
 
 
 def _generator(loaded: LoadedModel, config: EvaluateConfig) -> Generator:
-    return Generator(loaded, batch_size=64, native=config.native, shortlist=read_shortlist(config.shortlist))
+    shortlist = read_shortlist(config.shortlist)
+    return Generator(loaded, batch_size=64, native=config.native, compile=config.compile, shortlist=shortlist)
 
 
 def _translate(generator: Generator, data: DataConfig, seed: int, config: EvaluateConfig) -> TranslationMetrics | None:

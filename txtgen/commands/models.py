@@ -14,9 +14,9 @@ from txtgen.checkpoint import FORMAT, Checkpoint, LoadedModel, load_checkpoint, 
 from txtgen.commands.adapters import Named, with_adapters
 from txtgen.commands.devices import inference_dtype, select_device
 from txtgen.commands.finding import find_model
-from txtgen.config.commands import GeneratingConfig, ModelUseConfig
+from txtgen.config.commands import GenerateConfig, GeneratingConfig, ModelUseConfig
 from txtgen.config.ensemble import EQUAL_SHARES, Mixture
-from txtgen.config.model import Native, Quantization
+from txtgen.config.model import Compile, Native, Quantization
 from txtgen.errors import CheckpointError
 from txtgen.generator import Generator
 from txtgen.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_hf_folder
@@ -153,6 +153,7 @@ def load(
     independent: bool = False,
     quantize: Quantization | None = None,
     native: Native = "auto",
+    compile: Compile = "auto",
     draft: str | Path | None = None,
     adapters: Sequence[str | Path] = (),
     ensemble: Sequence[str | Path] = (),
@@ -163,7 +164,8 @@ def load(
     """Load a model for generation: a .pth file, a run folder, or the newest run; adapters of it become part of it.
 
     draft: a smaller model that guesses for it. ensemble: models that decide together with it, as `mixture` says.
-    shortlist: a file of `txtgen shortlist`.
+    shortlist: a file of `txtgen shortlist`. compile: decoding steps by torch.compile, in place of machine code; "auto":
+    on a GPU, for many prompts.
 
     Of a single prompt, a generator that remembers reads only what the one before and its result did not have.
 
@@ -182,6 +184,7 @@ def load(
         batch_size=batch_size,
         independent=independent,
         native=native,
+        compile=compile,
         draft=None if draft is None else read(draft),
         ensemble=[read(name) for name in ensemble],
         mixture=mixture,
@@ -218,6 +221,7 @@ def load_for(config: ModelUseConfig, *, remembers: bool = False) -> Generator:
         adapters=config.adapters,
         ensemble=config.ensemble,
         mixture=config.mixture,
+        compile=config.compile if isinstance(config, GeneratingConfig) else False,
         draft=config.draft if isinstance(config, GeneratingConfig) else None,
         shortlist=config.shortlist if isinstance(config, GeneratingConfig) else None,
         remembers=remembers,
@@ -246,7 +250,7 @@ def shared_file(path: Path, fingerprint: str, config: ModelUseConfig) -> Iterato
 
 
 def load_shared(
-    path: Path, fingerprint: str, config: ModelUseConfig, shortlist: "Shortlist | None" = None
+    path: Path, fingerprint: str, config: GenerateConfig, shortlist: "Shortlist | None" = None
 ) -> Generator:
     """The generator of one of the processes that map a whole model. They hold its weights once between them, as far as
     these stay as they are in the file: another dtype, fewer bits and machine code are each process's own.
@@ -261,6 +265,7 @@ def load_shared(
         batch_size=config.batch_size,
         independent=config.independent,
         native=config.native,
+        compile=config.compile,
         shortlist=shortlist,
     )
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from txtgen.config.base import Config, Count, NonNegative
 from txtgen.config.data import BleuTokenizer
 from txtgen.config.ensemble import Mixture
-from txtgen.config.model import Native, Quantization
+from txtgen.config.model import Compile, Native, Quantization
 from txtgen.config.runs import Device, RunName
 
 
@@ -58,14 +58,18 @@ class GeneratingConfig(ModelUseConfig):
 
     decoding: dict[str, Any] = Field(default_factory=dict)
     """Options of the strategy that the user gave; the checkpoint's defaults fill the rest."""
+    compile: Compile = "auto"
+    """Whether decoding steps are compiled, in place of machine code; auto: on a GPU, for many prompts."""
     draft: str | None = None
     """A smaller model with the same tokens, for decoding.speculation of kind draft."""
     shortlist: str | None = None
     """A file of `txtgen shortlist`: an encoder-decoder scores the tokens that a source may need, and no others."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """A draft is for speculation, and a short-list for a single model."""
+        """A draft is for speculation, and a short-list for a single model; one way computes."""
         yield from super().problems()
+        if self.compile is True and self.native == "require":
+            yield "compile", "and native: require exclude each other; leave one of them out"
         if self.shortlist is not None and self.ensemble:
             yield "shortlist", "and ensemble exclude each other: several models decide about all tokens"
         speculation = self.decoding.get("speculation")
@@ -150,6 +154,13 @@ class EvaluateConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     native: Native = "auto"
     """Of translation."""
+    compile: Compile = "auto"
+    """Of what is generated, as for `GeneratingConfig`."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """One way computes."""
+        if self.compile is True and self.native == "require":
+            yield "compile", "and native: require exclude each other; leave one of them out"
 
 
 WeightsDtype = Literal["auto", "float32", "bfloat16", "float16"]

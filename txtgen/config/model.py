@@ -30,6 +30,9 @@ Quantization = Literal["int8", "int4"]
 Native = Literal["auto", "off", "require"]
 """Whether a CPU generates by machine code: where that is to be had, never, or else it is an error."""
 
+Compile = bool | Literal["auto"]
+"""Whether what a model computes over and over is compiled; auto: on a GPU, where it pays."""
+
 Factor = Annotated[float, Field(gt=0.0, le=1e6)]
 
 

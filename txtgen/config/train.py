@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from txtgen.config.base import Config, Count, NonNegative, Share
+from txtgen.config.model import Compile
 
 Sharding = Literal["replicate", "shard"]
 LearningRate = Annotated[float, Field(gt=0.0, le=10.0)]
@@ -144,7 +145,7 @@ class TrainConfig(Config):
     activation_checkpointing: bool = False
     """Keep only what goes into each layer and compute the rest again for the gradients: far less memory, a third more
     time, the same result to the bit."""
-    compile: bool | Literal["auto"] = "auto"
+    compile: Compile = "auto"
     """Turn the layers into machine code of their own, which takes up to a minute at the start. auto: on
     a GPU, if it makes the first batch faster. Where it fails, the run goes on without it and tells why."""
     optimizer: OptimizerConfig = AdamWConfig()

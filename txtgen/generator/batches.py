@@ -25,6 +25,11 @@ class Plan:
     batches: tuple[Batch, ...]
     decoding: DecodingConfig
 
+    @property
+    def steps(self) -> int:
+        """Of a search over each batch, one after the other, at most."""
+        return sum(max(prompt.limit for prompt in batch) for batch in self.batches)
+
     def without(self, done: Collection[int]) -> "Plan":
         """The batches that have a prompt whose number is not among those."""
         left = tuple(batch for batch in self.batches if any(prompt.number not in done for prompt in batch))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from txtgen.checkpoint import LoadedModel
 from txtgen.config.decoding import DecodingConfig, SampleConfig
 from txtgen.config.ensemble import EQUAL_SHARES, Mixture
-from txtgen.config.model import Native
+from txtgen.config.model import Compile, Native
 from txtgen.decode import (
     Ensemble,
     HiddenModel,
@@ -35,7 +35,7 @@ from txtgen.generator.types import EncodedPrompt, Generation, Prompt, Score, Str
 from txtgen.generator.writing import StopStrings, begins, filled_text
 from txtgen.infilling import gap_marks
 from txtgen.memory import is_out_of_memory
-from txtgen.model import NativeTransformer, Transformer, is_bounded, step_model
+from txtgen.model import CompiledTransformer, NativeTransformer, Transformer, is_bounded, step_model
 from txtgen.tokenizer import IncrementalDecoder, never_written
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Generator:
         batch_tokens: their tokens at most, prompt and new ones, padding counted; None: any number.
         independent: one at a time, so that no other prompt can change a result even by a rounding error.
         native: whether machine code computes in place of PyTorch. It is made of the weights as they are now.
+        compile: whether decoding steps are compiled by torch.compile, by which machine code is left out.
         draft: a smaller model with the same tokens, which proposes them where `speculation` asks for it.
         ensemble: models with the same tokens that decide together with the first one.
         mixture: how they do.
@@ -58,7 +59,8 @@ class Generator:
         remembers: of a single prompt, read only what the one before and its result did not have, as in a conversation.
 
     Raises:
-        UsageError: the batch size is below 1, or there is a short-list and no source, or several models that decide.
+        UsageError: the batch size is below 1, or there is a short-list and no source, or several models that decide;
+            compiled steps and machine code are both asked for.
         CheckpointError: another model does not fit, or the short-list.
         ResourceError: machine code is required, and there is none.
     """
@@ -71,6 +73,7 @@ class Generator:
         batch_tokens: int | None = None,
         independent: bool = False,
         native: Native = "off",
+        compile: Compile = False,
         draft: LoadedModel | None = None,
         ensemble: Sequence[LoadedModel] = (),
         mixture: Mixture = EQUAL_SHARES,
@@ -80,15 +83,17 @@ class Generator:
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}", "batch_size", "give at least 1")
         self.loaded = loaded
-        self._first: HiddenModel[Any] = step_model(loaded.model, native)
+        self._first: HiddenModel[Any] = step_model(loaded.model, native, compile)
         model, self.is_native = self._first, isinstance(self._first, NativeTransformer)
         """Whether machine code computes."""
         most = loaded.model.config.max_length if is_bounded(loaded.model.config.position) else None
         self._model: StepModel[Any] = Remembering(model, most) if remembers else model
         self.batch_size, self.batch_tokens = 1 if independent else batch_size, batch_tokens
         self._reader = PromptReader(loaded)
-        self._draft = None if draft is None else Partner(draft, self._reader, "draft", native)
-        self._members = [Partner(member, self._reader, "ensemble", native) for member in ensemble]
+        self._draft = None if draft is None else Partner(draft, self._reader, "draft", native, compile)
+        self._members = [Partner(member, self._reader, "ensemble", native, compile) for member in ensemble]
+        partners = (partner.model for partner in (self._draft, *self._members) if partner is not None)
+        self._compiled = [each for each in (self._first, *partners) if isinstance(each, CompiledTransformer)]
         if self._members:
             members = [self._model, *(member.model for member in self._members)]
             self._model = Ensemble(members, mixture.mean, mixture.weights)
@@ -107,6 +112,11 @@ class Generator:
     def other_fingerprints(self) -> list[str]:
         """Those of the checkpoints of all models but the first one."""
         return [partner.fingerprint for partner in (self._draft, *self._members) if partner is not None]
+
+    @property
+    def compiles(self) -> bool:
+        """Whether decoding steps are compiled from now on."""
+        return any(model.compiles for model in self._compiled)
 
     def generate(
         self,
@@ -160,7 +170,10 @@ class Generator:
         """Prompts by their numbers, cut into batches for `complete`; arguments and errors as for `generate`."""
         decoding = resolve_settings(self.loaded, options)
         encoded = self._encode(prompts, raw, special, gap, decoding)
-        return make_plan(encoded, decoding, self.batch_size, self.batch_tokens)
+        plan = make_plan(encoded, decoding, self.batch_size, self.batch_tokens)
+        for model in self._compiled:
+            model.expect(plan.steps)
+        return plan
 
     def complete(self, batch: Batch, decoding: DecodingConfig) -> dict[int, list[Generation]]:
         """The results of each prompt of a batch, best first, by the prompts' numbers."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from txtgen.checkpoint import LoadedModel
-from txtgen.config.model import Native
+from txtgen.config.model import Compile, Native
 from txtgen.decode import StepModel
 from txtgen.errors import CheckpointError, UsageError
 from txtgen.generator.prompts import PromptReader
@@ -19,17 +19,19 @@ class Partner:
         loaded: the model.
         first: reads prompts for the other one.
         name: what the model is there for.
-        native: as for `Generator`.
+        native, compile: as for `Generator`.
 
     Raises:
         CheckpointError: it has another architecture, vocabulary or way of reading prompts.
     """
 
-    def __init__(self, loaded: LoadedModel, first: PromptReader, name: str, native: Native) -> None:
+    def __init__(
+        self, loaded: LoadedModel, first: PromptReader, name: str, native: Native, compile: Compile = False
+    ) -> None:
         self.name, self.fingerprint = name, loaded.fingerprint
         self._reader = PromptReader(loaded)
         self._refuse_differences(first)
-        self.model: StepModel[Any] = step_model(loaded.model.eval(), native)
+        self.model: StepModel[Any] = step_model(loaded.model.eval(), native, compile)
 
     def _refuse_differences(self, first: PromptReader) -> None:
         mine, its = _facts(self._reader), _facts(first)

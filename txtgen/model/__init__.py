@@ -1,5 +1,7 @@
 """The Transformer: tensors in, tensors out."""
 
+from txtgen.model.compiled import CompiledTransformer
+from txtgen.model.compiling import may_compile
 from txtgen.model.init import init_weights, initial_weight
 from txtgen.model.lora import adapters_off
 from txtgen.model.native import NativeTransformer
@@ -10,6 +12,7 @@ from txtgen.model.stepping import step_model
 from txtgen.model.transformer import Transformer, at_least_float32, build_model
 
 __all__ = [
+    "CompiledTransformer",
     "NativeTransformer",
     "Transformer",
     "TransformerState",
@@ -20,6 +23,7 @@ __all__ = [
     "init_weights",
     "initial_weight",
     "is_bounded",
+    "may_compile",
     "part_of",
     "step_model",
 ]

@@ -51,7 +51,9 @@ def kept(make: Callable[[*Key], Table]) -> Callable[[*Key], Table]:
 
 def table_length(needed: int, most: int) -> int:
     """How many positions a table is made for: all that can be, or of very many those in use, doubled as needed."""
-    return most if most <= LONG else min(most, max(LONG, 1 << (needed - 1).bit_length()))
+    if most <= LONG or needed <= LONG:
+        return min(most, LONG)
+    return min(most, 1 << (needed - 1).bit_length())
 
 
 def is_bounded(position: PositionConfig) -> bool:

@@ -1,5 +1,6 @@
 """What a decoder remembers while it generates: keys and values of every layer, row by row."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from math import gcd
@@ -103,7 +104,7 @@ class TransformerState:
         self._tokens = _zeros((rows, 1, reach + self.capacity if reach else 0), torch.int64, device)
         self.source_mask = source_mask
         self._counts = [0] * rows
-        self._slots = torch.arange(reach + self.capacity, device=device)[None]
+        self._slots = torch.arange(self.capacity, device=device)[None]
         self._origins = list(range(rows))
         self._fold = 1
 
@@ -121,32 +122,50 @@ class TransformerState:
         Raises:
             UsageError: a row would outgrow the capacity.
         """
-        longest = max(self._counts, default=0)
-        stop = longest + count
+        stop = self.stop_after(count)
+        if min(self._counts, default=0) < stop - count:
+            found: tuple[Window, Tensor, Tensor | None] = self.window(count, stop)
+        else:
+            keys, positions = self._slots[:, :stop], self._slots[:, stop - count : stop]
+            allowed = None if count == 1 else keys[:, None, None, :] <= positions[:, None, :, None]
+            found = Window(positions, stop), keys, allowed
+        self.grow(count)
+        return found
+
+    def stop_after(self, count: int) -> int:
+        """How many slots the longest row has in use once `count` more tokens are read.
+
+        Raises:
+            UsageError: they outgrow the capacity.
+        """
+        stop = max(self._counts, default=0) + count
         if stop > self.capacity:
             raise UsageError(
                 f"a sequence of {stop} tokens does not fit",
                 f"the state holds {self.capacity} a row",
                 "raise capacity",
             )
-        keys = self._slots[:, :stop]
-        if min(self._counts, default=0) == longest:
-            window = Window(self._slots[:, longest:stop], stop)
-        else:
-            rows = torch.arange(len(self._counts), device=self.lengths.device)[:, None]
-            window = Window(self.lengths[:, None] + self._slots[:, :count], stop, rows)
-        allowed = None
-        if window.rows is not None or count > 1:
-            allowed = keys[:, None, None, :] <= window.positions[:, None, :, None]
+        return stop
+
+    def window(self, count: int, stop: int) -> tuple[Window, Tensor, Tensor]:
+        """As `advance`, for rows of any lengths and without making room. Slots up to `stop` are looked at, perhaps more
+        than are in use. Only tensors say how long rows are.
+        """
+        device = self.lengths.device
+        keys, rows = torch.arange(stop, device=device)[None], torch.arange(len(self.lengths), device=device)[:, None]
+        positions = self.lengths[:, None] + torch.arange(count, device=device)
+        return Window(positions, stop, rows), keys, keys[:, None, None, :] <= positions[:, None, :, None]
+
+    def grow(self, count: int) -> None:
+        """Count tokens that every row has been given."""
         self.lengths = self.lengths + count
         self._counts = [length + count for length in self._counts]
-        return window, keys, allowed
 
     def with_context(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Remember tokens [B,N], which are to be read at positions [1|B,N]. Returns them after those that stand before
         them: [B,reach+N].
         """
-        columns = self._slots[:, : self._reach + tokens.shape[1]] + positions[:, :1]
+        columns = torch.arange(self._reach + tokens.shape[1], device=tokens.device) + positions[:, :1]
         rows = torch.arange(tokens.shape[0], device=tokens.device)[:, None]
         self._tokens[rows, 0, columns[:, self._reach :]] = tokens
         return self._tokens[rows, 0, columns]
@@ -181,6 +200,35 @@ class TransformerState:
             if self.source_mask is not None:
                 self.source_mask = self.source_mask.index_select(0, places)
         self._origins, self._fold = origins[::fold], fold
+
+    def complete_source_mask(self) -> None:
+        """Have a mask where there are sources, also if it allows everything."""
+        keys = self.caches[0].source and self.caches[0].source[0]
+        if keys is not None and self.source_mask is None:
+            self.source_mask = keys.new_zeros(len(keys), 1, 1, keys.shape[2])
+
+    def relocate(self, place: Callable[[str, Tensor, int, float], Tensor]) -> None:
+        """Let `place` say where keys, values and all else that outlives a step lie from now on.
+
+        It is told the name of a tensor, the tensor, a dimension in which it may be longer, and what with.
+        """
+        for number, cache in enumerate(self.caches):
+            cache.keys = place(f"keys {number}", cache.keys, 2, 0.0)
+            cache.values = place(f"values {number}", cache.values, 2, 0.0)
+            if cache.source is not None:
+                keys, values = cache.source
+                keys = place(f"source keys {number}", keys, 2, 0.0)
+                cache.source = keys, place(f"source values {number}", values, 2, 0.0)
+        if self.source_mask is not None:
+            self.source_mask = place("source mask", self.source_mask, 3, float("-inf"))
+        if self._reach:
+            self._tokens = place("tokens", self._tokens, 2, 0.0)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Those of tensors that a step reads, besides the number of rows."""
+        source = () if self.source_mask is None else self.source_mask.shape
+        return (self.caches[0].keys.shape[2], self._tokens.shape[2], *source)
 
     def truncate(self, lengths: Tensor) -> None:
         """Forget what lies beyond lengths: [B] int64.

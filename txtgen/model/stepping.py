@@ -1,4 +1,5 @@
-"""Which way of computing a model generates by: PyTorch, or machine code where that is to be had and right."""
+"""Which way of computing a model generates by: PyTorch, compiled or not, or machine code where that is to be had and
+right."""
 
 import logging
 from dataclasses import dataclass
@@ -7,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from txtgen.config.model import EncoderDecoderConfig, Native
-from txtgen.errors import ResourceError
+from txtgen.config.model import Compile, EncoderDecoderConfig, Native
+from txtgen.errors import ResourceError, UsageError
+from txtgen.model.compiled import CompiledTransformer
+from txtgen.model.compiling import FAR, may_compile
 from txtgen.model.native import NativeTransformer
 from txtgen.model.quantize import QuantizedEmbedding, quantize_model
 from txtgen.model.transformer import Transformer, build_model
@@ -16,19 +19,22 @@ from txtgen.native import Library, UnavailableError, load_library
 
 logger = logging.getLogger(__name__)
 
-FAR = {"float32": 1e-3, "short": 0.03, "quantised": 0.3}
-"""How far logits may lie apart, as a share of their spread. Short weights come with keys and values in bfloat16;
-quantised ones meet inputs that are rounded, too."""
 
-
-def step_model(model: Transformer, native: Native) -> Transformer | NativeTransformer:
-    """The model itself, or machine code that does the same faster, made of its weights as they are now.
+def step_model(
+    model: Transformer, native: Native, compile: Compile = False
+) -> Transformer | NativeTransformer | CompiledTransformer:
+    """The model itself, or what does the same faster: machine code, made of its weights as they are now, or the model
+    with compiled steps. Who asks for these gets no machine code.
 
     Raises:
         ResourceError: machine code is required, and there is none for this model on this machine.
+        UsageError: both are asked for.
     """
-    if native == "off" or (native == "auto" and next(model.parameters()).device.type != "cpu"):
-        return model
+    device = next(model.parameters()).device
+    if compile is True and native == "require":
+        raise UsageError("steps are to be compiled, and machine code is required", "compile", "leave one of them out")
+    if compile is True or native == "off" or (native == "auto" and device.type != "cpu"):
+        return CompiledTransformer(model, compile) if may_compile(compile, device) else model
     try:
         library = load_library()
         compare(model, library)

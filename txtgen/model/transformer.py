@@ -15,7 +15,7 @@ from txtgen.model.attention import additive, packed_mask
 from txtgen.model.layers import Stack
 from txtgen.model.ngrams import NgramEmbedding, with_room_before
 from txtgen.model.position import is_bounded, sinusoidal_table
-from txtgen.model.state import TransformerState
+from txtgen.model.state import TransformerState, Window
 
 
 class Prompt(Protocol):
@@ -300,7 +300,16 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def extend_hidden(self, tokens: Tensor, state: TransformerState) -> Tensor:
         """As `extend`, but returns what `head` turns into logits: [B,N,D]."""
-        window, keys, allowed = state.advance(tokens.shape[1])
+        return self.read(tokens, state, *state.advance(tokens.shape[1]))
+
+    def read(
+        self, tokens: Tensor, state: TransformerState, window: Window, keys: Tensor, allowed: Tensor | None
+    ) -> Tensor:
+        """Hidden vectors [B,N,D] of tokens [B,N], which are put into a window of the state.
+
+        keys: positions [1,J] of the keys in use. allowed: [1|B,1,N,J] bool, which of them each token may attend to;
+        None: all.
+        """
         pattern = self.decoder.pattern(
             window.positions,
             allowed,

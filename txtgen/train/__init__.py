@@ -4,7 +4,7 @@ from txtgen.train.accumulation import micro_batches
 from txtgen.train.average import WeightAverage
 from txtgen.train.budget import TimeBudget
 from txtgen.train.checkpointing import checkpoint_activations
-from txtgen.train.compilation import Compilation, compile_layers, may_compile, settle_compilation
+from txtgen.train.compilation import Compilation, compile_layers, settle_compilation
 from txtgen.train.cost import FlopCounts, count_flops, matrix_peak, peak_memory_bytes
 from txtgen.train.estimate import MemoryEstimate, estimate_memory
 from txtgen.train.figures import Figures, StepReport, named
@@ -47,7 +47,6 @@ __all__ = [
     "estimate_memory",
     "held_bytes",
     "matrix_peak",
-    "may_compile",
     "micro_batches",
     "named",
     "pair_logprobs",

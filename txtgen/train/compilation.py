@@ -6,19 +6,18 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
+from txtgen.config.model import Compile
 from txtgen.data.types import Batch
 from txtgen.distributed import World, is_sharded
 from txtgen.model import Transformer
+from txtgen.model.compiling import cause, may_compile
 from txtgen.train.cost import synchronise
 from txtgen.train.loss import BatchLoss, TokenLoss
-
-PAYS_ON = ("cuda",)
-"""Devices where `auto` tries. On a CPU a step gains a few per cent, after up to half a minute of compiling."""
 
 WARM_UP, TIMED = 2, 5
 """Steps that are left out of the comparison, and those of which the median counts."""
@@ -45,11 +44,6 @@ class Compilation:
         return "; ".join(told)
 
 
-def may_compile(wanted: bool | Literal["auto"], device: torch.device) -> bool:
-    """Whether compiling is tried at all."""
-    return device.type in PAYS_ON if wanted == "auto" else wanted
-
-
 def compile_layers(model: Transformer, dynamic: bool) -> None:
     """Let every layer compute by compiled code while training; validation and decoding, of other shapes, do not.
 
@@ -70,7 +64,7 @@ def _compiled(layer: nn.Module, plain: Callable[..., Any], fast: Callable[..., A
 
 def settle_compilation(
     model: Transformer,
-    wanted: bool | Literal["auto"],
+    wanted: Compile,
     part: Batch,
     dtype: torch.dtype,
     world: World,
@@ -102,7 +96,7 @@ def settle_compilation(
             compile_layers(model, dynamic=part.source_ids is not None)
             seconds[1] = _pass_seconds(model, part, dtype, WARM_UP + TIMED if compare else 1)
     except Exception as error:  # whatever a compiler, or its absence, may raise
-        reason = _cause(error)
+        reason = cause(error)
     if world.any(bool(reason)):
         reason = reason or "another rank could not"
     elif compare:
@@ -116,12 +110,6 @@ def settle_compilation(
 
 def _settled(compiled: bool, reason: str, before: Compilation) -> Compilation:
     return Compilation(compiled, True, reason, None if before.compiled == compiled else before.compiled)
-
-
-def _cause(error: Exception) -> str:
-    """The error in a line. What torch.compile raises often wraps what really happened."""
-    inner = getattr(error, "inner_exception", error)
-    return f"{type(inner).__name__}: {str(inner).strip().partition(chr(10))[0]}"
 
 
 def _pass_seconds(model: Transformer, part: Batch, dtype: torch.dtype, count: int) -> float:

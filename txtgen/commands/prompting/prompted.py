@@ -17,10 +17,10 @@ from txtgen.model import NativeTransformer, step_model
 
 NOT_OF_THE_RESULT = {
     "model", "adapters", "draft", "ensemble", "runs_path", "prompts", "input", "output", "overwrite", "workers",
-    "json_schema", "device", "native", "shortlist",
+    "json_schema", "device", "native", "compile", "shortlist",
 }  # fmt: skip
 """What a command may be told otherwise and yet go on; of models, short-list, prompts and schema the content counts, of
-device and machine code what is computed by in the end."""
+device, machine code and compiling what is computed by in the end."""
 
 
 class PromptJob:
@@ -40,9 +40,10 @@ class PromptJob:
         self.config, self.prompts, self.lines = config, prompts, lines
         if config.workers:  # each of which has weights; here the rest of the model is enough
             self._path = resolve_model(config.model, config.runs_path)
-            place = {"model": str(self._path), "device": "cpu", "quantize": None, "native": "off"}
+            place = {"model": str(self._path), "device": "cpu", "quantize": None, "native": "off", "compile": False}
             generator = load_for(config.model_copy(update=place))
-            self._is_native = isinstance(step_model(generator.loaded.model, config.native), NativeTransformer)
+            model = step_model(generator.loaded.model, config.native, config.compile)
+            self._is_native = isinstance(model, NativeTransformer)
         else:
             generator = load_for(config)
             self._generator, self._is_native = generator, generator.is_native
@@ -54,6 +55,7 @@ class PromptJob:
         asked = {n: prompt for n, prompt in enumerate(prompts) if not (translates and not str(prompt).strip())}
         self._blank = [number for number in range(len(prompts)) if number not in asked]
         self._plan = generator.plan(asked, raw=config.raw, special=config.special, gap=config.gap, **config.decoding)
+        self._compiles = config.compile is True if config.workers else generator.compiles
 
     def facts(self) -> dict[str, Any]:
         """All that the results depend on."""
@@ -66,6 +68,7 @@ class PromptJob:
             "lines": self.lines,
             "device": self._device,
             "native": self._is_native,
+            "compile": self._compiles,
             **self.config.model_dump(mode="json", exclude=NOT_OF_THE_RESULT),
         }
         found: dict[str, Any] = json.loads(json.dumps(facts))

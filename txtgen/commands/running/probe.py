@@ -10,7 +10,8 @@ from txtgen.commands.running.training import Session
 from txtgen.data import Batch, StreamReport, ValidationBatches, validation_pairs
 from txtgen.distributed import is_sharded
 from txtgen.evaluate import evaluate_loss, translate_pairs
-from txtgen.train import Horizon, may_compile, train
+from txtgen.model import may_compile
+from txtgen.train import Horizon, train
 from txtgen.train.cost import synchronise
 
 PROBE_SECONDS, MAX_STEP_SECONDS, MIN_STEPS, MAX_STEPS, WARM_UP_STEPS = 6.0, 3.0, 4, 1000, 2
