@@ -22,6 +22,10 @@ from txtgen.errors import UsageError
 Draft = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Let this smaller model guess: faster (greedy, sample).")
 ]
+Compiled = Annotated[
+    bool | None,
+    typer.Option("--compile/--no-compile", help="Compile decoding steps. [default: on a GPU, for many prompts]"),
+]
 
 
 @with_options(reading=PROMPTED, decoding=DECODING)
@@ -38,6 +42,7 @@ def generate(
     workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes of one thread that share the work.")] = 0,
     decoding: Given = NOTHING,
     draft: Draft = None,
+    compile: Compiled = None,
     shortlist: ShortlistFile = None,
     gap: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Stands in a prompt for what is to be filled in, such as ___.")
@@ -64,6 +69,7 @@ def generate(
         "workers": workers,
         "decoding": drafted(decoding, draft),
         "draft": draft,
+        "compile": "auto" if compile is None else compile,
         "shortlist": shortlist,
         "gap": gap,
         "json_schema": json_schema,
@@ -81,6 +87,7 @@ def chat(
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the system says first.")] = None,
     decoding: Given = NOTHING,
     draft: Draft = None,
+    compile: Compiled = None,
     use: Given = NOTHING,
     settings: SetOptions = None,
 ) -> None:
@@ -90,6 +97,7 @@ def chat(
     from txtgen.config.flags import from_flags
 
     tree = {**use, "model": model, "system": system, "decoding": drafted(decoding, draft), "draft": draft}
+    tree["compile"] = "auto" if compile is None else compile
     config = from_flags(ChatConfig, tree, settings)
     with verifying(config.model, config.runs_path):
         from txtgen.commands import chat as command

@@ -125,7 +125,7 @@ class CompiledTransformer:
             for _ in range(CALLS):
                 found = self._replayed(*given)
         apart = float((found - exact).abs().max() / exact.std())
-        kind = "float32" if exact.dtype in (torch.float32, torch.float64) else "short"
+        kind = "float32" if exact.dtype in (torch.float32, torch.float64) else "fused"
         if bool(exact.isfinite().all()) and not apart <= FAR[kind]:
             raise RuntimeError(f"it is wrong on this machine, by {apart:.2g} times the spread of its results")
 
