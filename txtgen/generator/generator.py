@@ -171,8 +171,9 @@ class Generator:
         decoding = resolve_settings(self.loaded, options)
         encoded = self._encode(prompts, raw, special, gap, decoding)
         plan = make_plan(encoded, decoding, self.batch_size, self.batch_tokens)
-        for model in self._compiled:
-            model.expect(plan.steps)
+        if not decoding.is_set("speculation"):  # which reads several tokens at once
+            for model in self._compiled:
+                model.expect(plan.steps)
         return plan
 
     def complete(self, batch: Batch, decoding: DecodingConfig) -> dict[int, list[Generation]]:

@@ -13,7 +13,6 @@ from typing import Any, Self
 
 from torch import Tensor
 
-import txtgen
 from txtgen.checkpoint import Checkpoint, is_finite, save_checkpoint
 from txtgen.commands.running.job import Job
 from txtgen.commands.running.staging import Staging
@@ -274,7 +273,6 @@ class Saving:
             "tokens": self.state.tokens,
             "seed": job.config.seed,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "txtgen": txtgen.__version__,
             "python": platform.python_version(),
             **environment(job.config.train, job.device, job.dtype, job.world),
         }

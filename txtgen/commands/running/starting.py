@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
+import txtgen
 from txtgen.checkpoint import Checkpoint
 from txtgen.commands.devices import device_name, select_device, training_dtype
 from txtgen.commands.running.changes import compare, require_same_run, told
@@ -201,6 +202,7 @@ def environment(train: TrainConfig, device: torch.device, dtype: torch.dtype, wo
     return {
         "micro_batch_tokens": train.micro_batch_tokens,
         "compile": train.compile,
+        "txtgen": txtgen.__version__,
         "torch": str(torch.__version__),
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -1,5 +1,6 @@
 """Results on stdout. Imports nothing heavy, so that showing a config stays quick."""
 
+import errno
 import json
 import os
 import sys
@@ -31,7 +32,8 @@ def write_exact(text: str) -> None:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
-        if isinstance(error, BrokenPipeError):
+        # Windows knows no broken pipes.
+        if isinstance(error, BrokenPipeError) or (sys.platform == "win32" and error.errno == errno.EINVAL):
             raise SystemExit(0) from None
         what = f"cannot write the results: {error.strerror or error}"
         raise ResourceError(what, "standard output", "make room, or send them elsewhere") from error

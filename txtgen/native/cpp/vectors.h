@@ -146,8 +146,13 @@ struct ByteProducts {
 // Whether products of bytes take so many instructions that for many rows their halves, widened to 16 bits, are quicker.
 #if defined(__AVX2__) && !defined(__AVX512BW__)
 constexpr bool WIDENS = true;
+// GCC would load a vector again, or compute many before it adds them up and run out of registers.
+template <class Vector>
+inline void hold_in_register(Vector& x) { asm("" : "+v"(x)); }
 #else
 constexpr bool WIDENS = false;
+template <class Vector>
+inline void hold_in_register(Vector&) {}
 inline Ints pair_products(Shorts a, Shorts) { return (Ints)a; }  // never called
 #endif
 

@@ -172,10 +172,10 @@ inline void add_products(const uint8_t* piece, int first, const Input& input, in
         pairs[r] = (Shorts)splat(load<int32_t>(x + size_t(r) * input.width + 2 * number));
       for (int v = 0; v < COUNT; v++) {
         Shorts weights = load<Shorts>(codes + (number * VECTORS + first + v) * sizeof(Shorts));
-        asm("" : "+v"(weights));  // GCC would load it again for every row
+        hold_in_register(weights);
         for (int r = 0; r < ROWS; r++) {
           totals[r][v] += pair_products(pairs[r], weights);
-          asm("" : "+v"(totals[r][v]));  // as in ByteProducts
+          hold_in_register(totals[r][v]);
         }
       }
     }
