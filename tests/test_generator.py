@@ -168,6 +168,7 @@ def test_many_steps_ahead_are_compiled_where_that_pays(tokenizer, monkeypatch):
     loaded = load(tokenizer)
     slow, quick = Generator(loaded), Generator(loaded, compile="auto", draft=load(tokenizer, seed=1), batch_size=2)
     same_texts(quick.generate(PROMPTS[:4], max_new_tokens=11), slow.generate(PROMPTS[:4], max_new_tokens=11))
+    quick.plan(dict(enumerate(PROMPTS[:4])), max_new_tokens=12, speculation={"kind": "prompt_lookup"})
     assert not quick.compiles
     assert quick.plan(dict(enumerate(PROMPTS[:4])), max_new_tokens=12).steps == 24
     assert quick.compiles

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import txtgen
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
 from txtgen.commands.running import training
@@ -92,6 +93,7 @@ def test_a_resumed_run_equals_the_straight_one(workshop, trained, config, monkey
 
 
 def test_a_run_that_goes_on_elsewhere_says_what_differs(workshop, capfd, monkeypatch) -> None:
+    version = txtgen.__version__
     assert run(["pretrain", "decoder.yaml", "--name", "a"]) == 0
     capfd.readouterr()
     assert run(["pretrain", "decoder.yaml", "--name", "a", "--resume", "--steps", "7"]) == 0
@@ -100,6 +102,9 @@ def test_a_run_that_goes_on_elsewhere_says_what_differs(workshop, capfd, monkeyp
     monkeypatch.setattr(torch, "get_num_threads", lambda: here + 6)
     assert run(["pretrain", "decoder.yaml", "--name", "a", "--resume", "--steps", "8"]) == 0
     assert f"not as the run was saved: threads {here} -> {here + 6}." in capfd.readouterr().err
+    monkeypatch.setattr("txtgen.__version__", "9.9.9")
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--resume", "--steps", "9"]) == 0
+    assert f"not as the run was saved: txtgen {version} -> 9.9.9." in capfd.readouterr().err
 
 
 def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(workshop, capfd) -> None:
