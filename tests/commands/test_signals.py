@@ -176,8 +176,6 @@ def test_a_signal_breaks_off_a_translation(workshop, trained, monkeypatch) -> No
     ("phase", "background"),
     [(in_a_step, "false"), (in_a_save, "false"), (in_a_save, "true"), (in_the_last_save, "true")],
 )
-# A signal may come between opening a file and holding it, which Python then closes by itself.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_second_signal_stops_at_once_and_harms_nothing(
     workshop, trained, capfd, monkeypatch, phase, background
 ) -> None:
@@ -207,8 +205,7 @@ def test_a_second_signal_stops_at_once_and_harms_nothing(
     assert "once more stops at once" in error
     assert "Traceback" not in error
     assert (status()["state"], status()["exit_code"]) == ("interrupted", 130)
-    # Beside much other work, the first signal may have ended the run before the second was answered.
-    assert status()["reason"] in ("SIGINT", "stopped at once by SIGINT")
+    assert "at once" in status()["reason"]
     assert not leftovers()
     _, checkpoint, warnings = RunFolder(Path("runs/a")).newest()
     assert not warnings

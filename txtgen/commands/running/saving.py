@@ -5,6 +5,7 @@ import platform
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,9 @@ from txtgen.files import require_space
 from txtgen.train import Compilation, Horizon, TrainState
 
 logger = logging.getLogger(__name__)
+
+WAITING_SECONDS = 0.1
+"""Of one wait for a save, after which signals are heard."""
 
 
 @dataclass
@@ -117,7 +121,7 @@ class Saving:
         write = self._writing
         if write is None or not (wait or write.future.done()):
             return
-        error = write.future.exception()
+        error = _failure(write.future)
         self._writing = self._fault = None
         if error is None:
             self.last = write.future.result() or self.last
@@ -289,6 +293,17 @@ def checkpoint_config(job: Job) -> CheckpointConfig:
         adapter=job.base.adapter if job.base else None,
         run={"command": job.command, **job.config.plain()},
     )
+
+
+def _failure(save: Future[Path | None]) -> BaseException | None:
+    """What made a save fail, if anything, once it has ended.
+
+    Waited for in short turns: a signal that another thread of the process was given wakes none that waits for a lock,
+    and a second Ctrl-C is not to wait for the disk.
+    """
+    while True:
+        with suppress(TimeoutError):
+            return save.exception(WAITING_SECONDS)
 
 
 def require_finite(weights: dict[str, Tensor], step: int) -> None:
