@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from txtgen.config.model import Compile
-from txtgen.model.compiling import FAR, cause
+from txtgen.model.agreement import disagreement
+from txtgen.model.compiling import cause
 from txtgen.model.padded_state import LEAST, PaddedState, Room, rounded
 from txtgen.model.state import TransformerState
 from txtgen.model.transformer import Prompt, Transformer, at_least_float32
@@ -133,9 +134,8 @@ class CompiledTransformer:
         kind = "float32" if exact.dtype in (torch.float32, torch.float64) else "fused"
         # Of logits, for in hidden states a last bit of a channel far from the others is more than the spread allows.
         exact, found = (at_least_float32(self.head(hidden)) for hidden in (exact, found))
-        apart = float((found - exact).abs().max() / exact.std())
-        if bool(exact.isfinite().all()) and not apart <= FAR[kind]:
-            raise RuntimeError(f"it is wrong on this machine, by {apart:.2g} times the spread of its results")
+        if bool(exact.isfinite().all()) and (wrong := disagreement(found, exact, kind)):
+            raise RuntimeError(wrong)
 
     def head(self, hidden: Tensor) -> Tensor:
         """As `Transformer.head`."""

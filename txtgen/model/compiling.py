@@ -7,10 +7,6 @@ from txtgen.config.model import Compile
 PAYS_ON = ("cuda",)
 """Devices where `auto` tries. A CPU gains little or nothing, after up to minutes of compiling."""
 
-FAR = {"float32": 1e-3, "short": 0.03, "fused": 0.1, "quantised": 0.3}
-"""How far what two ways compute may lie apart, as a share of its spread. Short weights come with keys and values in
-bfloat16; compiled code of short weights rounds at fewer places; quantised ones meet inputs that are rounded, too."""
-
 
 def may_compile(wanted: Compile, device: torch.device) -> bool:
     """Whether compiling is tried at all."""

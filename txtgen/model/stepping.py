@@ -10,8 +10,9 @@ from torch import Tensor
 
 from txtgen.config.model import Compile, EncoderDecoderConfig, Native
 from txtgen.errors import ResourceError, UsageError
+from txtgen.model.agreement import disagreement
 from txtgen.model.compiled import CompiledTransformer
-from txtgen.model.compiling import FAR, may_compile
+from txtgen.model.compiling import may_compile
 from txtgen.model.native import NativeTransformer
 from txtgen.model.quantize import QuantizedEmbedding, quantize_model
 from txtgen.model.transformer import Transformer, build_model
@@ -58,10 +59,10 @@ def compare(model: Transformer, library: Library) -> None:
     ids = torch.arange(12).view(2, 6)
     prompt = _Prompt(ids, torch.tensor([6, 4]), None if model.encoder is None else ids.flip(0))
     quick, exact = (_read(way, prompt) for way in (NativeTransformer(tiny, library), tiny))
-    apart = float((quick - exact).abs().max() / exact.std())
     short = "float32" if model.compute_dtype == torch.float32 else "short"
-    if not apart <= FAR["quantised" if isinstance(model.token_embedding, QuantizedEmbedding) else short]:
-        raise UnavailableError(f"it is wrong on this machine, by {apart:.2g} times the spread of the logits")
+    kind = "quantised" if isinstance(model.token_embedding, QuantizedEmbedding) else short
+    if wrong := disagreement(quick, exact, kind):
+        raise UnavailableError(wrong)
 
 
 @dataclass(frozen=True)
