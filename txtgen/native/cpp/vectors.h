@@ -99,6 +99,14 @@ inline Bytes absolute(Bytes x) { return (Bytes)_mm256_abs_epi8((__m256i)x); }
 inline Bytes with_sign(Bytes a, Bytes x) { return (Bytes)_mm256_sign_epi8((__m256i)a, (__m256i)x); }
 #endif
 
+// GCC would load a vector again, or compute many before it adds them up and run out of registers.
+template <class Vector>
+inline void hold_in_register([[maybe_unused]] Vector& x) {
+#if defined(__AVX2__)
+  asm("" : "+v"(x));
+#endif
+}
+
 // Sums of products of four neighbouring bytes, in each lane: of weights, and of numbers of -127 ... 127. Weights are
 // -127 ... 127 with WEIGHT_OFFSET added, or if they are SMALL 0 ... 15, and then no more than eight times four are added.
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
@@ -119,7 +127,7 @@ struct ByteProducts {
       sums += pair_products(weights, x);  // at most 8 * 2 * 15 * 127, which 16 bits can hold
     else  // The first operand must not be negative; 2 * 127 * 127 fits 16 bits.
       sums += pair_sums(pair_products(absolute(x), with_sign(weights, x)));
-    asm("" : "+v"(sums));  // GCC would first compute many products and run out of registers
+    hold_in_register(sums);
   }
   Ints totals() const {
     if constexpr (SMALL) return pair_sums(sums);
@@ -146,13 +154,8 @@ struct ByteProducts {
 // Whether products of bytes take so many instructions that for many rows their halves, widened to 16 bits, are quicker.
 #if defined(__AVX2__) && !defined(__AVX512BW__)
 constexpr bool WIDENS = true;
-// GCC would load a vector again, or compute many before it adds them up and run out of registers.
-template <class Vector>
-inline void hold_in_register(Vector& x) { asm("" : "+v"(x)); }
 #else
 constexpr bool WIDENS = false;
-template <class Vector>
-inline void hold_in_register(Vector&) {}
 inline Ints pair_products(Shorts a, Shorts) { return (Ints)a; }  // never called
 #endif
 
