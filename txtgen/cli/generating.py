@@ -13,22 +13,22 @@ from txtgen.cli.options import (
     Given,
     Json,
     Model,
+    Option,
     SetOptions,
     ShortlistFile,
+    option,
     with_options,
 )
 from txtgen.errors import UsageError
 
-Draft = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="Let this smaller model guess: faster (greedy, sample).")
-]
-Compiled = Annotated[
-    bool | None,
-    typer.Option("--compile/--no-compile", help="Compile decoding steps. [default: on a GPU, for many prompts]"),
-]
+STEPPING: dict[str, Option] = {
+    "draft": option(str, "Let this smaller model guess: faster (greedy, sample).", metavar="MODEL"),
+    "compile": option(bool, "Compile decoding steps. [default: on a GPU, for many prompts]", "--compile/--no-compile"),
+}
+"""How steps of a search are computed: keys of `GeneratingConfig`."""
 
 
-@with_options(reading=PROMPTED, decoding=DECODING)
+@with_options(reading=PROMPTED, decoding=DECODING, stepping=STEPPING)
 def generate(
     model: Model = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Text to go on from; may repeat.")] = None,
@@ -41,8 +41,7 @@ def generate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the way of --output.")] = False,
     workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes of one thread that share the work.")] = 0,
     decoding: Given = NOTHING,
-    draft: Draft = None,
-    compile: Compiled = None,
+    stepping: Given = NOTHING,
     shortlist: ShortlistFile = None,
     gap: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Stands in a prompt for what is to be filled in, such as ___.")
@@ -61,15 +60,14 @@ def generate(
 
     tree = {
         **reading,
+        **stepping,
         "model": model,
         "prompts": prompt or [],
         "input": said_or_piped(input, prompt, "prompt", session=True),
         "output": output,
         "overwrite": overwrite,
         "workers": workers,
-        "decoding": drafted(decoding, draft),
-        "draft": draft,
-        "compile": "auto" if compile is None else compile,
+        "decoding": drafted(decoding, stepping),
         "shortlist": shortlist,
         "gap": gap,
         "json_schema": json_schema,
@@ -81,13 +79,12 @@ def generate(
     command.run(config)
 
 
-@with_options(use=MODEL_USE, decoding=DECODING)
+@with_options(use=MODEL_USE, decoding=DECODING, stepping=STEPPING)
 def chat(
     model: Model = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the system says first.")] = None,
     decoding: Given = NOTHING,
-    draft: Draft = None,
-    compile: Compiled = None,
+    stepping: Given = NOTHING,
     use: Given = NOTHING,
     settings: SetOptions = None,
 ) -> None:
@@ -96,8 +93,7 @@ def chat(
     from txtgen.config.commands import ChatConfig
     from txtgen.config.flags import from_flags
 
-    tree = {**use, "model": model, "system": system, "decoding": drafted(decoding, draft), "draft": draft}
-    tree["compile"] = "auto" if compile is None else compile
+    tree = {**use, **stepping, "model": model, "system": system, "decoding": drafted(decoding, stepping)}
     config = from_flags(ChatConfig, tree, settings)
     with verifying(config.model, config.runs_path):
         from txtgen.commands import chat as command
@@ -157,6 +153,6 @@ def said_or_piped(
     raise UsageError(f"there is no {what}", "", f"give {flag} TEXT, --input FILE, or pipe {what}s in")
 
 
-def drafted(decoding: Given, draft: str | None) -> Given:
+def drafted(decoding: Given, stepping: Given) -> Given:
     """Settings of generation, speculation among them where there is a draft model and no other is asked for."""
-    return decoding if draft is None else {"speculation": {"kind": "draft"}, **decoding}
+    return {"speculation": {"kind": "draft"}, **decoding} if "draft" in stepping else decoding

@@ -53,6 +53,12 @@ class PromptedConfig(ModelUseConfig):
     json_output: bool = False
 
 
+def ways_problems(compile: Compile, native: Native) -> Iterator[tuple[str, str]]:
+    """Compiled steps and machine code are two ways to compute, of which one is taken."""
+    if compile is True and native == "require":
+        yield "compile", "and native: require exclude each other; leave one of them out"
+
+
 class GeneratingConfig(ModelUseConfig):
     """What is told to every command that generates."""
 
@@ -68,8 +74,7 @@ class GeneratingConfig(ModelUseConfig):
     def problems(self) -> Iterator[tuple[str, str]]:
         """A draft is for speculation, and a short-list for a single model; one way computes."""
         yield from super().problems()
-        if self.compile is True and self.native == "require":
-            yield "compile", "and native: require exclude each other; leave one of them out"
+        yield from ways_problems(self.compile, self.native)
         if self.shortlist is not None and self.ensemble:
             yield "shortlist", "and ensemble exclude each other: several models decide about all tokens"
         speculation = self.decoding.get("speculation")
@@ -159,8 +164,7 @@ class EvaluateConfig(Config):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """One way computes."""
-        if self.compile is True and self.native == "require":
-            yield "compile", "and native: require exclude each other; leave one of them out"
+        yield from ways_problems(self.compile, self.native)
 
 
 WeightsDtype = Literal["auto", "float32", "bfloat16", "float16"]
