@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="sequences at a time, of decode")
     parser.add_argument("--new", type=int, default=128, help="tokens of each sequence, of decode")
     parser.add_argument("--beam", type=int, default=1, help="beams of translate")
+    parser.add_argument("--sentences", type=int, default=200, help="of translate")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--peers", nargs="*", help="only these, such as plain")
     parser.add_argument("--target", type=float, default=1.88, help="validation loss to reach")

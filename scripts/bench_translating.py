@@ -12,14 +12,15 @@ from bench_decoding import KINDS, Candidate, in_kind, save, wanted
 from txtgen.processes import Line, Subprocess
 
 TRANSLATOR = {"width": 512, "layers": 6, "heads": 8, "vocabulary": 8000, "context": 128}
-SENTENCES, AT_ONCE, TARGET = 200, 32, 20
-"""How many sentences, how many at a time, tokens of each translation. Sources have 10 to 30 tokens."""
+AT_ONCE, TARGET = 32, 20
+"""How many sentences at a time, tokens of each translation. Sources have 10 to 30 tokens."""
 
 
 def translating(_shape: dict[str, int], arguments: argparse.Namespace, folder: Path) -> dict[str, Candidate]:
-    """Translations of 200 sources into 20 tokens each, sorted by length, 32 at a time; by `arguments.beam` beams."""
+    """Translations of `arguments.sentences` sources into 20 tokens each, sorted by length, 32 at a time; by
+    `arguments.beam` beams."""
     choose, size = random.Random(0), TRANSLATOR["vocabulary"]
-    lengths = sorted(choose.randint(10, 30) for _ in range(SENTENCES))
+    lengths = sorted(choose.randint(10, 30) for _ in range(arguments.sentences))
     sources = [[choose.randrange(10, size) for _ in range(length)] for length in lengths]
     peer, works = huggingface_translator(), {}
     for kind in KINDS:

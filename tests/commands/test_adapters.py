@@ -291,6 +291,7 @@ def test_a_copy_of_the_base_will_do(base) -> None:
     [
         (["generate", "BASE", "--adapter", "BASE", "--prompt", "a"], 5, "this is a whole model, no adapter"),
         (["generate", "BASE", "--adapter", "gone.pth", "--prompt", "a"], 5, "no such model"),
+        (["convert", "merge", "BASE", *["--adapter", "RUN"] * 2, "--out", "m.pth"], 5, "is given twice"),
         (["convert", "merge", "BASE", "--out", "m.pth"], 2, "there is nothing to merge"),
         (["convert", "merge", "BASE", "--adapter", "RUN", "--out", "m"], 2, "does not end in .pth"),
         (["convert", "merge", "RUN", "--out", "base.pth"], 9, "the file exists already"),

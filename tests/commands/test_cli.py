@@ -150,6 +150,7 @@ def test_files_of_prompts_may_be_compressed_and_have_blank_lines_of_json(decoder
         ("list.jsonl", b'["a"]\n', "not a JSON object; list.jsonl:1;"),
         ("deep.jsonl", b"[" * 100_000 + b"\n", "nested too deeply"),
         ("none.jsonl", b'{"text": "a"}\n', "neither a prompt nor messages; none.jsonl:1;"),
+        ("both.jsonl", b'{"prompt": "a", "messages": []}\n', "both a prompt and messages; both.jsonl:1;"),
         (
             "null.jsonl",
             b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null}]}\n',
@@ -515,7 +516,7 @@ for arguments in json.loads(sys.argv[1]):
 
 def test_a_full_disk_behind_the_output_is_one_error(decoder) -> None:
     generate = ["generate", decoder, "--max-new-tokens", "3", "--prompt", "the cat"]
-    commands = [generate, [*generate, "--prompt", "the dog"], ["config", "schema"]]
+    commands = [generate, [*generate, "--prompt", "the dog"], ["config", "schema"], ["--version"], ["average", "-h"]]
     with open("/dev/full", "wb") as full:
         for arguments in commands:
             command = [sys.executable, "-m", "txtgen", *arguments]

@@ -77,6 +77,8 @@ def test_changing_a_kind_keeps_the_other_keys() -> None:
     [
         ("modle.d_model=3", "modle: unknown key"),
         ("model.d_modle=3", "did you mean d_model?"),
+        ("train.lr=1", "here it is train.optimizer.learning_rate"),
+        ("hidden_size=1", "here it is model.d_model"),
         ("model.d_model=x", "expected a whole number"),
         ("model.d_model.x=3", "model.d_model is 64, not a section"),
         ("data.sources.2.path=x", "data.sources is a list of 1 and has no 2"),

@@ -18,6 +18,7 @@ from txtgen.config.loader import config_from_text, config_from_tree
 from txtgen.config.runs import PretrainConfig, SamplesConfig
 from txtgen.config.sources import TextSource
 from txtgen.config.train import TrainConfig
+from txtgen.config.validation import NAMES_ELSEWHERE
 from txtgen.config.yaml import read_yaml
 from txtgen.errors import ConfigError
 
@@ -279,3 +280,9 @@ def test_a_base_model_whose_defaults_need_a_draft_is_refused_in_time() -> None:
         inherited(config, base)
     own = config.model_copy(update={"generation": SampleConfig()})
     assert inherited(own, base).generation == SampleConfig()
+
+
+@pytest.mark.parametrize(("theirs", "ours"), NAMES_ELSEWHERE.items())
+def test_names_of_other_tools_lead_to_keys_of_ours(theirs: str, ours: str) -> None:
+    assert f"{theirs}: unknown key" in (told := complaint(RUN + f"{theirs}: 1"))
+    assert f"here it is {ours}" in told

@@ -12,6 +12,7 @@ from txtgen.cli.models import average, convert_app, evaluate, inspect, quantize,
 from txtgen.cli.preparing import config_app, data_app, tokenizer_app
 from txtgen.cli.runs import check_app, runs_app
 from txtgen.cli.training import cooldown, finetune, pretrain
+from txtgen.commands.showing.output import write_exact, write_result
 from txtgen.errors import TxtgenError, safe_text
 
 app = typer.Typer(
@@ -54,14 +55,14 @@ for name, group in GROUPS.items():
 def main(version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False) -> None:
     """From a folder of text to a working text generator."""
     if version:
-        typer.echo(f"txtgen {__version__} (Python {sys.version.split()[0]})")
+        write_result(f"txtgen {__version__} (Python {sys.version.split()[0]})")
         raise typer.Exit
 
 
 def run(arguments: list[str]) -> int:
     """Run the command line. Returns the exit code; a TxtgenError is told in one line on stderr."""
     try:
-        app(args=arguments, prog_name="txtgen")
+        _run_app(arguments)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(bool(end.code))
     except TxtgenError as error:
@@ -69,6 +70,14 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _run_app(arguments: list[str]) -> None:
+    try:
+        app(args=arguments, prog_name="txtgen")
+    except OSError:
+        write_exact("")  # is it typer's help that could not be written? What is left of it fails again here
+        raise
 
 
 def complain(error: TxtgenError) -> int:

@@ -76,6 +76,9 @@ def with_adapters(base: Named, adapters: Sequence[Named]) -> Checkpoint:
         CheckpointError: an adapter is not of this base, does not fit its layers, or contradicts another one.
     """
     require_base(adapters, base)
+    for number, (where, adapter) in enumerate(adapters):
+        if any(adapter.fingerprint == other.fingerprint for _, other in adapters[:number]):
+            raise CheckpointError("this adapter is given twice", str(where), "give it once: its change is added up")
     kinds = {adapter.config.adapter.adapter.base_quantization for _, adapter in adapters if adapter.config.adapter}
     if len(kinds) > 1:
         raise CheckpointError(

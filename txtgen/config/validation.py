@@ -47,6 +47,39 @@ Complaints = dict[KeyPath, tuple[str, str]]
 MAX_EXPLAINED = 200
 """With more mistakes than these, hints and the rules between keys are left out: they would take long."""
 
+NAMES_ELSEWHERE = {
+    "lr": "train.optimizer.learning_rate",
+    "max_steps": "train.steps",
+    "max_iters": "train.steps",
+    "batch_size": "train.batch_tokens",
+    "gradient_accumulation_steps": "train.micro_batch_tokens",
+    "grad_clip": "train.clip_norm",
+    "max_grad_norm": "train.clip_norm",
+    "label_smoothing_factor": "train.label_smoothing",
+    "lr_scheduler_type": "train.schedule.kind",
+    "eval_steps": "train.validate_every",
+    "eval_interval": "train.validate_every",
+    "save_steps": "train.save_every",
+    "save_total_limit": "train.keep_last",
+    "early_stopping_patience": "train.patience",
+    "hidden_size": "model.d_model",
+    "n_embd": "model.d_model",
+    "n_layer": "model.num_layers",
+    "num_hidden_layers": "model.num_layers",
+    "encoder_layers": "model.num_encoder_layers",
+    "decoder_layers": "model.num_decoder_layers",
+    "n_head": "model.num_heads",
+    "num_attention_heads": "model.num_heads",
+    "num_key_value_heads": "model.num_kv_heads",
+    "intermediate_size": "model.d_ff",
+    "ffn_dim": "model.d_ff",
+    "block_size": "model.max_length",
+    "n_positions": "model.max_length",
+    "max_position_embeddings": "model.max_length",
+    "hidden_act": "model.activation",
+}
+"""What users of other tools write, and the key that says the same here, or what says it in other units."""
+
 
 def validated(annotation: Any, tree: Any, places: Mapping[KeyPath, Place], source: str) -> Any:
     """A plain tree as an instance of its type.
@@ -194,6 +227,9 @@ def _hint_for_unknown(path: KeyPath, section: type[Config] | None, annotation: A
         return f"it needs {belongs[general]}"
     if 1 <= len(belongs) <= 3:
         return "it belongs at " + " or ".join(dotted(place) for place in belongs)
+    here = tuple(NAMES_ELSEWHERE.get(path[-1], "").split("."))
+    if any(place == here for place, _ in places_of_key(here[-1], annotation)):
+        return f"here it is {dotted(here)}"
     known = list(section.model_fields) if section else []
     return did_you_mean(path[-1], known) or f"known keys: {', '.join(known)}"
 

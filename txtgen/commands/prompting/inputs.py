@@ -100,12 +100,14 @@ def required_prompt(found: dict[str, Any], where: str) -> Prompt:
     """The `prompt` or the `messages` of a JSON object.
 
     Raises:
-        UsageError: it has neither, or a message without a role and a content that are strings.
+        UsageError: it has neither or both, or a message without a role and a content that are strings.
     """
     prompt, messages = found.get("prompt"), found.get("messages")
+    fix = 'write {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}'
+    if prompt is not None and messages is not None:
+        raise UsageError("both a prompt and messages", where, fix)
     if isinstance(prompt, str):
         return prompt
-    fix = 'write {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}'
     if not isinstance(messages, list) or not messages:
         raise UsageError("neither a prompt nor messages", where, fix)
     for number, message in enumerate(messages, 1):
