@@ -10,6 +10,7 @@ import torch
 
 from txtgen.checkpoint import load_checkpoint, save_checkpoint
 from txtgen.cli import run
+from txtgen.errors import ResourceError
 
 
 def check(capfd, *arguments) -> tuple[int, dict]:
@@ -68,6 +69,34 @@ def test_a_run_with_one_checkpoint_is_continued_twice(copy, capfd) -> None:
     assert (code, found["against"], len(found["steps"])) == (0, "a second continuation", 10)
     assert [trace["step"] for trace in found["steps"]] == list(range(7, 17))
     assert len({trace["batch"] for trace in found["steps"]}) == 10
+
+
+def test_a_run_whose_length_was_decided_anew_is_continued_twice(workshop, a_second_a_step, capfd) -> None:
+    kept = ["--set", "train.save_every=1", "--set", "train.keep_last=20", "--set", "train.validate_every=0"]
+    assert (
+        run(["pretrain", "decoder.yaml", "--name", "timed", "--minutes", "0.2", "--set", "train.steps=null", *kept])
+        == 0
+    )
+    later = [load_checkpoint(path, training=True) for path in sorted(Path("runs/timed/checkpoints").iterdir())]
+    assert later[0].training["horizon"][0] > later[-1].training["horizon"][0] == 12
+    code, found = check(capfd, "timed")
+    assert (code, found["verdict"], found["against"]) == (0, "exact", "the run itself")
+    for path in sorted(Path("runs/timed/checkpoints").iterdir())[1:-1]:
+        path.unlink()
+    code, found = check(capfd, "timed")
+    assert (code, found["verdict"], found["against"]) == (0, "exact", "a second continuation")
+    assert [trace["step"] for trace in found["steps"]] == list(range(2, 13))
+    Path("runs/timed/checkpoints/step-00000001.pth").unlink()
+    code, found = check(capfd, "timed")
+    assert (code, found["verdict"], len(found["steps"])) == (0, "exact", 10)
+
+
+def test_no_room_is_asked_for_where_nothing_is_saved(trained, capfd, monkeypatch) -> None:
+    def full(*_) -> None:
+        raise ResourceError("the disk is full", "here", "make room")
+
+    monkeypatch.setattr("txtgen.commands.running.saving.require_space", full)
+    assert check(capfd, str(trained / "runs" / "decoder"))[0] == 0
 
 
 def rewrite(path: Path, change) -> None:

@@ -58,7 +58,9 @@ def test_it_knows_where_it_comes_from_and_resumes(workshop) -> None:
     assert cooled.lineage["ancestors"] == [base.fingerprint]
     assert load_checkpoint(folder / "best.pth").lineage["step"] > 6
     assert run(["cooldown", "--from", "runs/long", "--steps", "4", "--name", "cut", "--set", "train.save_every=1"]) == 0
-    for path in sorted(Path("runs/cut/checkpoints").iterdir())[2:]:
+    saved = sorted(Path("runs/cut/checkpoints").iterdir())
+    assert [path.stem for path in saved] == [f"step-{step:08}" for step in range(6, 11)]
+    for path in saved[2:]:
         path.unlink()
     assert run(["pretrain", "--resume", "--name", "cut"]) == 0
     assert run(["cooldown", "--from", "runs/long", "--steps", "4", "--name", "whole"]) == 0

@@ -11,6 +11,7 @@ import torch
 
 from txtgen.checkpoint import load_checkpoint, save_checkpoint
 from txtgen.cli import run
+from txtgen.commands.models import load_for
 from txtgen.config.model import AlibiPosition
 
 STRATEGIES = {
@@ -208,6 +209,21 @@ def test_numbers_that_become_too_large_are_told(changed, capfd, name, strategy, 
 
 
 HOSTILE = "\x1b[2J\u202e[/b]:x:\x07"
+
+
+def test_a_model_is_read_once(decoder, monkeypatch, capfd) -> None:
+    read = []
+
+    def noting(config, **options):
+        read.append(config.model)
+        return load_for(config, **options)
+
+    monkeypatch.setattr("txtgen.commands.generate.load_for", noting)
+    monkeypatch.setattr("txtgen.commands.prompting.prompted.load_for", noting)
+    for more in ([], ["--num-return", "2"], ["--json"], ["--prompt", "a dog"]):
+        assert run(["generate", decoder, "--prompt", "the cat", "--strategy", "sample", *more]) == 0
+        assert len(read) == 1
+        read.clear()
 
 
 @pytest.mark.parametrize("more", [[], ["--num-return", "2"]], ids=["stream", "results"])

@@ -218,10 +218,26 @@ def test_a_run_is_fitted_into_its_time_and_ends_at_the_end_of_its_schedule(works
     assert max(losses(Path("runs/a"))) == 12  # the time is that of the whole run
 
 
+def test_a_resumed_run_holds_its_optimizer_once(workshop, monkeypatch) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--set", "train.ema_decay=0.5"]) == 0
+    begin, held = training.Session.run, []
+
+    def noting(self):
+        held.append(self.job.resumed.keys())
+        return begin(self)
+
+    monkeypatch.setattr(training.Session, "run", noting)
+    assert run(["pretrain", "--resume", "--name", "a", "--steps", "8", "--accept-changes"]) == 0
+    assert "bookmark" in held[0]
+    assert not {"optimizer", "weights"} & held[0]
+
+
 def test_text_files_alone_are_enough(workshop) -> None:
     small = ["--set", "model.d_model=16", "--set", "model.num_layers=1", "--set", "model.d_ff=32", "--set"]
     assert run(["pretrain", "text", "--steps", "2", *small, "tokenizer.vocab_size=300"]) == 0
     assert Path("runs/text-1/last.pth").exists()
+    assert run(["pretrain", "text/*.txt", "--steps", "1", *small, "tokenizer.vocab_size=300"]) == 0
+    assert Path("runs/text-2/last.pth").exists()
     assert run(["finetune", "chats.jsonl", "--base", "runs/text-1", "--steps", "2"]) == 0
     assert load_checkpoint(Path("runs/chats-1/last.pth")).config.chat is not None
 

@@ -94,6 +94,27 @@ def test_a_resumed_run_has_what_is_left_of_the_time_and_goes_on_without_a_jump()
     assert found.position(found.steps) == found.steps
 
 
+def test_a_run_that_went_back_measures_its_pace_anew() -> None:
+    now = [0.0]
+    budget = TimeBudget(3600.0, UNLIMITED, clock=lambda: now[0])
+    for step in range(1, 2491):
+        now[0] += 1.0
+        if budget.is_due(step):
+            horizon = budget.decide(step)
+    assert horizon.steps == pytest.approx(3600, abs=2)
+    budget.go_back(horizon)  # to step 2000
+    decided = []
+    for step in range(2001, 3200):
+        now[0] += 1.0
+        if step > horizon.steps:
+            break
+        if budget.is_due(step):
+            horizon = budget.decide(step)
+            decided.append((step, horizon.steps))
+    assert decided[0] == (2002, pytest.approx(3110, abs=2))
+    assert all(steps == pytest.approx(3110, abs=2) for _, steps in decided)
+
+
 def test_steps_that_are_not_given_are_as_many_as_fit() -> None:
     assert TrainConfig(minutes=3.0).steps == UNLIMITED
     assert TrainConfig(minutes=3.0, steps=7).steps == 7

@@ -17,7 +17,7 @@ from txtgen.commands.devices import select_device, training_dtype
 from txtgen.commands.running.journal import Journal
 from txtgen.commands.running.run_folder import RunFolder
 from txtgen.commands.running.run_record import find_run, read_lines
-from txtgen.commands.running.starting import Start, config_of, differing
+from txtgen.commands.running.starting import Start, config_of, differing, horizon_of
 from txtgen.commands.running.training import Session
 from txtgen.commands.showing.console import ProgressDisplay
 from txtgen.config.commands import CheckConfig
@@ -25,7 +25,7 @@ from txtgen.config.runs import PretrainConfig
 from txtgen.data import Batch
 from txtgen.distributed import World
 from txtgen.errors import CheckpointError
-from txtgen.train import train
+from txtgen.train import Horizon, train
 
 STEPS = 10
 """How far a run is continued whose checkpoint before the last is not kept, or which ends with the last."""
@@ -73,7 +73,8 @@ class ResumeCheck:
 
 def run(config: CheckConfig) -> ResumeCheck:
     """Continue a copy of a run: from the checkpoint before the last up to the last, which it must equal; or, for
-    another number of steps or where no two are kept, twice from the same checkpoint. The run is not touched.
+    another number of steps, where no two are kept, or where the length of the run was decided anew between them, as by
+    the clock of one that is to fit into a time, twice from the same checkpoint. The run is not touched.
 
     Raises:
         CheckpointError: there is nothing to resume.
@@ -83,17 +84,20 @@ def run(config: CheckConfig) -> ResumeCheck:
     paths = _readable(folder)
     last = paths[0][0]
     start, path = paths[-1]
-    left = config_of(load_checkpoint(path), []).train.steps - start
+    horizons = [_horizon(load_checkpoint(each, training=True)) for _, each in paths]
+    straight = len(set(horizons)) == 1
+    left = horizons[-1].steps - start
     # A finished run has no steps left: beyond its end it is only compared with itself.
     wanted = min(config.steps or (last - start) or STEPS, left or STEPS)
     first = _continued(path, wanted, config.device)
     lines = {line["step"]: line for line in read_lines(folder.metrics, [], containing='"loss"')}
-    noted = {trace.step: lines[trace.step] for trace in first.traces if trace.step <= last and trace.step in lines}
+    known = [trace.step for trace in first.traces if straight and trace.step <= last]
+    noted = {step: lines[step] for step in known if step in lines}
     same = {}
     if noted:
         same["losses in metrics.jsonl"] = all(noted[t.step]["loss"] == t.loss for t in first.traces if t.step in noted)
     others = {step: float(line["loss"]) for step, line in noted.items()}
-    if start + wanted == last:
+    if straight and start + wanted == last:
         against = "the run itself"
         same |= _compared(first.end, load_checkpoint(paths[0][1], training=True))
     else:
@@ -134,6 +138,12 @@ def _readable(folder: RunFolder) -> list[tuple[int, Path]]:
     return found
 
 
+def _horizon(checkpoint: Checkpoint) -> Horizon:
+    """How long the run is to be by its checkpoint, and how that was decided."""
+    assert checkpoint.training is not None
+    return horizon_of(checkpoint.training, config_of(checkpoint, []).train)
+
+
 @dataclass(frozen=True)
 class Continuation:
     """What happened when a checkpoint was continued, and the checkpoint that it would have saved at its end."""
@@ -146,9 +156,10 @@ class Continuation:
 def _continued(path: Path, steps: int, device_name: str) -> Continuation:
     """Continue a checkpoint in a folder of its own, which is removed again."""
     checkpoint = load_checkpoint(path, training=True)
-    config = config_of(checkpoint, [])
-    end_step = max(config.train.steps, checkpoint.lineage["step"] + steps)
-    config = config.model_copy(update={"train": config.train.model_copy(update={"steps": end_step})})
+    config, end_step = config_of(checkpoint, []), checkpoint.lineage["step"] + steps
+    if end_step > _horizon(checkpoint).steps:
+        longer = config.train.model_copy(update={"steps": end_step, "minutes": None})
+        config = config.model_copy(update={"train": longer})
     device = select_device(device_name if device_name != "auto" else config.device)
     dtype = training_dtype(config.train.dtype, device)
     machine = differing(checkpoint.lineage, config.train, device, dtype, World())

@@ -12,13 +12,13 @@ from typing import Any
 from txtgen.checkpoint import load_checkpoint
 from txtgen.commands import finetune, pretrain
 from txtgen.commands.running.changes import compare, require_same_run
-from txtgen.commands.running.starting import Launch, config_of
+from txtgen.commands.running.starting import Launch, config_of, horizon_of
 from txtgen.commands.running.training import RunResult
 from txtgen.config.commands import CooldownConfig
 from txtgen.config.runs import PretrainConfig
 from txtgen.config.train import UNLIMITED, ConstantSchedule, ScheduleConfig, TrainConfig, TrapezoidSchedule
 from txtgen.errors import CheckpointError, ConfigError
-from txtgen.train import Horizon, share_of_peak
+from txtgen.train import Horizon, share_of_peak, warmup_steps
 
 
 def run(config: CooldownConfig, settings: list[str]) -> RunResult:
@@ -43,10 +43,9 @@ def run(config: CooldownConfig, settings: list[str]) -> RunResult:
         raise CheckpointError(
             "the checkpoint has no training state to go on from", str(path), "give last.pth or checkpoints/step-N.pth"
         )
-    before = config_of(checkpoint, [])
     learner = config_of(checkpoint, settings)
     require_same_run(compare(checkpoint.config.run, learner), str(path), accept=False)
-    train, horizon = cooled(before.train, checkpoint.training, config.steps, config.minutes, str(path))
+    train, horizon = cooled(learner.train, checkpoint.training, config.steps, config.minutes, str(path))
     # A run of its own: its time begins now, and what was best in the other run is not in its folder.
     training = {**checkpoint.training, "horizon": horizon, "seconds": 0.0, "best": {}, "no_better": 0}
     updated = learner.model_copy(
@@ -55,6 +54,7 @@ def run(config: CooldownConfig, settings: list[str]) -> RunResult:
     launch = Launch(
         stem=f"{checkpoint.lineage.get('run') or path.stem}-cooldown", origin=replace(checkpoint, training=training)
     )
+    del checkpoint  # which would hold on to what the run takes over
     if isinstance(updated, PretrainConfig):
         return pretrain.run(updated, launch)
     return finetune.run(updated, launch)
@@ -72,14 +72,13 @@ def cooled(
         ConfigError: the schedule has no stable phase, or is not in it.
     """
     done: int = training["step"]
-    before = Horizon(*training["horizon"][:3]) if "horizon" in training else Horizon(train.steps)
+    before = horizon_of(training, train)
     _require_stable(train.schedule, done, before, where)
     final = train.schedule.final_ratio if isinstance(train.schedule, TrapezoidSchedule) else 0.0
     if minutes is None:
         steps = done // 2 or 1 if steps is None else steps
         total = most = done + steps
-        warmup = train.schedule.warmup_steps
-        warmup = min(100, before.steps // 20) if warmup is None else warmup
+        warmup = warmup_steps(train.schedule, before.steps)
         schedule = TrapezoidSchedule(warmup_steps=warmup, cooldown_steps=steps, final_ratio=final)
         since = 0
     else:

@@ -11,7 +11,7 @@ from txtgen.commands.models import read_found, read_model
 from txtgen.commands.running import training
 from txtgen.commands.running.job import Job
 from txtgen.commands.running.outlook import Section, outlook
-from txtgen.commands.running.starting import Launch, Start, rows_so_far, with_learning_rates
+from txtgen.commands.running.starting import Launch, Start, row_length_so_far, with_learning_rates
 from txtgen.commands.running.vocabulary import VOCABULARIES, with_vocabulary
 from txtgen.commands.running.weights import place, read_once, take_over
 from txtgen.commands.showing.console import ProgressDisplay
@@ -154,7 +154,7 @@ def require_suitable(base: Checkpoint, config: FinetuneConfig, where: str) -> No
         ConfigError: it does not fit its architecture or its length.
     """
     train = config.train
-    length = train.sequence_length or rows_so_far(base.training, train.batch_tokens)
+    length = train.sequence_length or row_length_so_far(base.training, train.batch_tokens)
     train = train.model_copy(update={"sequence_length": length})
     problems = list(architecture_problems(base.config.model, config.data, train, base.config.framing))
     if problems:

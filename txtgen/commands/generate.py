@@ -50,7 +50,9 @@ def run(config: GenerateConfig) -> None:
         generator = load_for(config)
         if resolve_decoding(generator.loaded.config.generation, config.decoding).num_return == 1:
             _stream(generator, prompts[0], config)
-            return
+        else:
+            _write_all(PromptJob(config, prompts, lines, generator))
+        return
     _write_all(PromptJob(config, prompts, lines))
 
 

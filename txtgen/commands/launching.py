@@ -1,6 +1,7 @@
 """From what stands on the command line of pretrain and finetune to a config, and from there to the run."""
 
 import json
+import re
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -122,7 +123,8 @@ def _config(request: Request) -> tuple[Path, str, list[str]]:
         here = {"name": folder.name, "runs_path": str(folder.parent)}
         return folder / "config.yaml", folder.name, [f"{key}={json.dumps(value)}" for key, value in here.items()]
     with as_file(files("txtgen.config") / "builtin" / f"{request.command}.yaml") as path:
-        return path, Path(inputs[0]).name.partition(".")[0] or "text", _builtin_settings(request)
+        stem = re.sub(r"[*?\[\]]", "", Path(inputs[0]).name.partition(".")[0])  # of a pattern that no shell filled in
+        return path, stem or "text", _builtin_settings(request)
 
 
 def _builtin_settings(request: Request) -> list[str]:

@@ -18,8 +18,8 @@ class AdamWConfig(Config):
 
     kind: Literal["adamw"] = "adamw"
     learning_rate: LearningRate | None = None
-    """Peak learning rate; None: 1e-3 when pretraining and for adapters, 1e-4 when finetuning all weights and beside Muon;
-    a tenth of that for preferences (dpo)."""
+    """Peak learning rate; None: 1e-3 when pretraining and for adapters, 1e-4 when finetuning all weights and beside
+    Muon; a tenth of that for preferences (dpo)."""
     beta1: Share = 0.9
     beta2: Share = 0.95
     eps: Annotated[float, Field(gt=0.0)] = 1e-8
@@ -43,7 +43,8 @@ class MuonConfig(Config):
 
     kind: Literal["muon"] = "muon"
     learning_rate: LearningRate | None = None
-    """Peak learning rate of Muon; None: 0.02 when pretraining, 0.002 when finetuning; a tenth of that for preferences (dpo)."""
+    """Peak learning rate of Muon; None: 0.02 when pretraining, 0.002 when finetuning; a tenth of that for preferences
+    (dpo)."""
     momentum: Share = 0.95
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     layer_decay: LayerDecay = 1.0

@@ -14,7 +14,7 @@ from txtgen.train.memory import HeldBytes, held_bytes, require_memory, smaller_b
 from txtgen.train.optimizer import build_optimizer
 from txtgen.train.preference import PreferenceLoss, pair_logprobs
 from txtgen.train.reference import ReferenceTable
-from txtgen.train.schedule import Horizon, share_of_peak
+from txtgen.train.schedule import Horizon, share_of_peak, warmup_steps
 from txtgen.train.speed import Contention, Speed
 from txtgen.train.spikes import SpikeWatch
 
@@ -57,4 +57,5 @@ __all__ = [
     "share_of_peak",
     "smaller_batch",
     "train",
+    "warmup_steps",
 ]

@@ -74,5 +74,10 @@ class TimeBudget:
         self._next_time = now + left / 2
         return self.horizon
 
+    def go_back(self, horizon: Horizon | None) -> None:
+        """Measure anew, as from the first step on, in a run that is at an earlier step with this horizon."""
+        self.horizon, self._step, self._apart = horizon, None, 0.0
+        self._next_step, self._next_time = 0, -math.inf
+
     def _begin(self, step: int) -> None:
         self._step, self._since, self._apart = step, self.elapsed(), 0.0

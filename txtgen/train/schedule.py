@@ -31,10 +31,15 @@ class Horizon:
         return Horizon(steps, step, min(1.0, self.position(step) / max(1, self.steps)))
 
 
+def warmup_steps(schedule: ScheduleConfig, steps: int) -> int:
+    """How long the learning rate rises at the beginning of a run of so many steps."""
+    return min(100, steps // 20) if schedule.warmup_steps is None else schedule.warmup_steps
+
+
 def share_of_peak(schedule: ScheduleConfig, step: int, horizon: Horizon) -> float:
     """The learning rate of optimizer step `step`, counted from 1, in a run with this horizon; its peak is 1."""
     steps, position = horizon.steps, horizon.position(step)
-    warmup = min(100, steps // 20) if schedule.warmup_steps is None else schedule.warmup_steps
+    warmup = warmup_steps(schedule, steps)
     if step <= warmup:
         return step / warmup
     match schedule:

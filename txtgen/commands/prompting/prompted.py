@@ -12,7 +12,7 @@ from txtgen.commands.devices import device_name
 from txtgen.commands.models import load_for, load_shared, resolve_model, shared_file
 from txtgen.config.commands import GenerateConfig
 from txtgen.config.model import EncoderDecoderConfig
-from txtgen.generator import Generation, Prompt, Results, complete_by_workers
+from txtgen.generator import Generation, Generator, Prompt, Results, complete_by_workers
 from txtgen.model import NativeTransformer, step_model
 
 NOT_OF_THE_RESULT = {
@@ -30,13 +30,16 @@ class PromptJob:
         config: what to do.
         prompts: all of them.
         lines: whether prompts and results are one a line.
+        generator: what the config loads, if it is loaded already; not for workers.
 
     Raises:
         UsageError: a prompt or an option that cannot be used.
         CheckpointError: the model cannot be read.
     """
 
-    def __init__(self, config: GenerateConfig, prompts: Sequence[Prompt], lines: bool) -> None:
+    def __init__(
+        self, config: GenerateConfig, prompts: Sequence[Prompt], lines: bool, generator: Generator | None = None
+    ) -> None:
         self.config, self.prompts, self.lines = config, prompts, lines
         if config.workers:  # each of which has weights; here the rest of the model is enough
             self._path = resolve_model(config.model, config.runs_path)
@@ -45,7 +48,7 @@ class PromptJob:
             model = step_model(generator.loaded.model, config.native, config.compile)
             self._is_native = isinstance(model, NativeTransformer)
         else:
-            generator = load_for(config)
+            generator = generator or load_for(config)
             self._generator, self._is_native = generator, generator.is_native
         self._device = device_name(next(generator.loaded.model.parameters()).device)
         self._fingerprint, self._others = generator.loaded.fingerprint, generator.other_fingerprints

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from txtgen.commands.running.run_folder import RunFolder
-from txtgen.commands.running.starting import Start, rows_so_far
+from txtgen.commands.running.starting import Start, row_length_so_far
 from txtgen.config.checkpoint import CheckpointConfig, inherited
 from txtgen.config.data import SubwordSampling
 from txtgen.config.objectives import DpoObjective, ObjectiveConfig
@@ -75,7 +75,7 @@ class Job:
     def row_length(self) -> int:
         """Positions of a packed row, or of the longest target; in a resumed run they are as many as they were."""
         train = self.config.train
-        said = train.sequence_length or rows_so_far(self.resumed, train.batch_tokens)
+        said = train.sequence_length or row_length_so_far(self.resumed, train.batch_tokens)
         return min(row_length(said, self.model.config, self.framing), self.model.config.max_length)
 
     def objective(self, config: ObjectiveConfig, sampling: SubwordSampling | None = None) -> Objective:

@@ -98,6 +98,7 @@ def _measured(job: Job, started: float, libraries: int | None) -> Iterator[Secti
     """
     config = job.config.train
     session = Session(job, ProgressDisplay(config.steps, quiet=True), Journal(job))
+    job.world.from_main(session.saving.require_room)
     session.journal.begin(0, session.reading)
     with session.saving:
         batch = first_batch(session)

@@ -75,3 +75,8 @@ class Pace:
         assert budget is not None
         self.state.horizon = Horizon(*self.job.world.from_main(lambda: astuple(budget.decide(step))))
         logger.info("after step %d: %d steps fit into the time", step, self.end)
+
+    def go_back(self) -> None:
+        """Take account of the run's having gone back to an earlier step."""
+        if self.budget is not None:
+            self.budget.go_back(self.state.horizon)

@@ -242,7 +242,7 @@ class Saving:
         """Put the loop where the training state of a checkpoint says.
 
         The weights of the checkpoint are in the model already. If they are an average, those that are trained come with
-        the training state.
+        the training state. These, and the state of the optimizer, are taken out of it, so that nobody holds them twice.
         """
         self.state.step = training["step"]
         self.best = training["best"]
@@ -251,7 +251,7 @@ class Saving:
             self.saved, self.last = self.state.step, here
         self.state.tokens = training["tokens"]
         self.state.bookmark = training["bookmark"]
-        self.state.optimizer.load_state_dict(training["optimizer"], self.job.world)
+        self.state.optimizer.load_state_dict(training.pop("optimizer"), self.job.world)
         self.state.non_finite = training.get("non_finite", 0)
         said, used = training.get("micro_batch_tokens", [None, None])
         self.state.micro_batch_tokens = used if said == self.config.micro_batch_tokens else None
@@ -261,7 +261,7 @@ class Saving:
         if [steps, minutes] == [self.config.steps, self.config.minutes]:
             self.state.horizon = Horizon(*horizon)
         parameters = dict(self.state.model.named_parameters())
-        for name, weight in (training.get("weights") or {}).items():
+        for name, weight in (training.pop("weights", None) or {}).items():
             local(parameters[name].detach()).copy_(local(share_out(weight, parameters[name], self.job.world)))
 
     def lineage(self) -> dict[str, Any]:

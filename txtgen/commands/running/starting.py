@@ -23,7 +23,7 @@ from txtgen.config.train import TrainConfig
 from txtgen.distributed import World, open_world
 from txtgen.errors import BusyError, CheckpointError
 from txtgen.model import Transformer
-from txtgen.train import require_memory
+from txtgen.train import Horizon, require_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ def differing(
     return ", ".join(f"{key} {lineage[key]} -> {value}" for key, value in now if lineage.get(key, value) != value)
 
 
-def rows_so_far(training: dict[str, Any] | None, batch_tokens: int) -> int | None:
+def row_length_so_far(training: dict[str, Any] | None, batch_tokens: int) -> int | None:
     """Positions of the packed rows that a run has read, by its place in the data; None: it has read none.
 
     They stay, whatever is usual by now where a config says nothing.
@@ -185,6 +185,11 @@ def rows_so_far(training: dict[str, Any] | None, batch_tokens: int) -> int | Non
     place = training["bookmark"] if training else {}
     rows = place.get("size") if place.get("kind") == "rows" else None
     return batch_tokens // rows if isinstance(rows, int) and rows > 0 else None
+
+
+def horizon_of(training: dict[str, Any], train: TrainConfig) -> Horizon:
+    """How long a run is to be by the training state of its checkpoint. train: its config."""
+    return Horizon(*training["horizon"][:3]) if "horizon" in training else Horizon(train.steps)
 
 
 def config_of(checkpoint: Checkpoint, settings: list[str]) -> PretrainConfig | FinetuneConfig:

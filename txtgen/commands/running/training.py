@@ -132,9 +132,6 @@ class Session:
             began -= resumed["seconds"]
             self.status.set("starting", step=self.state.step, last_checkpoint=str(self.saving.last))
         self.pace = Pace(job, self.state, began)
-        if job.world.is_main:
-            job.folder.forget_after(self.state.step)  # what a killed start did beyond is done again
-        job.world.from_main(self.saving.require_room)
         give_back_free_memory()  # of what was read for this
 
     def progress(self) -> dict[str, Any]:
@@ -143,7 +140,14 @@ class Session:
         return {**self.validation.progress(), **known, "seconds": self.pace.elapsed()}
 
     def run(self) -> RunResult:
-        """The loop with everything around it."""
+        """The loop with everything around it.
+
+        Raises:
+            ResourceError: there is no room on the disk for what will be saved.
+        """
+        if self.job.world.is_main:
+            self.job.folder.forget_after(self.state.step)  # what a killed start did beyond is done again
+        self.job.world.from_main(self.saving.require_room)
         with self.stop.deferred():
             if self.saving.saved < self.state.step:
                 self.settle_in()
@@ -208,6 +212,7 @@ class Session:
         self.unread.clear()
         self.validation.restore(training)
         self.journal.go_back(self.state.step)
+        self.pace.go_back()
         self.status.set("running", step=self.state.step)
         self.save(resumable=True)  # the same step with another place in the data, for whoever resumes
 
