@@ -77,3 +77,26 @@ def test_files_that_tell_nothing_are_refused(folder) -> None:
             guess_source([write("a.jsonl", value)])
     with pytest.raises(DataError, match="no file matches"):
         guess_source(["missing.txt"])
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (gzip.compress(b"{}\n", mtime=0)[:10] + b"\xff" * 40, "is damaged"),
+        (gzip.compress(b"{}\n", mtime=0)[:-10], "is cut off"),
+        (b'{"text": ""}\n', "is not gzip"),
+        (gzip.compress('{"text": ""}\n'.encode("utf-16"), mtime=0), "looks like UTF-16"),
+    ],
+)
+def test_a_file_that_is_damaged_is_told_by_name(folder, content, told) -> None:
+    Path("a.jsonl.gz").write_bytes(content)
+    with pytest.raises(DataError, match=f"'a.jsonl.gz' {told}"):
+        guess_source(["a.jsonl.gz"])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_a_first_line_may_be_long_and_follow_a_byte_order_mark(folder, name) -> None:
+    lines = "\ufeff" + json.dumps({"messages": ["猫" * 200_000]}) + '\n{"text": ""}'
+    assert guess_source([write(name, lines)])["kind"] == "chat"
+    with pytest.raises(DataError, match="first line is not a JSON object"):
+        guess_source([write(name, json.dumps({"text": "a" * (1 << 23)}))])

@@ -77,7 +77,12 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         ("a.txt", "abc漢".encode()[:-1], "byte 3"),
         ("a.txt", "text".encode("utf-16"), "UTF-16"),
         ("a.txt.gz", b"not compressed", "gzip"),
-        ("a.txt.gz", gzip.compress(TEXT.encode(), mtime=0)[:-20], "gzip"),
+        ("a.txt.gz", gzip.compress(TEXT.encode(), mtime=0)[:-20], "is cut off"),
+        ("a.txt.gz", gzip.compress(TEXT.encode(), mtime=0)[:10] + b"\xff" * 40, "is damaged"),
+        ("a.txt.gz", gzip.compress("text".encode("utf-16"), mtime=0), "UTF-16"),
+        ("a.txt.gz", gzip.compress(b"\xef\xbb\xbfabc\xffdef", mtime=0), "byte 6"),
+        ("a.txt", gzip.compress(TEXT.encode(), mtime=0), "is gzip, but is not named so"),
+        ("a.txt", b"PK\x03\x04 in a zip archive", "zip archive"),
     ],
 )
 def test_files_that_are_not_text(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:

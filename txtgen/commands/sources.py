@@ -1,12 +1,14 @@
 """What data files named on the command line hold, told by their endings and first lines."""
 
-import gzip
 import json
-from pathlib import Path
 from typing import Any
 
+from txtgen.data.files import TextFile, open_text
 from txtgen.data.paths import resolve
 from txtgen.errors import DataError
+
+_CHUNK_BYTES = 1 << 16
+_LINE_BYTES = 1 << 22
 
 
 def guess_source(paths: list[str], target: str | None = None, documents: str = "file") -> dict[str, Any]:
@@ -18,8 +20,8 @@ def guess_source(paths: list[str], target: str | None = None, documents: str = "
         documents: what one document of plain text is.
 
     Raises:
-        DataError: the paths name no file, files of different kinds, or a .jsonl file whose first line is none of
-            the known forms; or there is a target and not exactly one file that it belongs to.
+        DataError: the paths name no file, files of different kinds, or a .jsonl file that cannot be read, or whose
+            first line is none of the known forms; or there is a target and not exactly one file that it belongs to.
     """
     if target is not None:
         if len(paths) != 1:
@@ -55,7 +57,7 @@ def _guess_file(path: str, documents: str) -> dict[str, Any]:
 
 
 def _guess_jsonl(path: str) -> dict[str, Any]:
-    keys = _first_keys(Path(path))
+    keys = _first_keys(path)
     if {"chosen", "rejected"} <= keys:
         return {"kind": "preference"}
     if "messages" in keys:
@@ -75,10 +77,20 @@ def _guess_jsonl(path: str) -> dict[str, Any]:
     )
 
 
-def _first_keys(path: Path) -> set[str]:
+def _first_keys(path: str) -> set[str]:
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as handle:
-            first = json.loads(handle.readline(1 << 22))
-    except (OSError, EOFError, ValueError, RecursionError) as error:
-        raise DataError("the first line is not a JSON object", str(path), "check the file") from error
+        first = json.loads(_first_line(open_text(path, max_snapshots=1)))
+    except (ValueError, RecursionError) as error:
+        raise DataError("the first line is not a JSON object", path, "check the file") from error
     return set(first) if isinstance(first, dict) else set()
+
+
+def _first_line(file: TextFile) -> bytes:
+    """The first line of a file, or the beginning of one that is far too long."""
+    line = b""
+    while b"\n" not in line and len(line) < _LINE_BYTES:
+        chunk = file.read(file.start + len(line), _CHUNK_BYTES)
+        if not chunk:
+            break
+        line += chunk
+    return line.partition(b"\n")[0]

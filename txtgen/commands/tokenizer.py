@@ -1,15 +1,13 @@
 """`txtgen tokenizer train` and `txtgen tokenizer show`."""
 
 import codecs
-import gzip
-import io
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from txtgen.config.tokenizer import SentencePieceConfig
+from txtgen.data.files import open_text
 from txtgen.errors import DataError, ResourceError, UsageError
 from txtgen.files import replace_file
 from txtgen.tokenizer import Special, Tokenizer, TrainingSample, load_tokenizer, train_sentencepiece
@@ -109,7 +107,7 @@ def train(config: SentencePieceConfig, files: Sequence[str | Path], out: str | P
     Raises:
         UsageError: no file is given, `out` is one of them or a folder.
         DataError: a file cannot be read as UTF-8 text, or the text does not support the configuration.
-        ResourceError: a file may not be read, or `out` not be written.
+        ResourceError: `out` cannot be written.
     """
     paths, out = [Path(file) for file in files], Path(out)
     if not paths:
@@ -139,8 +137,7 @@ def show(
 
     Raises:
         CheckpointError: the .model file is missing or not usable.
-        DataError: the text or a file is not valid Unicode, or a file is missing.
-        ResourceError: a file may not be read.
+        DataError: the text or a file is not valid Unicode, or a file cannot be read.
     """
     if isinstance(tokenizer, (str, Path)):
         tokenizer = load_tokenizer(tokenizer)
@@ -210,47 +207,23 @@ def _read_text(path: Path) -> Iterator[str]:
     """The text of a file without byte order mark, in parts of about a mebibyte, cut after a line if possible.
 
     Raises:
-        DataError: the file is missing, a folder, not UTF-8, or its compression is damaged.
-        ResourceError: it may not be read.
+        DataError: the file cannot be read, its compression is damaged, or it is not UTF-8 text.
     """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as handle:
-            yield from _decode(handle, path)
-    except FileNotFoundError as error:
-        raise DataError("there is no such file", str(path), "check the path") from error
-    except IsADirectoryError as error:
-        raise DataError("this is a folder", str(path), "name the text files in it") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError("the gzip file is damaged or cut short", str(path), "get it again") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ResourceError(f"cannot read: {reason}", str(path), "check its permissions") from error
-
-
-def _decode(handle: io.BufferedIOBase, path: Path) -> Iterator[str]:
+    file = open_text(str(path), max_snapshots=1)
     decoder = codecs.getincrementaldecoder("utf-8")()
-    position = 0
-    text = ""
-    at_start = more = True
+    position, text, more = file.start, "", True
     while more:
-        chunk = handle.read(_CHUNK_BYTES)
+        chunk = file.read(position, _CHUNK_BYTES)
         more = bool(chunk)
         held_back = len(decoder.getstate()[0])
         try:
-            new = decoder.decode(chunk, final=not more)
+            text += decoder.decode(chunk, final=not more)
         except UnicodeDecodeError as error:
-            raise _not_utf8(path, position - held_back + error.start, error.object) from error
+            where = f"{path}: byte {position - held_back + error.start:,}"
+            told = "the file is not UTF-8 text"
+            raise DataError(told, where, "convert it to UTF-8, or leave it out") from error
         position += len(chunk)
-        text += new.removeprefix("\ufeff") if at_start else new
-        at_start = at_start and not new
         cut = (text.rfind("\n") + 1 or text.rfind(" ") + 1 or len(text)) if more else len(text)
         if cut:
             yield text[:cut]
         text = text[cut:]
-
-
-def _not_utf8(path: Path, position: int, content: bytes) -> DataError:
-    if position == 0 and content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return DataError("the file looks like UTF-16, not UTF-8", str(path), "convert it to UTF-8")
-    where = f"{path}: byte {position:,}"
-    return DataError("the file is not UTF-8 text", where, "convert it to UTF-8, or leave it out")
