@@ -54,3 +54,9 @@ def test_openings_leave_the_last_reply_the_target_and_the_rest_of_a_text_to_the_
     text = "word " * 30
     others = [PairRecord("source", "target", origin), TextRecord("short", origin), TextRecord(text, origin)]
     assert list(openings(others)) == ["source", ("word " * 19).strip()]
+
+
+@pytest.mark.parametrize("space", [" ", "\n", "\u3000"])
+def test_an_opening_begins_with_the_first_word(space) -> None:
+    texts = [space * 120 + "word " * 30, space * 120 + "short", space * 120]
+    assert list(openings(TextRecord(text, Origin(0, "f", 0)) for text in texts)) == [("word " * 19).strip()]

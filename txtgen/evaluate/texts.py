@@ -52,8 +52,8 @@ def openings(records: Iterable[Record]) -> Iterator[Prompt]:
                 yield source
             case PreferenceRecord(prompt):
                 yield prompt if isinstance(prompt, str) else _turns(prompt)
-            case TextRecord(text) if len(text) > OPENING:
-                yield text[:OPENING].rsplit(maxsplit=1)[0]
+            case TextRecord(text) if len(begun := text.lstrip()) > OPENING:
+                yield begun[:OPENING].rsplit(maxsplit=1)[0]
             case TextRecord():
                 pass
             case _:
