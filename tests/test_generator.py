@@ -16,7 +16,13 @@ from txtgen.config.checkpoint import CheckpointConfig
 from txtgen.config.decoding import GreedyConfig, SampleConfig
 from txtgen.config.decoding_values import SequenceBias
 from txtgen.config.loader import config_from_tree
-from txtgen.config.model import AlibiPosition, DecoderConfig, EncoderDecoderConfig, T5RelativePosition
+from txtgen.config.model import (
+    AlibiPosition,
+    DecoderConfig,
+    EncoderDecoderConfig,
+    RotaryPosition,
+    T5RelativePosition,
+)
 from txtgen.errors import DivergedError, ResourceError, UsageError
 from txtgen.generator import Generator, in_order
 from txtgen.generator.settings import resolve_settings
@@ -481,6 +487,22 @@ def test_the_start_token_counts_for_an_encoder_decoder(tokenizer):
     generator = Generator(load(tokenizer, "encoder_decoder"))
     assert len(generator.generate("a dog", max_length=5, min_new_tokens=9)[0].token_ids) == 4
     assert len(generator.generate("a dog", min_new_tokens=100)[0].token_ids) == 59
+
+
+@pytest.mark.parametrize("position", [RotaryPosition(), AlibiPosition()])
+def test_there_is_room_where_something_can_be_generated(loaded, position):
+    """q is a token, and one more stands before or behind them. A decoder is out of room at 60, a source at 50."""
+    generator = Generator(load(loaded.tokenizer, loaded.config.model.kind, position=position))
+    for max_length in (None, 1, 2, 40, 59, 60, 61, 70):
+        for count in (1, 38, 39, 48, 49, 50, 58, 59, 60, 69):
+            prompt, room = "q" * count, generator.room("q" * count, max_length)
+            if room is None or room > 0:
+                assert generator.plan({0: prompt}, max_length=max_length).batches
+            else:
+                with pytest.raises(UsageError, match=r"no room|max_source_length"):
+                    generator.plan({0: prompt}, max_length=max_length)
+    with pytest.raises(UsageError, match="no chat model"):
+        generator.room([{"role": "user", "content": "q"}])
 
 
 @pytest.mark.parametrize("position", [AlibiPosition(), T5RelativePosition()])

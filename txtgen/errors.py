@@ -55,10 +55,6 @@ class UsageError(TxtgenError):
     exit_code = 2
 
 
-class NoRoomError(UsageError):
-    """A prompt is longer than a model reads, or so long that nothing can follow it."""
-
-
 class ConfigError(TxtgenError):
     """The configuration cannot be used."""
 

@@ -669,6 +669,19 @@ def test_evaluate_describes_what_a_model_writes(decoder, translator, trained, wo
     assert json.loads(capfd.readouterr().out)["texts"]["texts"] == 5
 
 
+def test_evaluate_looks_for_room_without_a_word(decoder, workshop, capfd, caplog) -> None:
+    """What is said of lengths is said once, of what is generated."""
+    texts = [" " * 120, "a" + " " * 120 + "c", "a" * 15 + " " * 120 + "c", "a b" + " " * 120 + "c"]
+    Path("texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    for setting, accepted, notes in (("max_new_tokens=100", 3, 1), ("max_length=8", 2, 0), ("max_length=1", 0, 0)):
+        caplog.clear()
+        command = ["evaluate", decoder, "--data", "texts.txt", "--generate", "9", "--set", f"decoding.{setting}"]
+        assert run([*command, "--json"]) == (0 if accepted else 4)
+        shown = capfd.readouterr().out
+        assert not accepted or json.loads(shown)["texts"]["texts"] == accepted
+        assert caplog.text.count("does not fit") == notes
+
+
 def test_evaluate_cuts_a_source_that_is_too_long(translator, workshop, capfd) -> None:
     pytest.importorskip("sacrebleu")
     for number in (10, 11, 300):  # three byte pieces each, and the model reads 31 and an end

@@ -11,12 +11,13 @@ from txtgen.commands.sources import guess_source
 from txtgen.config.checkpoint import CheckpointConfig
 from txtgen.config.commands import EvaluateConfig
 from txtgen.config.data import DataConfig
+from txtgen.config.decoding_options import resolve_decoding
 from txtgen.config.loader import config_from_tree
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.config.objectives import PAIRS, TEXTS, DpoObjective, ObjectiveConfig, Seq2SeqObjective
 from txtgen.config.runs import row_length
 from txtgen.data import build_objective, validation_pairs, validation_parts, validation_records
-from txtgen.errors import ConfigError, DataError, NoRoomError, UsageError
+from txtgen.errors import ConfigError, DataError, UsageError
 from txtgen.evaluate import (
     LossMetrics,
     TextMetrics,
@@ -121,19 +122,17 @@ def _translate(generator: Generator, data: DataConfig, seed: int, config: Evalua
 
 def _describe(generator: Generator, data: DataConfig, seed: int, config: EvaluateConfig) -> TextMetrics:
     """What the model's texts are like that go on from what is held out, where it leaves them room."""
+    max_length = resolve_decoding(generator.loaded.config.generation, config.decoding).max_length
     candidates = openings(validation_records(data, seed=seed))
-    prompts = list(islice((each for each in candidates if _has_room(generator, each, config)), config.generate))
+    prompts = list(islice((each for each in candidates if _has_room(generator, each, max_length)), config.generate))
     if not prompts:
         raise DataError("what is held out has nothing to go on from", "--generate", "give longer texts, or replies")
     return describe(generator.generate(prompts, **{**config.decoding, "num_return": 1}))
 
 
-def _has_room(generator: Generator, prompt: Prompt, config: EvaluateConfig) -> bool:
-    try:
-        generator.plan({0: prompt}, **config.decoding)
-    except NoRoomError:
-        return False
-    return True
+def _has_room(generator: Generator, prompt: Prompt, max_length: int | None) -> bool:
+    room = generator.room(prompt, max_length)
+    return room is None or room > 0
 
 
 def _data(config: EvaluateConfig, model: CheckpointConfig, where: str) -> DataConfig:

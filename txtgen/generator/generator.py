@@ -212,13 +212,17 @@ class Generator:
             raise UsageError(f"num_return is {decoding.num_return}", "stream", "a stream shows one result")
         return self._stream(self._encode({number: prompt}, raw, special, None, decoding)[0], decoding)
 
-    def room(self, prompt: Prompt) -> int | None:
+    def room(self, prompt: Prompt, max_length: int | None = None) -> int | None:
         """How many tokens may follow a prompt; below 1 if the model cannot read it, None if it can read any number.
+
+        Args:
+            prompt: a text or a conversation.
+            max_length: the setting of that name, if there is one.
 
         Raises:
             UsageError: as for `generate`.
         """
-        return self._reader.room(prompt)
+        return self._reader.room(prompt, max_length)
 
     def score(
         self,

@@ -11,7 +11,7 @@ from txtgen.checkpoint import LoadedModel
 from txtgen.config.decoding import DecodingConfig
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.decode import PromptBatch
-from txtgen.errors import DataError, NoRoomError, UsageError
+from txtgen.errors import DataError, UsageError
 from txtgen.generator.types import EncodedPrompt, Message, Prompt
 from txtgen.infilling import Gaps, with_gaps
 from txtgen.model import is_bounded
@@ -82,7 +82,7 @@ class PromptReader:
         if not self._max_source_length:
             return EncodedPrompt(number, text, tuple(ids), self._limit(len(ids), where, decoding), gaps)
         if self._bounded and len(ids) > self._max_source_length:
-            raise NoRoomError(
+            raise UsageError(
                 f"the prompt has {len(ids)} tokens, and max_source_length is {self._max_source_length}",
                 where,
                 "shorten it, or cut it into several prompts",
@@ -90,19 +90,24 @@ class PromptReader:
         limit = self._limit(len(self.framing.decoder_start), where, decoding)
         return EncodedPrompt(number, text, tuple(ids), limit, gaps)
 
-    def room(self, prompt: Prompt) -> int | None:
+    def room(self, prompt: Prompt, max_length: int | None = None) -> int | None:
         """How many tokens may follow a prompt; below 1 if the model cannot read it, None if it can read any number.
+
+        Args:
+            prompt: a text or a conversation.
+            max_length: the setting of that name, if there is one.
 
         Raises:
             UsageError: a prompt that cannot be used.
         """
-        if not self._bounded:
-            return None
         count = len(self._framed(self._prompt_ids(prompt, False, False, "the conversation"), False))
-        longest = self.loaded.model.config.max_length
-        if not self._max_source_length:
-            return longest - count
-        return min(longest - len(self.framing.decoder_start), 1 + self._max_source_length - count)
+        before = len(self.framing.decoder_start) if self._max_source_length else count
+        limits = [] if max_length is None else [max_length - before]
+        if self._bounded:
+            limits.append(self.loaded.model.config.max_length - before)
+            if self._max_source_length:
+                limits.append(1 + self._max_source_length - count)
+        return min(limits, default=None)
 
     def _framed(self, ids: Sequence[int], raw: bool) -> list[int]:
         """What a model is given for the tokens of a prompt."""
@@ -152,7 +157,7 @@ class PromptReader:
         longest, key = min(limits, key=lambda limit: limit[0])
         room = longest - length
         if room < 1:
-            raise NoRoomError(
+            raise UsageError(
                 f"there is no room to generate: {key} is {longest}, and {length} tokens are taken before",
                 where,
                 f"shorten the prompt by {1 - room} tokens" if key != "max_length" else "raise max_length",
