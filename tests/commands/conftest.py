@@ -6,9 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import txtgen.train.loss
+import txtgen.train.preference
 from txtgen.cli import run
-from txtgen.commands.running import pacing, training
+from txtgen.commands.running import pacing, probe, training
+from txtgen.model.lora import adapters_of
 
 WORDS = {"cat": "Katze", "dog": "Hund", "fox": "Fuchs", "sun": "Sonne", "sea": "Meer", "car": "Auto"}
 
@@ -84,6 +88,25 @@ def a_second_a_step(monkeypatch) -> None:
 
     monkeypatch.setattr(pacing, "TimeBudget", Ticking)
     monkeypatch.setattr(training.Session, "log", tick)
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list[tuple]:
+    """What goes through a model to be measured, at once: its rows of tokens, whether it is told what the base model
+    says of them, and whether the model has adapters that are on. A dry run measures all that a run does."""
+    seen, original = [], txtgen.train.loss.scored_hidden
+
+    def scored_hidden(model, batch):
+        if torch.is_inference_mode_enabled():
+            rows = tuple(map(tuple, batch.input_ids.tolist()))
+            seen.append((rows, batch.reference is not None, any(lora.active for lora in adapters_of(model).values())))
+        return original(model, batch)
+
+    for module in (txtgen.train.loss, txtgen.train.preference):
+        monkeypatch.setattr(module, "scored_hidden", scored_hidden)
+    monkeypatch.setattr(probe, "PROBE_SECONDS", 0.0)
+    monkeypatch.setattr(probe, "VALIDATION_SECONDS", float("inf"))
+    return seen
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import txtgen.commands.running.validation
+import txtgen.commands.running.measuring
 import txtgen.train.loss
 from txtgen.checkpoint import load_checkpoint, save_checkpoint
 from txtgen.cli import run
@@ -32,7 +32,7 @@ def test_a_metric_or_a_sample_that_fails_is_told_once_and_training_goes_on(works
 
     original = Samples.generate
     asked = iter([original])
-    monkeypatch.setattr(txtgen.commands.running.validation, "evaluate_loss", fails)
+    monkeypatch.setattr(txtgen.commands.running.measuring, "evaluate_loss", fails)
     monkeypatch.setattr(Samples, "generate", lambda self: next(asked, fails)(self))
     assert run(["pretrain", "decoder.yaml", "--name", "a", "--set", "samples.every=2"]) == 0
     error = capfd.readouterr().err

@@ -12,6 +12,7 @@ from txtgen.cli import run
 from txtgen.commands.running import outlook, probe
 from txtgen.commands.running.outlook import times
 from txtgen.commands.running.probe import StepTimes
+from txtgen.commands.running.retention import Retention
 
 
 @pytest.fixture
@@ -65,16 +66,38 @@ def test_a_dry_run_of_finetuning_starts_from_the_base(workshop, trained, capfd, 
 
 
 def test_the_time_is_that_of_all_that_a_run_does(workshop, capfd, monkeypatch, quick) -> None:
-    """6 steps, validated at 3 and 6 with samples, saved at 2, 4 and 6."""
+    """6 steps, validated at 3 and 6 with samples, saved at 2, 4 and 6; known text is measured before them."""
     monkeypatch.setattr(outlook, "time_steps", lambda session, rows: StepTimes(10.0, 100.0, 5))
-    monkeypatch.setattr(outlook, "time_validation", lambda session: 100.0)
+    monkeypatch.setattr(outlook, "time_validation", lambda session: (100.0, 1_000_000.0))
     monkeypatch.setattr(outlook, "time_samples", lambda session: 1000.0)
     monkeypatch.setattr(outlook, "time_saves", lambda session: (10_000.0, 100_000.0))
     spent = foretold(["pretrain", "decoder.yaml"], capfd)["time"]
     rest = spent["total_seconds"] - spent["preparing_seconds"]
-    assert rest == pytest.approx(6 * 10 + 2 * (100 + 100_000 + 1000) + 3 * 10_000)
+    assert rest == pytest.approx(6 * 10 + 2 * (100 + 100_000 + 1000) + 3 * 10_000 + 1_000_000)
+    nothing_held_out = ["--set", "data.validation.fraction=0"]
+    spent = foretold(["pretrain", "decoder.yaml", *nothing_held_out], capfd)["time"]
+    rest = spent["total_seconds"] - spent["preparing_seconds"]
+    assert rest == pytest.approx(6 * 10 + 2 * (100 + 1000) + 3 * 10_000 + 1_000_000)  # no model is the best
     cut = foretold(["pretrain", "decoder.yaml", "--minutes", "1"], capfd)["time"]
     assert cut["total_seconds"] == pytest.approx(cut["preparing_seconds"] + 60)
+
+
+def test_a_dry_run_measures_what_validation_measures(workshop, trained, measured, monkeypatch) -> None:
+    """In parts as small, so many batches as the run, and known text with the distance from the base."""
+    known = '{"sources": [{"kind": "text", "path": "text/a.txt", "documents": "line"}], "batches": 2}'
+    settings = [f"data.forgetting={known}", "data.validation.fraction=0.5", "train.validation_batches=3"]
+    settings += ["train.micro_batch_tokens=64", "train.batch_tokens=128"]
+    command = ["finetune", "chats.jsonl", "--base", str(trained / "runs" / "decoder"), "--steps", "2"]
+    command += [part for setting in settings for part in ("--set", setting)]
+    assert run([*command, "--name", "a"]) == 0
+    by_the_run = set(measured)
+    assert max(len(rows) * len(rows[0]) for rows, *_ in measured) == 64
+    measured.clear()
+    asked, original = [], Retention.distances
+    monkeypatch.setattr(Retention, "distances", lambda self: asked.append(original(self)))
+    assert run([*command, "--dry-run"]) == 0
+    assert set(measured) == by_the_run
+    assert [found["distance"] > 0 for found in asked] == [True]
 
 
 @pytest.mark.parametrize(("steps", "every", "often"), [(0, 5, 0), (10, 0, 1), (10, 5, 2), (11, 5, 3), (4, 5, 1)])

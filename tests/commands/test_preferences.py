@@ -169,6 +169,17 @@ def test_files_alone_and_a_dry_run(asked, trained, capfd) -> None:
     assert lines("a")[0][0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
+@pytest.mark.parametrize("adapter", [[], ["--set", "adapter.rank=4"]], ids=["reference", "adapter"])
+def test_a_dry_run_measures_pairs_as_validation_does(asked, trained, measured, adapter) -> None:
+    settings = ["--set", "train.micro_batch_tokens=60", "--steps", "2", *adapter]
+    assert finetune(trained, "decoder", "a", *settings) == 0
+    by_the_run = set(measured)
+    assert {tuple(told) for _, *told in by_the_run} == ({(False, False), (False, True)} if adapter else {(True, False)})
+    measured.clear()
+    assert finetune(trained, "decoder", "a", *settings, "--dry-run") == 0
+    assert set(measured) == by_the_run
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [

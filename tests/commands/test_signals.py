@@ -16,7 +16,7 @@ import txtgen.commands.pretrain
 import txtgen.train.loss
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
-from txtgen.commands.running import signals, validation
+from txtgen.commands.running import measuring, signals, validation
 from txtgen.commands.running.run_folder import RunFolder
 from txtgen.commands.running.sampling import Samples
 from txtgen.commands.running.signals import Interrupted, StopRequest, interruptible, listen
@@ -81,7 +81,7 @@ def in_a_step(monkeypatch, action) -> None:
 
 
 def in_validation(monkeypatch, action) -> None:
-    before(monkeypatch, validation, "evaluate_loss", action)
+    before(monkeypatch, measuring, "evaluate_loss", action)
 
 
 def in_sampling(monkeypatch, action) -> None:

@@ -196,7 +196,7 @@ def test_memory_of_a_rank_is_told(ranks, name) -> None:
         assert whole[rank].activations == pytest.approx(alone.activations * (3, 2)[rank] / ROWS, rel=0.1)
 
 
-def measure(world: World, name: str, sharding: str) -> Any:
+def measure(world: World, name: str, sharding: str, at_once: int | None = None) -> Any:
     """Loss and searches of a model before and after it learns: both need all ranks of a sharded one."""
     model = new_model(world, name, sharding)
     sources = batch(0, True, World())
@@ -206,7 +206,7 @@ def measure(world: World, name: str, sharding: str) -> Any:
     results = []
     for _ in range(2):
         model.eval()
-        loss = evaluate_loss(model, [batch(9, True, world)], world=world).loss
+        loss = evaluate_loss(model, [batch(9, True, world)], world=world, max_tokens=at_once).loss
         for config in (BeamConfig(beam_size=2), ContrastiveConfig()):
             found = search(model, prompts, config, limits=[4, 4], eos_ids=(2,))
             results.append((loss, [[hypothesis.token_ids for hypothesis in group] for group in found]))
@@ -215,9 +215,10 @@ def measure(world: World, name: str, sharding: str) -> Any:
     return results, is_sharded(model)
 
 
-def test_measuring_and_searching_with_a_sharded_model(ranks) -> None:
+@pytest.mark.parametrize("at_once", [None, 12], ids=["whole", "row_by_row"])
+def test_measuring_and_searching_with_a_sharded_model(ranks, at_once) -> None:
     expected, _ = measure(World(), "pairs", "replicate")
-    for found, sharded in ranks.run(measure, "pairs", "shard"):
+    for found, sharded in ranks.run(measure, "pairs", "shard", at_once):
         assert sharded
         assert [tokens for _, tokens in found] == [tokens for _, tokens in expected]
         assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in expected], rel=1e-5)

@@ -11,7 +11,7 @@ from txtgen.distributed import World, is_sharded
 from txtgen.errors import OutOfMemoryError
 from txtgen.memory import is_out_of_memory
 from txtgen.model import Transformer
-from txtgen.train import Loss, batch_loss, held_bytes, micro_batches, smaller_batch
+from txtgen.train import Loss, batch_loss, even_micro_batches, held_bytes, smaller_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +53,17 @@ def _perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def _sums(model: Transformer, batch: Batch, limit: int | None, loss: Loss | None) -> tuple[list[float], int | None]:
+def _sums(
+    model: Transformer, batch: Batch, limit: int | None, loss: Loss | None, world: World
+) -> tuple[list[float], int | None]:
     """The sums of a batch, and how much of one goes through the model at once after that."""
     device = next(model.parameters()).device
     while True:
         try:
             measure = loss or batch_loss
-            parts = [measure(model, part.to(device)).all.tolist()[1:] for part in micro_batches(batch, limit)]
-            return [sum(values) for values in zip(*parts, strict=True)], limit
+            parts = even_micro_batches(model, batch, limit, world)
+            found = [measure(model, part.to(device)).all.tolist()[1:] for part in parts]
+            return [sum(values) for values in zip(*found, strict=True)], limit
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or is_sharded(model):
                 raise
@@ -104,7 +107,7 @@ def evaluate_loss(
                 num_bytes += batch.bytes
                 try:
                     if out is None:
-                        found, max_tokens = _sums(model, batch, max_tokens, loss)
+                        found, max_tokens = _sums(model, batch, max_tokens, loss, world)
                         sums = [before + more for before, more in zip(sums, found, strict=True)]
                 except OutOfMemoryError as error:
                     if world.size == 1:

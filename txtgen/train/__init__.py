@@ -1,6 +1,6 @@
 """Training: losses, optimizers, schedules and the loop."""
 
-from txtgen.train.accumulation import micro_batches
+from txtgen.train.accumulation import even_micro_batches, micro_batches
 from txtgen.train.average import WeightAverage
 from txtgen.train.budget import TimeBudget
 from txtgen.train.checkpointing import checkpoint_activations
@@ -45,6 +45,7 @@ __all__ = [
     "count_flops",
     "cross_entropy_sums",
     "estimate_memory",
+    "even_micro_batches",
     "held_bytes",
     "matrix_peak",
     "micro_batches",

@@ -98,10 +98,7 @@ class Accumulation:
         """Add the gradients, micro-batch by micro-batch. Returns the sums [2+N]."""
         total = torch.zeros(2 + len(self._loss.loss.figures), device=self._device)
         self._gradients.clear()
-        parts = list(micro_batches(batch, limit))
-        if is_sharded(self._model) and limit is not None:
-            # A rank may have a row less than another, yet all must compute equally often.
-            parts += [parts[0].unscored()] * (self._world.max(len(parts)) - len(parts))
+        parts = even_micro_batches(self._model, batch, limit, self._world)
         kind = self._device.type
         # One region for all, in which each weight is cast once and not once for every micro-batch.
         with torch.autocast(kind, dtype=self._dtype, enabled=self._dtype != torch.float32):
@@ -112,6 +109,16 @@ class Accumulation:
                         torch.autograd.backward(sums.objective)
                 total += sums.all
         return total
+
+
+def even_micro_batches(model: Transformer, batch: Batch, max_tokens: int | None, world: World) -> list[Batch]:
+    """`micro_batches` of this rank's rows, with as many on every rank as a sharded model demands; those beyond the rows
+    have nothing to be scored."""
+    parts = list(micro_batches(batch, max_tokens))
+    if is_sharded(model) and max_tokens is not None:
+        # A rank may have a row less than another, yet all must compute equally often.
+        parts += [parts[0].unscored()] * (world.max(len(parts)) - len(parts))
+    return parts
 
 
 def micro_batches(batch: Batch, max_tokens: int | None) -> Iterator[Batch]:

@@ -91,6 +91,8 @@ def _folder(runs_path: Path) -> "tempfile.TemporaryDirectory[str]":
 def _measured(job: Job, started: float, libraries: int | None) -> Iterator[Section]:
     """The sections that need the model and real batches.
 
+    What memory is measured is the most that steps, validation, samples and saves take: what the run will need.
+
     Args:
         job: ready to run.
         started: when preparing it began.
@@ -183,15 +185,17 @@ def _disk(session: Session) -> dict[str, Any]:
 def _time(session: Session, steps: StepTimes, prepared: float, flops: float) -> dict[str, Any]:
     """Seconds of everything that a run does, and of all of it. flops: of a token."""
     job, config, samples = session.job, session.job.config.train, session.job.config.samples
-    validation, sample, (save, best) = time_validation(session), time_samples(session), time_saves(session)
+    validation, base = time_validation(session)
+    sample, (save, best) = time_samples(session), time_saves(session)
     rate = flops * steps.positions / steps.seconds / job.world.size
     count = steps_within(config, steps.seconds)
     validations = times(count, config.validate_every)
     sampled = count // samples.every if samples.every else validations
     total = (
         prepared
+        + base
         + count * steps.seconds
-        + validations * (validation + (best if validation else 0.0))
+        + validations * (validation + (best if session.validation.text.parts else 0.0))
         + sampled * sample
         + times(count, config.save_every) * save
     )

@@ -1,15 +1,16 @@
 """A run's own steps, validation, samples and saves, a few of each, timed: what the rest will take."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
+from txtgen.commands.running.measuring import MeasuredText
 from txtgen.commands.running.training import Session
-from txtgen.data import Batch, StreamReport, ValidationBatches, validation_pairs
+from txtgen.data import Batch, StreamReport, validation_pairs
 from txtgen.distributed import is_sharded
-from txtgen.evaluate import evaluate_loss, translate_pairs
+from txtgen.evaluate import translate_pairs
 from txtgen.model import may_compile
 from txtgen.train import Horizon, train
 from txtgen.train.cost import synchronise
@@ -106,36 +107,50 @@ def _time_steps(steps: Steps, rows: int) -> StepTimes:
     return StepTimes(large.seconds + (rows - few) * each, large.positions * rows / few, large.steps, few / rows)
 
 
-def time_validation(session: Session) -> float:
-    """Seconds of one validation: batches are counted, the first few measured; so are translations if they are due."""
-    config = session.job.config.train
-    seconds = sum(
-        _time_pass(session, batches, config.validation_batches) for batches in session.validation.parts.values()
-    )
-    if not seconds or config.validation_metric == "loss":
-        return seconds
-    if is_sharded(session.job.model):  # then all ranks translate together
-        return seconds + _time_translation(session)
-    return seconds + session.job.world.from_main(lambda: _time_translation(session))
+def time_validation(session: Session) -> tuple[float, float]:
+    """Seconds of one validation, with all that belongs to it, and of what is measured of the base model before the
+    first step: batches are counted, the first few measured; so are translations if they are due."""
+    validation, retention = session.validation, session.validation.retention
+    with session.state.averaged():
+        base = _time_text(session, retention.text)
+        seconds = _time_text(session, validation.text) + base + _seconds(retention.distances)
+        if validation.text.parts and session.job.config.train.validation_metric != "loss":
+            if is_sharded(session.job.model):  # then all ranks translate together
+                seconds += _time_translation(session)
+            else:
+                seconds += session.job.world.from_main(lambda: _time_translation(session))
+    return seconds, base
 
 
-def _time_pass(session: Session, batches: ValidationBatches, most: int | None) -> float:
-    """Seconds of measuring the loss on `most` batches, or on all."""
-    job = session.job
+def _time_text(session: Session, text: MeasuredText) -> float:
+    """Seconds of measuring it as the run does, reckoned from those of the first batches of each part."""
+    job, seconds = session.job, 0.0
+    limit = session.state.micro_batch_tokens or job.config.train.micro_batch_tokens
+
+    def measure(batches: Iterable[Batch]) -> None:
+        replace(text, parts={"": batches}).measure(job, session.stop, limit)
+
+    for batches in text.parts.values():
+        count, reading = _count(islice(batches, text.most))
+        measure(islice(batches, 1))
+        measured, started = 0, time.perf_counter()
+        for batch in islice(batches, text.most):
+            measure([batch])
+            measured += 1
+            if job.world.any(time.perf_counter() - started > VALIDATION_SECONDS):
+                break
+        seconds += max(reading, (time.perf_counter() - started) * count / max(1, measured))
+    return seconds
+
+
+def _count(batches: Iterable[Batch]) -> tuple[int, float]:
+    """How many there are, or are read in a time, and the seconds of reading them."""
     count, started = 0, time.perf_counter()
-    for _ in islice(batches, most):
+    for _ in batches:
         count += 1
         if time.perf_counter() - started > COUNTING_SECONDS:
             break  # how many are left is not known; seldom is so much held out
-    reading = time.perf_counter() - started
-    evaluate_loss(job.model, islice(batches, 1), job.dtype)
-    measured, started = 0, time.perf_counter()
-    for batch in islice(batches, most):
-        evaluate_loss(job.model, iter([batch]), job.dtype)
-        measured += 1
-        if job.world.any(time.perf_counter() - started > VALIDATION_SECONDS):
-            break
-    return max(reading, (time.perf_counter() - started) * count / max(1, measured))
+    return count, time.perf_counter() - started
 
 
 def _time_translation(session: Session) -> float:

@@ -10,7 +10,7 @@ from txtgen.commands.showing.console import ProgressDisplay
 from txtgen.config.objectives import DpoObjective
 from txtgen.data import Batch, every_batch
 from txtgen.distributed import reshard
-from txtgen.train import ReferenceTable, micro_batches, pair_logprobs
+from txtgen.train import ReferenceTable, even_micro_batches, pair_logprobs
 
 
 def reference_table(job: Job, display: ProgressDisplay) -> ReferenceTable | None:
@@ -33,11 +33,9 @@ def _measured(job: Job, batches: Iterable[Batch], advance: Callable[[int], None]
     """Each batch with the log-probabilities [B,2] of its pairs."""
     model, kind, world = job.model.eval(), job.device.type, job.world
     for batch in batches:
-        parts = list(micro_batches(batch, job.config.train.micro_batch_tokens))
-        # Ranks that hold a model together must compute equally often.
-        idle = [parts[0].unscored()] * (world.max(len(parts)) - len(parts))
+        parts = even_micro_batches(model, batch, job.config.train.micro_batch_tokens, world)
         with torch.autocast(kind, dtype=job.dtype, enabled=job.dtype != torch.float32):
-            found = [pair_logprobs(model, part.to(job.device)) for part in (*parts, *idle)]
-        yield batch, torch.cat(found[: len(parts)])
+            found = [pair_logprobs(model, part.to(job.device)) for part in parts]
+        yield batch, torch.cat(found)[: batch.input_ids.shape[0]]
         advance(world.size * batch.num_scored_rows)
     reshard(model)

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice, takewhile
 from typing import Any
 
 import torch
@@ -11,13 +10,14 @@ from torch import Tensor
 from txtgen.checkpoint import load_checkpoint
 from txtgen.commands.models import read_model, resolve_model
 from txtgen.commands.running.job import Job
+from txtgen.commands.running.measuring import MeasuredText
 from txtgen.commands.running.signals import StopRequest
 from txtgen.config.data import DataConfig, ValidationConfig
 from txtgen.config.runs import FinetuneConfig
 from txtgen.data import validation_parts
 from txtgen.distributed import gathered
 from txtgen.errors import TxtgenError
-from txtgen.evaluate import evaluate_loss, weighted_loss
+from txtgen.evaluate import weighted_loss
 from txtgen.model import Transformer, part_of
 from txtgen.model.lora import adapters_of, is_of_adapter
 
@@ -35,14 +35,17 @@ class Retention:
         data, known = job.settled.data, job.settled.data.forgetting
         self.before: float | None = None
         """What was measured of the base model, bits per byte."""
-        self._objective = self._batches = None
+        self.text = MeasuredText({})
+        """Known text, if the config names any."""
+        self._weights: Mapping[str, float] = {}
         if known is not None:
             config = data.own_objective(known) or data.objective
             measured = DataConfig(
                 sources=known.sources, validation=ValidationConfig(sources=known.sources), objective=config
             )
-            self._objective = job.objective(config)
-            self._batches = validation_parts(measured, self._objective, **job.stream_options)
+            objective = job.objective(config)
+            self._weights = objective.weights
+            self.text = MeasuredText(validation_parts(measured, objective, **job.stream_options), known.batches)
         self._base: dict[str, Tensor] | None = None
         if isinstance(job.config, FinetuneConfig) and job.world.is_main:
             self._base = self._weights_of_base(job.config)
@@ -88,24 +91,16 @@ class Retention:
             return None
         if found and self.before is not None:
             found[FORGOTTEN] = found[KNOWN] - self.before
-        return {**found, **self._distances()}
+        return {**found, **self.distances()}
 
     def _known(self, stop: StopRequest, max_tokens: int | None) -> dict[str, float] | None:
-        job = self.job
-        if self._batches is None or self._objective is None:
-            return {}
-        known = job.settled.data.forgetting
-        found = {}
-        for name, batches in self._batches.items():
-            wanted = takewhile(
-                lambda _: not job.world.any(bool(stop)), islice(batches, known.batches if known else None)
-            )
-            found[name] = evaluate_loss(job.model, wanted, job.dtype, job.world, max_tokens)
-            if job.world.any(bool(stop)):
-                return None
-        return {KNOWN: weighted_loss(found, self._objective.weights).bits_per_byte}
+        found = self.text.measure(self.job, stop, max_tokens)
+        if not found:
+            return None if found is None else {}
+        return {KNOWN: weighted_loss(found, self._weights).bits_per_byte}
 
-    def _distances(self) -> dict[str, float]:
+    def distances(self) -> dict[str, float]:
+        """How far the weights are from the base model's; rank 0 alone knows, and all ranks ask together."""
         if not isinstance(self.job.config, FinetuneConfig):
             return {}
         changed = _changed(self.job.model)

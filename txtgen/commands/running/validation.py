@@ -1,17 +1,17 @@
 """What a run measures on held-out text, which of two measurements is the better, and how long it waits for one."""
 
-from collections.abc import Iterable
-from itertools import islice, takewhile
+from itertools import islice
 from typing import Any
 
 from txtgen.commands.running.job import Job
+from txtgen.commands.running.measuring import MeasuredText
 from txtgen.commands.running.retention import Retention
 from txtgen.commands.running.signals import StopRequest
 from txtgen.config.objectives import DpoObjective
-from txtgen.data import Batch, Objective, validation_pairs, validation_parts
+from txtgen.data import Objective, validation_pairs, validation_parts
 from txtgen.distributed import is_sharded
 from txtgen.errors import DataError, OutOfMemoryError
-from txtgen.evaluate import LossMetrics, evaluate_loss, translate_pairs, weighted_loss
+from txtgen.evaluate import translate_pairs, weighted_loss
 from txtgen.generator import Generator
 from txtgen.train import ReferenceTable
 
@@ -22,12 +22,17 @@ class Validation:
     def __init__(
         self, job: Job, objective: Objective, generator: Generator, reference: ReferenceTable | None = None
     ) -> None:
-        self.job, self.generator, self.reference = job, generator, reference
+        self.job, self.generator = job, generator
         data = job.config.data
         holds_out = bool(data.validation.sources or data.validation.fraction)
         self.retention = Retention(job)
         self.weights = objective.weights
-        self.parts = validation_parts(data, objective, **job.stream_options) if holds_out else {}
+        self.text = MeasuredText(
+            validation_parts(data, objective, **job.stream_options) if holds_out else {},
+            job.config.train.validation_batches,
+            job.loss if isinstance(data.objective, DpoObjective) else None,
+            reference,
+        )
         self.step = 0
         """The step that was measured last; a resumed run owes what was due and not done."""
         self.no_better = 0
@@ -59,26 +64,15 @@ class Validation:
         return None if metrics is None or kept is None else {**metrics, **kept}
 
     def _measure_task(self, stop: StopRequest, max_tokens: int | None) -> dict[str, float] | None:
-        config = self.job.config.train
-        if not self.parts:
-            return {}
-        found: dict[str, LossMetrics] = {}
-        loss = self.job.loss if isinstance(self.job.config.data.objective, DpoObjective) else None
-        for name, batches in self.parts.items():
-            wanted: Iterable[Batch] = takewhile(
-                lambda _: not self.job.world.any(bool(stop)), islice(batches, config.validation_batches)
-            )
-            if self.reference is not None:
-                wanted = self.reference.attach(wanted)
-            found[name] = evaluate_loss(self.job.model, wanted, self.job.dtype, self.job.world, max_tokens, loss)
-            if self.job.world.any(bool(stop)):
-                return None
-        if loss is not None:
+        found = self.text.measure(self.job, stop, max_tokens)
+        if not found:
+            return None if found is None else {}
+        if self.text.loss is not None:
             return {"val_loss": found[""].loss, **{f"val_{name}": mean for name, mean in found[""].told.items()}}
         whole = weighted_loss(found, self.weights)
         metrics = {"val_loss": whole.loss, "val_bits_per_byte": whole.bits_per_byte}
         metrics.update({f"val_loss_{name}": part.loss for name, part in found.items() if name})
-        if config.validation_metric != "loss":
+        if self.job.config.train.validation_metric != "loss":
             # Several ranks generate together only where each has but a part of the model.
             metrics.update(self._translate() if is_sharded(self.job.model) else self._translate_on_main())
         return metrics
