@@ -503,6 +503,8 @@ def test_there_is_room_where_something_can_be_generated(loaded, position):
                     generator.plan({0: prompt}, max_length=max_length)
     with pytest.raises(UsageError, match="no chat model"):
         generator.room([{"role": "user", "content": "q"}])
+    with pytest.raises(UsageError, match="U\\+D800"):
+        generator.room("ok \ud800 no")
 
 
 @pytest.mark.parametrize("position", [AlibiPosition(), T5RelativePosition()])

@@ -1,7 +1,8 @@
 """From text to tokens: prompts as a model was taught to read them."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -66,12 +67,9 @@ class PromptReader:
         self, number: int, prompt: Prompt, raw: bool, special: bool, gap: str | None, decoding: DecodingConfig
     ) -> EncodedPrompt:
         where = f"prompt {number + 1}"
-        try:
+        with _of_the_user(where):
             gaps = self._gaps(prompt, gap, special, where) if gap is not None else None
             ids = self._prompt_ids(prompt, raw, special, where) if gaps is None else gaps.token_ids
-        except DataError as error:
-            # It is a corpus that brings such a text elsewhere; here the user does.
-            raise UsageError(error.what, f"{where}, {error.where}", error.fix) from error
         if gaps is not None and gaps.kind == "spans" and decoding.stop:
             told = "a stop string ends a text, and this model writes the text of gaps, one after the other"
             raise UsageError(told, "stop", "leave it out")
@@ -100,7 +98,8 @@ class PromptReader:
         Raises:
             UsageError: a prompt that cannot be used.
         """
-        count = len(self._framed(self._prompt_ids(prompt, False, False, "the conversation"), False))
+        with _of_the_user(where := "the conversation"):
+            count = len(self._framed(self._prompt_ids(prompt, False, False, where), False))
         before = len(self.framing.decoder_start) if self._max_source_length else count
         limits = [] if max_length is None else [max_length - before]
         if self._bounded:
@@ -222,3 +221,12 @@ def _padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) ->
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows], device=device)
     return ids, torch.tensor([len(row) for row in rows], device=device)
+
+
+@contextmanager
+def _of_the_user(where: str) -> Iterator[None]:
+    """It is a corpus that brings a text that cannot be read elsewhere; here the user does."""
+    try:
+        yield
+    except DataError as error:
+        raise UsageError(error.what, f"{where}, {error.where}", error.fix) from error
