@@ -81,12 +81,9 @@ def run(config: CheckConfig) -> ResumeCheck:
         TxtgenError: whatever would stop the run, such as a changed corpus.
     """
     folder = RunFolder(find_run(config.run, config.runs_path))
-    paths = _readable(folder)
-    last = paths[0][0]
-    start, path = paths[-1]
-    horizons = [_horizon(load_checkpoint(each, training=True)) for _, each in paths]
-    straight = len(set(horizons)) == 1
-    left = horizons[-1].steps - start
+    found = _readable(folder)
+    (last, newest, latest_horizon), (start, path, horizon) = found[0], found[-1]
+    straight, left = horizon == latest_horizon, horizon.steps - start
     # A finished run has no steps left: beyond its end it is only compared with itself.
     wanted = min(config.steps or (last - start) or STEPS, left or STEPS)
     first = _continued(path, wanted, config.device)
@@ -99,7 +96,7 @@ def run(config: CheckConfig) -> ResumeCheck:
     others = {step: float(line["loss"]) for step, line in noted.items()}
     if straight and start + wanted == last:
         against = "the run itself"
-        same |= _compared(first.end, load_checkpoint(paths[0][1], training=True))
+        same |= _compared(first.end, load_checkpoint(newest, training=True))
     else:
         against = "a second continuation"
         second = _continued(path, wanted, config.device)
@@ -122,15 +119,16 @@ def run(config: CheckConfig) -> ResumeCheck:
     )
 
 
-def _readable(folder: RunFolder) -> list[tuple[int, Path]]:
-    """The newest two step checkpoints that can be read, the newest first; or the one that there is."""
-    found: list[tuple[int, Path]] = []
+def _readable(folder: RunFolder) -> list[tuple[int, Path, Horizon]]:
+    """The newest two step checkpoints that can be read, the newest first, or the one that there is; each with its step
+    and its horizon."""
+    found: list[tuple[int, Path, Horizon]] = []
     for step, path in reversed(folder.steps()):
         try:
-            load_checkpoint(path)
+            checkpoint = load_checkpoint(path, training=True)
         except CheckpointError:
             continue
-        found.append((step, path))
+        found.append((step, path, _horizon(checkpoint)))
         if len(found) == 2:
             break
     if not found:
