@@ -18,7 +18,7 @@ def training(shape: dict[str, int], arguments: argparse.Namespace) -> dict[str, 
     ids = torch.randint(10, shape["vocabulary"], (rows, width + 1))
     inputs, labels = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     dtype = getattr(torch, arguments.dtype)
-    native = training_dtype("auto", torch.device("cpu"))
+    native = training_dtype("auto", torch.device("cpu"), own_model(shape).config)
     works: dict[str, Candidate] = {"txtgen": own_training(shape, inputs, labels, dtype)}
     if native != dtype:
         works["txtgen, native dtype"] = own_training(shape, inputs, labels, native)

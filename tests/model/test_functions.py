@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from txtgen.model.functions import dropout, relu_squared, rms_norm
+from txtgen.model.functions import attention, dropout, relu_squared, rms_norm
 
 SHAPES = [(5, 8), (2, 3, 4, 6), (1, 3)]
 
@@ -91,3 +91,46 @@ def test_dropout_as_its_seed_says_and_where_it_leaves_out_no_gradient() -> None:
 def test_no_dropout(share, training) -> None:
     x = random(3, 5, dtype=torch.float32)
     assert dropout(x, share, training) is x
+
+
+@pytest.mark.parametrize("cached", [1, 100, 300, 10**6])
+@pytest.mark.parametrize(("heads", "shared"), [(4, 4), (4, 2), (3, 1)])
+@pytest.mark.parametrize("seen", ["all", "before", "of each row", "by all rows", "of each query"])
+def test_gradient_of_attention_in_bfloat16(cached, heads, shared, seen, monkeypatch) -> None:
+    monkeypatch.setattr("txtgen.model.functions.CACHED_SCORES", cached)  # blocks of heads, of rows, of all
+    rows, length, others, width = 3, 6, 6 if seen == "before" else 9, 8
+    shapes = [(rows, length, heads, width), (rows, others, shared, width), (rows, others, shared, width)]
+    exact = [random(*shape, dtype=torch.bfloat16, seed=seed).double() for seed, shape in enumerate(shapes)]
+    blocked = {"of each row": (rows, 1, 1, others), "by all rows": (1, 1, length, others)}
+    blocked["of each query"] = (rows, heads, length, others)
+    mask = None
+    if seen in blocked:
+        mask = torch.zeros(blocked[seen]).masked_fill_(random(*blocked[seen], dtype=torch.float64) > 0.5, -torch.inf)
+        mask[..., 0] = 0.0  # no query sees nothing at all
+
+    def gathered(dtype, function):
+        leaves = [tensor.to(dtype).requires_grad_() for tensor in exact]
+        result = function(*(leaf.transpose(1, 2) for leaf in leaves), None if mask is None else mask.to(dtype))
+        direction = random(*result.shape, dtype=torch.bfloat16, seed=9).to(dtype)
+        return [result, *torch.autograd.grad(result, leaves, direction)]
+
+    causal, scale = seen == "before", 0.5
+    ours = gathered(torch.bfloat16, lambda q, k, v, mask: attention(q, k, v, mask, causal, scale))
+    theirs = gathered(
+        torch.float64,
+        lambda q, k, v, mask: F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=True
+        ),
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert one.shape == other.shape
+        assert (one.double() - other).norm() < 0.015 * other.norm()
+    assert ours[1].is_contiguous()  # as the projections want it
+
+
+def test_attention_without_gradients_is_the_same() -> None:
+    q, k, v = (random(2, 3, 5, 4, dtype=torch.bfloat16, seed=seed) for seed in range(3))
+    tracked = attention(q.clone().requires_grad_(), k, v, None, causal=True)
+    assert tracked.requires_grad
+    assert torch.equal(attention(q, k, v, None, causal=True), tracked)

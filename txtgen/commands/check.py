@@ -13,7 +13,7 @@ import torch
 
 from txtgen.checkpoint import Checkpoint, load_checkpoint
 from txtgen.commands import finetune, pretrain
-from txtgen.commands.devices import select_device, training_dtype
+from txtgen.commands.devices import select_device
 from txtgen.commands.running.journal import Journal
 from txtgen.commands.running.run_folder import RunFolder
 from txtgen.commands.running.run_record import find_run, read_lines
@@ -159,14 +159,13 @@ def _continued(path: Path, steps: int, device_name: str) -> Continuation:
         longer = config.train.model_copy(update={"steps": end_step, "minutes": None})
         config = config.model_copy(update={"train": longer})
     device = select_device(device_name if device_name != "auto" else config.device)
-    dtype = training_dtype(config.train.dtype, device)
-    machine = differing(checkpoint.lineage, config.train, device, dtype, World())
+    machine = differing(checkpoint, config.train, device, World())
     traces: list[StepTrace] = []
     hashes: list[str] = []
     with TemporaryDirectory(prefix="txtgen-check-") as place, ProgressDisplay(0, quiet=True) as display:
         folder = RunFolder(Path(place))
         folder.checkpoints.mkdir()
-        start = Start(folder, World(), device, dtype, checkpoint)
+        start = Start(folder, World(), device, checkpoint)
         if isinstance(config, PretrainConfig):
             job = pretrain.build(config, start, display)
         else:
@@ -177,7 +176,7 @@ def _continued(path: Path, steps: int, device_name: str) -> Continuation:
             closing(session.batches(session.reading)) as batches,
         ):
             seen = _hashed(batches, hashes)
-            reports = train(session.state, seen, config.train, dtype=dtype, seed=config.seed, loss=job.loss)
+            reports = train(session.state, seen, config.train, dtype=job.dtype, seed=config.seed, loss=job.loss)
             for report in islice(reports, steps):
                 traces.append(StepTrace(report.step, hashes[-1], report.loss, report.grad_norm))
             end = session.saving.checkpoint(session.progress())

@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from txtgen.config.model import EncoderDecoderConfig, TransformerConfig
 from txtgen.errors import ConfigError
 
 
@@ -53,10 +54,16 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def training_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of the matrix products while training; auto is bfloat16 where the hardware computes in it."""
+PAYING_WIDTH, PAYING_WIDTH_OF_PAIRS = 128, 192
+"""From which `d_model` on bfloat16 pays on a CPU. Pairs come in batches of many shapes, and each is set up anew."""
+
+
+def training_dtype(name: str, device: torch.device, model: TransformerConfig) -> torch.dtype:
+    """The dtype of the matrix products while training; auto is bfloat16 where the hardware computes in it and gains."""
     if name == "auto":
-        return torch.bfloat16 if _native_bfloat16(device) else torch.float32
+        least = PAYING_WIDTH_OF_PAIRS if isinstance(model, EncoderDecoderConfig) else PAYING_WIDTH
+        pays = device.type != "cpu" or model.d_model >= least
+        return torch.bfloat16 if pays and _native_bfloat16(device) else torch.float32
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 

@@ -57,7 +57,6 @@ def build(config: FinetuneConfig, start: Start, display: ProgressDisplay) -> Job
     place(model, config.train.sharding, start.device, start.world)
     take_over(model.state_dict(), base, where, start.world)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    display.note(f"model: {trained:,} parameters to train on {start.device}, {start.dtype}")
     for told in ({key: base.lineage[key]} for key in VOCABULARIES if start.resumed is None and key in base.lineage):
         start = replace(start, changes=(*start.changes, {"step": 0, **told}))
         display.note(f"vocabulary: {next(iter(told.values()))}")
@@ -72,6 +71,7 @@ def build(config: FinetuneConfig, start: Start, display: ProgressDisplay) -> Job
         parents=start.parents if start.resumed else ancestors,
         base=base.config,
     )
+    display.note(f"model: {trained:,} parameters to train on {job.device}, {job.dtype}")
     if job.row_length < (longest := model.config.max_length) and config.train.sequence_length is None:
         display.note(f"rows of {job.row_length:,} tokens; train.sequence_length may be up to {longest:,}")
     return job

@@ -39,8 +39,7 @@ def build(config: PretrainConfig, start: Start, display: ProgressDisplay) -> Job
         take_over(model.state_dict(), start.resumed, str(start.folder.path), start.world)
     else:
         begin(model, config.seed)
-    display.note(f"model: {sum(p.numel() for p in model.parameters()):,} parameters on {start.device}, {start.dtype}")
-    return Job(
+    job = Job(
         command="pretrain",
         config=config,
         start=start,
@@ -49,6 +48,8 @@ def build(config: PretrainConfig, start: Start, display: ProgressDisplay) -> Job
         source_tokenizer=source_tokenizer,
         parents=start.parents,
     )
+    display.note(f"model: {sum(p.numel() for p in model.parameters()):,} parameters on {job.device}, {job.dtype}")
+    return job
 
 
 def dry_run(config: PretrainConfig) -> Iterator[Section]:

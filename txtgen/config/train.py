@@ -166,7 +166,8 @@ class TrainConfig(Config):
     """As many in a row are skipped, or lead back to one checkpoint; one more stops the run."""
     label_smoothing: Share = 0.0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the matrix products. auto: bfloat16 on a GPU or CPU that computes in it natively, float32 elsewhere."""
+    """Of the matrix products. auto: bfloat16 on a GPU or CPU that computes in it natively, float32 elsewhere, and
+    for models too narrow to gain on a CPU."""
     patience: Count | None = None
     """Stop after so many validations in a row without a better one; None: never."""
     tensorboard: bool = False

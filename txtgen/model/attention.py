@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from txtgen.config.model import TransformerConfig
 from txtgen.errors import UsageError
-from txtgen.model.functions import rms_norm
+from txtgen.model.functions import attention, rms_norm
 from txtgen.model.position import Rotation, rotate
 from txtgen.model.state import KeysValues, LayerCache, Window
 
@@ -82,7 +81,6 @@ class Attention(nn.Module):
         width, bias = config.head_width, config.attention_bias
         self.scale = config.attention_scale
         self.head_width = width
-        self.grouped = config.kv_heads != config.num_heads
         self.dropout = config.attention_dropout
         self.q_proj = nn.Linear(config.d_model, config.num_heads * width, bias=bias)
         self.k_proj = nn.Linear(config.d_model, config.kv_heads * width, bias=bias)
@@ -106,16 +104,8 @@ class Attention(nn.Module):
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         """What the queries gather, projected back to [B,N,D]."""
-        gathered = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=causal,
-            scale=self.scale,
-            enable_gqa=self.grouped,
-        )
+        left_out = self.dropout if self.training else 0.0
+        gathered = attention(queries, keys, values, mask, causal, self.scale, left_out)
         return cast(Tensor, self.o_proj(gathered.transpose(1, 2).flatten(2)))
 
 

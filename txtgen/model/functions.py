@@ -1,11 +1,13 @@
 """Functions whose gradients are written by hand, because those that autograd puts together take a CPU several times as
 long."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class _ReluSquared(torch.autograd.Function):
@@ -56,6 +58,85 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         result: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
         return result
     return F.rms_norm(x, weight.shape, weight, eps)
+
+
+SHORT_SCORES = 1 << 20
+"""Scores of one head up to which `attention` makes them anew for the gradient: with more, torch's own is as fast."""
+
+CACHED_SCORES = 1 << 18
+"""How many scores are made at a time, so that they stay in the cache."""
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(queries, keys, values, mask)
+        ctx.causal, ctx.scale = causal, scale
+        return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal, scale=scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, values, mask = ctx.saved_tensors
+        (rows, heads, length, _), others = queries.shape, keys.shape[2]
+        if ctx.causal:
+            mask = queries.new_full((1, 1, length, others), float("-inf")).triu_(1)
+        if mask is not None:
+            mask = mask.expand(rows, heads, *mask.shape[2:])
+        # Laid out as what they are gradients of: that is how the projections want them.
+        results = of_queries, of_keys, of_values = [torch.empty_like(x) for x in (queries, keys, values)]
+        for block in _blocks(rows, heads, max(1, CACHED_SCORES // (length * others))):
+            q, k, v, of_output = (x[block].flatten(0, 1) for x in (queries, keys, values, gradient))
+            scores = torch.bmm(q, k.mT).mul_(ctx.scale)
+            if mask is not None:
+                scores += mask[block].flatten(0, 1)
+            weights = scores.softmax(-1)
+            of_values[block] = torch.bmm(weights.mT, of_output).view_as(values[block])
+            of_weights = torch.bmm(of_output, v.mT)
+            of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            of_queries[block] = torch.bmm(of_scores, k).mul_(ctx.scale).view_as(queries[block])
+            of_keys[block] = torch.bmm(of_scores.mT, q).mul_(ctx.scale).view_as(keys[block])
+        return *results, None, None, None
+
+
+def _blocks(rows: int, heads: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and heads in blocks of at most `size` heads: of several rows, or of a part of one."""
+    more_rows, more_heads = max(1, size // heads), min(heads, size)
+    for row in range(0, rows, more_rows):
+        for head in range(0, heads, more_heads):
+            yield slice(row, row + more_rows), slice(head, head + more_heads)
+
+
+def attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None = None,
+    left_out: float = 0.0,
+) -> Tensor:
+    """What queries [B,H,N,K] gather from keys and values [B,G,J,K] that H/G heads share: [B,H,N,K].
+
+    mask: added to the scores, broadcastable to [B,H,N,J], or None. causal: query i sees no key after key i. scale: of
+    the scores, by default the root of 1/K. left_out: the share of keys that each query is to overlook at random.
+
+    It is torch's own but for the gradient in bfloat16 on a CPU, where that sets up each of many small products anew:
+    for rows of 24 it takes ten times as long. Source of that gradient: Dao et al. 2022, arXiv 2205.14135, appendix B.
+    """
+    shared = queries.shape[1] // keys.shape[1]
+    slow = queries.is_cpu and queries.dtype == torch.bfloat16 and torch.is_grad_enabled() and not left_out
+    if slow and queries.shape[2] * keys.shape[2] <= SHORT_SCORES and not torch.compiler.is_compiling():
+        if shared > 1:
+            keys, values = keys.repeat_interleave(shared, 1), values.repeat_interleave(shared, 1)
+        scale = queries.shape[3] ** -0.5 if scale is None else scale
+        result: Tensor = _Attention.apply(queries, keys, values, mask, causal, scale)  # type: ignore[no-untyped-call]
+        return result
+    return F.scaled_dot_product_attention(
+        queries, keys, values, mask, left_out, is_causal=causal, scale=scale, enable_gqa=shared > 1
+    )
 
 
 def dropout(x: Tensor, share: float, training: bool) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from txtgen.commands.devices import training_dtype
 from txtgen.commands.running.run_folder import RunFolder
 from txtgen.commands.running.starting import Start, row_length_so_far
 from txtgen.config.checkpoint import CheckpointConfig, inherited
@@ -54,7 +55,7 @@ class Job:
     @property
     def dtype(self) -> torch.dtype:
         """Of the matrix products."""
-        return self.start.dtype
+        return training_dtype(self.config.train.dtype, self.device, self.model.config)
 
     @property
     def resumed(self) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from txtgen.commands.devices import select_device, training_dtype
+from txtgen.commands.devices import select_device
 from txtgen.commands.running.job import Job
 from txtgen.commands.running.journal import Journal
 from txtgen.commands.running.probe import StepTimes, first_batch, time_samples, time_saves, time_steps, time_validation
@@ -73,7 +73,7 @@ def _sections(
     yield Section("parameters", _parameters(model, config.train, world))
     with ExitStack() as made, world.together():
         folder = RunFolder(Path(world.from_main(lambda: made.enter_context(_folder(Path(config.runs_path))))) / "run")
-        start = Start(folder, world, device, training_dtype(config.train.dtype, device), None)
+        start = Start(folder, world, device, None)
         start.require_memory(model, config.train)
         if world.is_main:
             folder.checkpoints.mkdir(parents=True)

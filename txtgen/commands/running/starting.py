@@ -51,7 +51,6 @@ class Start:
     folder: RunFolder
     world: World
     device: torch.device
-    dtype: torch.dtype
     resumed: Checkpoint | None
     warnings: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
@@ -77,22 +76,21 @@ def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
     Raises:
         BusyError: the folder is in use, or holds a run and neither resume nor overwrite was asked for.
         CheckpointError: there is nothing to resume.
-        ConfigError: a resumed run's config was changed, or a device or dtype is not available.
+        ConfigError: a resumed run's config was changed, or a device is not available.
     """
     device = select_device(config.device)
-    dtype = training_dtype(config.train.dtype, device)
     with listen() as stop, open_world(device, config.train.rank_timeout_seconds) as world:
         name, launch = world.from_main(lambda: _folder_name(config, launch, world))
         folder = RunFolder(Path(config.runs_path) / name)
         if not world.is_main:
-            yield replace(_start(folder, world, device, dtype, config, launch), stop=stop)
+            yield replace(_start(folder, world, device, config, launch), stop=stop)
             return
         stop.announces = True
         with folder.lock():
             _make_way(folder, launch)
             if world.launch is not None:
                 folder.write_note(folder.launch, world.launch)
-            start = _start(folder, world, device, dtype, config, launch)
+            start = _start(folder, world, device, config, launch)
             if launch.resume and start.resumed is not None and start.resumed.training is not None:
                 step, train = start.resumed.training["step"], config.train
                 folder.go_on_from(step, train.keep_last, train.keep_every)
@@ -136,11 +134,9 @@ def _folder_name(config: RunConfig, launch: Launch, world: World) -> tuple[str, 
     return next_name(runs_path, launch.stem), launch
 
 
-def _start(
-    folder: RunFolder, world: World, device: torch.device, dtype: torch.dtype, config: RunConfig, launch: Launch
-) -> Start:
+def _start(folder: RunFolder, world: World, device: torch.device, config: RunConfig, launch: Launch) -> Start:
     if launch.resume and world.from_main(lambda: folder.begun and not folder.occupied):
-        return Start(folder, world, device, dtype, None, ("no checkpoint was saved yet: the run begins anew",))
+        return Start(folder, world, device, None, ("no checkpoint was saved yet: the run begins anew",))
     if launch.resume:
         path, checkpoint, warnings = read_once(folder.newest, world)
         parents, changes = _history(checkpoint)
@@ -155,13 +151,13 @@ def _start(
         parents, changes = _history(checkpoint)
         parents = (*parents, checkpoint.fingerprint)
     else:
-        return Start(folder, world, device, dtype, None)
-    other = differing(checkpoint.lineage, config.train, device, dtype, world)
+        return Start(folder, world, device, None)
+    other = differing(checkpoint, config.train, device, world)
     if other:
         warnings.append(
             f"not as the run was saved: {other}. Rounding will differ from the straight run, and what dropout draws may"
         )
-    return Start(folder, world, device, dtype, checkpoint, tuple(warnings), parents, changes, launch.accept_changes)
+    return Start(folder, world, device, checkpoint, tuple(warnings), parents, changes, launch.accept_changes)
 
 
 def _history(checkpoint: Checkpoint) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
@@ -169,10 +165,9 @@ def _history(checkpoint: Checkpoint) -> tuple[tuple[str, ...], tuple[dict[str, A
     return tuple(checkpoint.lineage.get("ancestors", ())), tuple(checkpoint.lineage.get("changes", ()))
 
 
-def differing(
-    lineage: dict[str, Any], train: TrainConfig, device: torch.device, dtype: torch.dtype, world: World
-) -> str:
+def differing(checkpoint: Checkpoint, train: TrainConfig, device: torch.device, world: World) -> str:
     """How what decides rounding and dropout differs from what a checkpoint's lineage says, as name old -> new."""
+    lineage, dtype = checkpoint.lineage, training_dtype(train.dtype, device, checkpoint.config.model)
     now = environment(train, device, dtype, world).items()
     return ", ".join(f"{key} {lineage[key]} -> {value}" for key, value in now if lineage.get(key, value) != value)
 
