@@ -12,8 +12,8 @@ from txtgen.config.model import DecoderConfig, EncoderDecoderConfig
     [
         (True, DecoderConfig, 128, torch.bfloat16),
         (True, DecoderConfig, 64, torch.float32),
-        (True, EncoderDecoderConfig, 192, torch.bfloat16),
-        (True, EncoderDecoderConfig, 128, torch.float32),
+        (True, EncoderDecoderConfig, 256, torch.bfloat16),
+        (True, EncoderDecoderConfig, 192, torch.float32),
         (False, DecoderConfig, 1024, torch.float32),
     ],
 )

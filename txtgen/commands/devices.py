@@ -54,7 +54,7 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-PAYING_WIDTH, PAYING_WIDTH_OF_PAIRS = 128, 192
+PAYING_WIDTH, PAYING_WIDTH_OF_PAIRS = 128, 256
 """From which `d_model` on bfloat16 pays on a CPU. Pairs come in batches of many shapes, and each is set up anew."""
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from txtgen.config.model import TransformerConfig
 from txtgen.errors import UsageError
-from txtgen.model.functions import attention, rms_norm
+from txtgen.model.functions import attention, cast_once, rms_norm
 from txtgen.model.position import Rotation, rotate
 from txtgen.model.state import KeysValues, LayerCache, Window
 
@@ -81,6 +81,7 @@ class Attention(nn.Module):
         width, bias = config.head_width, config.attention_bias
         self.scale = config.attention_scale
         self.head_width = width
+        self.shared = config.num_heads // config.kv_heads
         self.dropout = config.attention_dropout
         self.q_proj = nn.Linear(config.d_model, config.num_heads * width, bias=bias)
         self.k_proj = nn.Linear(config.d_model, config.kv_heads * width, bias=bias)
@@ -105,7 +106,7 @@ class Attention(nn.Module):
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         """What the queries gather, projected back to [B,N,D]."""
         left_out = self.dropout if self.training else 0.0
-        gathered = attention(queries, keys, values, mask, causal, self.scale, left_out)
+        gathered = attention(queries, keys, values, mask, causal, self.scale, left_out, self.shared)
         return cast(Tensor, self.o_proj(gathered.transpose(1, 2).flatten(2)))
 
 
@@ -114,6 +115,7 @@ class SelfAttention(Attention):
 
     def forward(self, x: Tensor, pattern: Pattern, cache: LayerCache | None = None) -> Tensor:
         """Mix x [B,N,D] along the sequence, together with what the cache holds of it. Returns [B,N,D]."""
+        x = cast_once(x)
         queries = self.queries(x)
         keys, values = self.keys_values(x)
         if pattern.rotation is not None:
@@ -139,7 +141,7 @@ class CrossAttention(Attention):
     def _source(self, source: Tensor | None, cache: LayerCache | None) -> KeysValues:
         """Keys and values [R,G,S,K] of the source, remembered from the first call on."""
         if source is not None:
-            seen = self.keys_values(source)
+            seen = self.keys_values(cast_once(source))
             if cache is not None:
                 cache.source = seen
             return seen

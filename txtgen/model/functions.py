@@ -60,10 +60,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
-SHORT_SCORES = 1 << 20
+SHORT_SCORES = 1 << 18
 """Scores of one head up to which `attention` makes them anew for the gradient: with more, torch's own is as fast."""
 
-CACHED_SCORES = 1 << 18
+CACHED_SCORES = 1 << 19
 """How many scores are made at a time, so that they stay in the cache."""
 
 
@@ -79,25 +79,28 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, values, mask = ctx.saved_tensors
+        *saved, mask = ctx.saved_tensors
+        # A block of them is then a single run of memory, for what reads it and for what writes it.
+        queries, keys, values, gradient = (x.contiguous() for x in (*saved, gradient))
+        queries = queries * ctx.scale
         (rows, heads, length, _), others = queries.shape, keys.shape[2]
         if ctx.causal:
             mask = queries.new_full((1, 1, length, others), float("-inf")).triu_(1)
         if mask is not None:
-            mask = mask.expand(rows, heads, *mask.shape[2:])
-        # Laid out as what they are gradients of: that is how the projections want them.
-        results = of_queries, of_keys, of_values = [torch.empty_like(x) for x in (queries, keys, values)]
+            mask = mask.expand(rows, heads, length, others)
+        results = [torch.empty_like(x) for x in (queries, keys, values)]
         for block in _blocks(rows, heads, max(1, CACHED_SCORES // (length * others))):
             q, k, v, of_output = (x[block].flatten(0, 1) for x in (queries, keys, values, gradient))
-            scores = torch.bmm(q, k.mT).mul_(ctx.scale)
+            of_q, of_k, of_v = (x[block].flatten(0, 1) for x in results)
+            scores = torch.bmm(q, k.mT)
             if mask is not None:
-                scores += mask[block].flatten(0, 1)
+                scores.view_as(mask[block]).add_(mask[block])
             weights = scores.softmax(-1)
-            of_values[block] = torch.bmm(weights.mT, of_output).view_as(values[block])
+            torch.bmm(weights.mT, of_output, out=of_v)
             of_weights = torch.bmm(of_output, v.mT)
             of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-            of_queries[block] = torch.bmm(of_scores, k).mul_(ctx.scale).view_as(queries[block])
-            of_keys[block] = torch.bmm(of_scores.mT, q).mul_(ctx.scale).view_as(keys[block])
+            torch.bmm(of_scores, k, out=of_q).mul_(ctx.scale)
+            torch.bmm(of_scores.mT, q, out=of_k)
         return *results, None, None, None
 
 
@@ -109,6 +112,20 @@ def _blocks(rows: int, heads: int, size: int) -> Iterator[tuple[slice, slice]]:
             yield slice(row, row + more_rows), slice(head, head + more_heads)
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """In which autocast computes products on a device; None where it is off."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def cast_once(x: Tensor) -> Tensor:
+    """x [...] float32 as autocast would cast it, and anew for each of several products; else as it is."""
+    dtype = autocast_dtype(x.device)
+    return x if dtype is None or x.dtype != torch.float32 else x.to(dtype)
+
+
 def attention(
     queries: Tensor,
     keys: Tensor,
@@ -117,25 +134,34 @@ def attention(
     causal: bool,
     scale: float | None = None,
     left_out: float = 0.0,
+    shared: int = 1,
 ) -> Tensor:
-    """What queries [B,H,N,K] gather from keys and values [B,G,J,K] that H/G heads share: [B,H,N,K].
+    """What queries [B,H,N,K] gather from keys and values [B,G,J,K], each shared by H/G heads: [B,H,N,K].
 
     mask: added to the scores, broadcastable to [B,H,N,J], or None. causal: query i sees no key after key i. scale: of
     the scores, by default the root of 1/K. left_out: the share of keys that each query is to overlook at random.
+    shared: H/G, told because a compiler may not know the shapes.
 
     It is torch's own but for the gradient in bfloat16 on a CPU, where that sets up each of many small products anew:
     for rows of 24 it takes ten times as long. Source of that gradient: Dao et al. 2022, arXiv 2205.14135, appendix B.
     """
-    shared = queries.shape[1] // keys.shape[1]
-    slow = queries.is_cpu and queries.dtype == torch.bfloat16 and torch.is_grad_enabled() and not left_out
-    if slow and queries.shape[2] * keys.shape[2] <= SHORT_SCORES and not torch.compiler.is_compiling():
+    eager = queries.is_cpu and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    slow = eager and queries.dtype == torch.bfloat16 and not left_out
+    if slow and queries.shape[2] * keys.shape[2] <= SHORT_SCORES:
         if shared > 1:
             keys, values = keys.repeat_interleave(shared, 1), values.repeat_interleave(shared, 1)
         scale = queries.shape[3] ** -0.5 if scale is None else scale
         result: Tensor = _Attention.apply(queries, keys, values, mask, causal, scale)  # type: ignore[no-untyped-call]
         return result
     return F.scaled_dot_product_attention(
-        queries, keys, values, mask, left_out, is_causal=causal, scale=scale, enable_gqa=shared > 1
+        queries,
+        keys,
+        values,
+        attn_mask=mask,
+        dropout_p=left_out,
+        is_causal=causal,
+        scale=scale,
+        enable_gqa=shared > 1,
     )
 
 

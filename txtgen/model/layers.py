@@ -16,7 +16,7 @@ from txtgen.config.model import (
     TransformerConfig,
 )
 from txtgen.model.attention import CrossAttention, Pattern, RMSNorm, SelfAttention, additive
-from txtgen.model.functions import dropout, relu_squared
+from txtgen.model.functions import cast_once, dropout, relu_squared
 from txtgen.model.position import Rotation, alibi_bias, relative_buckets, rotary, rotary_table, table_length
 from txtgen.model.state import LayerCache, Window
 
@@ -74,6 +74,7 @@ class FeedForward(nn.Module):
         if self.gate_proj is None:
             hidden = self.activation(self.up_proj(x))
         else:
+            x = cast_once(x)
             hidden = self.activation(self.gate_proj(x)) * self.up_proj(x)
         hidden = dropout(hidden, self.dropout, self.training)
         for proj in self.hidden_projs:

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from txtgen.config.model import EncoderDecoderConfig, LearnedPosition, ModelConfig, SinusoidalPosition
 from txtgen.errors import ConfigError, UsageError
 from txtgen.model.attention import additive, packed_mask
+from txtgen.model.functions import autocast_dtype
 from txtgen.model.layers import Stack
 from txtgen.model.ngrams import NgramEmbedding, with_room_before
 from txtgen.model.position import is_bounded, sinusoidal_table
@@ -94,10 +95,7 @@ class Transformer(nn.Module):
     def compute_dtype(self) -> torch.dtype:
         """Of the matrix products: the weights' own, or that of autocast."""
         first = next(self.parameters())  # of quantised weights, only those around them are parameters
-        kind = first.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            return torch.get_autocast_dtype(kind)
-        return first.dtype
+        return autocast_dtype(first.device) or first.dtype
 
     def _check_length(self, length: int, limit: int, what: str, key: str) -> None:
         """Raises UsageError if positions come from a table that is shorter than the sequence."""
