@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from txtgen.commands.models import load as load
 
-__version__ = "0.2.0"
+__version__ = "0.2.1"
 __all__ = ["__version__", "load"]
 
 

@@ -1,6 +1,8 @@
 """Where to compute, and in which dtype: what the names that users give mean on this machine."""
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -58,8 +60,16 @@ PAYING_WIDTH, PAYING_WIDTH_OF_PAIRS = 128, 256
 """From which `d_model` on bfloat16 pays on a CPU. Pairs come in batches of many shapes, and each is set up anew."""
 
 
-def training_dtype(name: str, device: torch.device, model: TransformerConfig) -> torch.dtype:
-    """The dtype of the matrix products while training; auto is bfloat16 where the hardware computes in it and gains."""
+def training_dtype(
+    name: str, device: torch.device, model: TransformerConfig, lineage: Mapping[str, Any] | None = None
+) -> torch.dtype:
+    """The dtype of the matrix products while training; auto is bfloat16 where the hardware computes in it and gains.
+
+    lineage: of the checkpoint that a run resumes: on a device like that one's, auto is what it was there.
+    """
+    before = lineage.get("dtype") if lineage and lineage.get("device") == device_name(device) else None
+    if name == "auto" and (before == "float32" or (before == "bfloat16" and _native_bfloat16(device))):
+        name = before
     if name == "auto":
         least = PAYING_WIDTH_OF_PAIRS if isinstance(model, EncoderDecoderConfig) else PAYING_WIDTH
         pays = device.type != "cpu" or model.d_model >= least

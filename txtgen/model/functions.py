@@ -60,10 +60,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
-SHORT_SCORES = 1 << 18
+SHORT_SCORES = 1 << 17
 """Scores of one head up to which `attention` makes them anew for the gradient: with more, torch's own is as fast."""
 
-CACHED_SCORES = 1 << 19
+CACHED_SCORES = 1 << 18
 """How many scores are made at a time, so that they stay in the cache."""
 
 
@@ -82,24 +82,25 @@ class _Attention(torch.autograd.Function):
         *saved, mask = ctx.saved_tensors
         # A block of them is then a single run of memory, for what reads it and for what writes it.
         queries, keys, values, gradient = (x.contiguous() for x in (*saved, gradient))
-        queries = queries * ctx.scale
         (rows, heads, length, _), others = queries.shape, keys.shape[2]
         if ctx.causal:
-            mask = queries.new_full((1, 1, length, others), float("-inf")).triu_(1)
+            mask = gradient.new_full((1, 1, length, others), float("-inf"), dtype=torch.float32).triu_(1)
         if mask is not None:
             mask = mask.expand(rows, heads, length, others)
         results = [torch.empty_like(x) for x in (queries, keys, values)]
         for block in _blocks(rows, heads, max(1, CACHED_SCORES // (length * others))):
             q, k, v, of_output = (x[block].flatten(0, 1) for x in (queries, keys, values, gradient))
             of_q, of_k, of_v = (x[block].flatten(0, 1) for x in results)
-            scores = torch.bmm(q, k.mT)
+            # Products in float32 where their sums are compared: large scores would be rounded to one another.
+            scores = torch.bmm(q.float(), k.float().mT).mul_(ctx.scale)
             if mask is not None:
                 scores.view_as(mask[block]).add_(mask[block])
             weights = scores.softmax(-1)
-            torch.bmm(weights.mT, of_output, out=of_v)
-            of_weights = torch.bmm(of_output, v.mT)
+            torch.bmm(weights.to(v.dtype).mT, of_output, out=of_v)
+            of_weights = torch.bmm(of_output.float(), v.float().mT)
             of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-            torch.bmm(of_scores, k, out=of_q).mul_(ctx.scale)
+            of_scores = of_scores.mul_(ctx.scale).to(v.dtype)
+            torch.bmm(of_scores, k, out=of_q)
             torch.bmm(of_scores.mT, q, out=of_k)
         return *results, None, None, None
 
@@ -121,7 +122,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def cast_once(x: Tensor) -> Tensor:
-    """x [...] float32 as autocast would cast it, and anew for each of several products; else as it is."""
+    """x in autocast's dtype, if autocast would cast it, so that several products share one cast; else as it is."""
     dtype = autocast_dtype(x.device)
     return x if dtype is None or x.dtype != torch.float32 else x.to(dtype)
 
@@ -138,15 +139,16 @@ def attention(
 ) -> Tensor:
     """What queries [B,H,N,K] gather from keys and values [B,G,J,K], each shared by H/G heads: [B,H,N,K].
 
-    mask: added to the scores, broadcastable to [B,H,N,J], or None. causal: query i sees no key after key i. scale: of
-    the scores, by default the root of 1/K. left_out: the share of keys that each query is to overlook at random.
-    shared: H/G, told because a compiler may not know the shapes.
+    mask: added to the scores, broadcastable to [B,H,N,J], or None; a query that sees nothing gets NaN. causal: query i
+    sees no key after key i. scale: of the scores, by default the root of 1/K. left_out: the share of keys that each
+    query is to overlook at random. shared: H/G, told because a compiler may not know the shapes.
 
     It is torch's own but for the gradient in bfloat16 on a CPU, where that sets up each of many small products anew:
     for rows of 24 it takes ten times as long. Source of that gradient: Dao et al. 2022, arXiv 2205.14135, appendix B.
     """
     eager = queries.is_cpu and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    slow = eager and queries.dtype == torch.bfloat16 and not left_out
+    constant = mask is None or not mask.requires_grad
+    slow = eager and queries.dtype == torch.bfloat16 and constant and not left_out
     if slow and queries.shape[2] * keys.shape[2] <= SHORT_SCORES:
         if shared > 1:
             keys, values = keys.repeat_interleave(shared, 1), values.repeat_interleave(shared, 1)

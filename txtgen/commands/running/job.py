@@ -55,7 +55,8 @@ class Job:
     @property
     def dtype(self) -> torch.dtype:
         """Of the matrix products."""
-        return training_dtype(self.config.train.dtype, self.device, self.model.config)
+        lineage = self.start.resumed.lineage if self.start.resumed else None
+        return training_dtype(self.config.train.dtype, self.device, self.model.config, lineage)
 
     @property
     def resumed(self) -> dict[str, Any] | None:

@@ -167,7 +167,8 @@ def _history(checkpoint: Checkpoint) -> tuple[tuple[str, ...], tuple[dict[str, A
 
 def differing(checkpoint: Checkpoint, train: TrainConfig, device: torch.device, world: World) -> str:
     """How what decides rounding and dropout differs from what a checkpoint's lineage says, as name old -> new."""
-    lineage, dtype = checkpoint.lineage, training_dtype(train.dtype, device, checkpoint.config.model)
+    lineage = checkpoint.lineage
+    dtype = training_dtype(train.dtype, device, checkpoint.config.model, lineage)
     now = environment(train, device, dtype, world).items()
     return ", ".join(f"{key} {lineage[key]} -> {value}" for key, value in now if lineage.get(key, value) != value)
 
