@@ -18,7 +18,7 @@ def training(shape: dict[str, int], arguments: argparse.Namespace) -> dict[str, 
     ids = torch.randint(10, shape["vocabulary"], (rows, width + 1))
     inputs, labels = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     dtype = getattr(torch, arguments.dtype)
-    native = training_dtype("auto", torch.device("cpu"), own_model(shape).config)
+    native = training_dtype("auto", torch.device("cpu"), own_config(shape))
     works: dict[str, Candidate] = {"txtgen": own_training(shape, inputs, labels, dtype)}
     if native != dtype:
         works["txtgen, native dtype"] = own_training(shape, inputs, labels, native)
@@ -78,13 +78,12 @@ def own_training(shape: dict[str, int], inputs, labels, dtype) -> Candidate:
     return lambda: next(steps).tokens
 
 
-def own_model(shape: dict[str, int]):
-    """A GPT-2 of this shape, by txtgen."""
+def own_config(shape: dict[str, int]):
+    """A GPT-2 of this shape, as txtgen's config says it."""
     from txtgen.config.model import DecoderConfig, LearnedPosition
-    from txtgen.model import build_model, init_weights
 
     sizes = {"d_model": "width", "num_layers": "layers", "num_heads": "heads", "max_length": "context"}
-    config = DecoderConfig(
+    return DecoderConfig(
         **{ours: shape[name] for ours, name in sizes.items()},
         vocab_size=shape["vocabulary"],
         position=LearnedPosition(),
@@ -92,7 +91,13 @@ def own_model(shape: dict[str, int]):
         ffn_bias=False,
         norm_bias=False,
     )
-    model = build_model(config, device="cpu")
+
+
+def own_model(shape: dict[str, int]):
+    """The same, with weights."""
+    from txtgen.model import build_model, init_weights
+
+    model = build_model(own_config(shape), device="cpu")
     init_weights(model, 0)
     return model
 

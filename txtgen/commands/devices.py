@@ -67,14 +67,18 @@ def training_dtype(
 
     lineage: of the checkpoint that a run resumes: on a device like that one's, auto is what it was there.
     """
-    before = lineage.get("dtype") if lineage and lineage.get("device") == device_name(device) else None
-    if name == "auto" and (before == "float32" or (before == "bfloat16" and _native_bfloat16(device))):
-        name = before
-    if name == "auto":
-        least = PAYING_WIDTH_OF_PAIRS if isinstance(model, EncoderDecoderConfig) else PAYING_WIDTH
-        pays = device.type != "cpu" or model.d_model >= least
-        return torch.bfloat16 if pays and _native_bfloat16(device) else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    if lineage and lineage.get("device") == device_name(device) and "dtype" in lineage:
+        wanted = lineage["dtype"] == "bfloat16"
+    else:
+        wanted = device.type != "cpu" or _gains(model)
+    return torch.bfloat16 if wanted and _native_bfloat16(device) else torch.float32
+
+
+def _gains(model: TransformerConfig) -> bool:
+    """Whether bfloat16 makes training on a CPU faster that computes in it."""
+    return model.d_model >= (PAYING_WIDTH_OF_PAIRS if isinstance(model, EncoderDecoderConfig) else PAYING_WIDTH)
 
 
 def _native_bfloat16(device: torch.device) -> bool:

@@ -1,5 +1,5 @@
 """Functions whose gradients are written by hand, because those that autograd puts together take a CPU several times as
-long."""
+long; and dropout and casts that take less than torch's own."""
 
 from collections.abc import Iterator
 from typing import Any
