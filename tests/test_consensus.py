@@ -1,6 +1,7 @@
 """Minimum Bayes risk, with sacreBLEU as the judge of likeness."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_generator import load, usable
@@ -50,7 +51,7 @@ def test_the_most_alike_of_the_samples_come_first(tokenizer, kind):
 
 
 def test_what_is_chosen_depends_on_the_prompt_and_its_place_alone(tokenizer):
-    loaded = load(tokenizer, init_std=0.2)
+    loaded = load(tokenizer, dtype=torch.float64, init_std=0.2)
     options = {"strategy": "sample", "max_new_tokens": 6, "mbr": {"candidates": 6}}
     together = Generator(loaded, batch_size=16).generate(["the", "a dog", "the fox"], **options)
     assert len(together) == 3

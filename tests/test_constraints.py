@@ -165,7 +165,7 @@ def test_a_token_may_go_beyond_the_prefix(either):
 @pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
 @pytest.mark.parametrize("options", STRATEGIES)
 def test_every_result_begins_with_the_prefix(either, kind, options):
-    generator = Generator(load(either, kind))
+    generator = Generator(load(either, kind, dtype=torch.float64))
     prompts = ["the fox", "moon", "the fox runs over"]
     for prefix in ("the", " moon overs", "née "):
         results = generator.generate(prompts, prefix=prefix, max_new_tokens=16, **options)
@@ -475,7 +475,7 @@ def test_whatever_is_allowed_says_every_part_in_time(either, begins):
 @pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
 @pytest.mark.parametrize("options", BEAMS)
 def test_every_result_has_the_texts_in_it(either, kind, options):
-    generator = Generator(load(either, kind))
+    generator = Generator(load(either, kind, dtype=torch.float64))
     prompts = ["the fox", "moon", "the fox runs over"]
     options = options | {"max_new_tokens": 18}
     for more in (
