@@ -74,6 +74,21 @@ def test_memory_that_runs_out_beside_training_does_not_end_it(
     assert all(torch.equal(weight, straight.model[name]) for name, weight in ours.model.items())
 
 
+def test_nor_does_memory_for_an_average_that_is_to_be_measured(workshop, capfd, monkeypatch) -> None:
+    averaged = ["--set", "train.ema_decay=0.5"]
+    assert run(["pretrain", "decoder.yaml", "--name", "straight", *averaged]) == 0
+    capfd.readouterr()
+
+    def fails(_average):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("txtgen.train.WeightAverage.applied", fails)
+    assert run(["pretrain", "decoder.yaml", "--name", "a", *averaged]) == 0
+    assert "validation at step 0 failed, and training goes on: OutOfMemoryError" in capfd.readouterr().err
+    ours, straight = (load_checkpoint(Path("runs") / name / "last.pth") for name in ("a", "straight"))
+    assert all(torch.equal(weight, straight.model[name]) for name, weight in ours.model.items())
+
+
 def test_a_run_of_no_steps_has_nothing_to_do(workshop, capfd) -> None:
     assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "0"]) == 0
     assert "nothing to do: 0 of 0 steps are done" in capfd.readouterr().err

@@ -112,6 +112,9 @@ def test_a_launch_finds_its_own_run(tmp_path) -> None:
         RunFolder(tmp_path / name).launch.write_text(f"launch of {name}")
     assert begun_by("launch of two", tmp_path).path.name == "two"
     assert begun_by("another", tmp_path) is None
+    (tmp_path / "damaged").mkdir()
+    RunFolder(tmp_path / "damaged").launch.write_bytes(b"\xff\xfe")
+    assert begun_by("another", tmp_path) is None
 
 
 def test_torchrun_and_nproc_exclude_each_other(monkeypatch) -> None:

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +112,21 @@ def test_a_resumed_run_equals_the_straight_one_and_needs_no_base_model(asked, tr
     ours, theirs = (load_checkpoint(Path(f"runs/{name}/last.pth")).model for name in ("cut", "straight"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert run(["check", "resume", "straight"]) == 0
+
+
+@pytest.mark.slow
+def test_a_run_on_two_ranks_is_resumed_on_two_ranks(asked, trained) -> None:
+    on_ranks = [sys.executable, "-m", "txtgen", "finetune", "--nproc", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    base = ["dpo.yaml", "--base", str(trained / "runs/decoder")]
+    for arguments in (
+        [*base, "--name", "straight", "--steps", "8"],
+        [*base, "--name", "cut", "--steps", "4"],
+        ["--resume", "--name", "cut", "--steps", "8"],
+    ):
+        subprocess.run([*on_ranks, *arguments], env=environment, check=True)
+    ours, theirs = (load_checkpoint(Path(f"runs/{name}/last.pth")).model for name in ("cut", "straight"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_an_adapter_is_its_own_reference(asked, trained, monkeypatch) -> None:

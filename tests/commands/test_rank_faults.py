@@ -128,11 +128,15 @@ def test_a_rank_that_stands_still_is_named(workshop) -> None:
     assert status()["exit_code"] == 8
 
 
-@pytest.mark.parametrize("to", ["launcher", "rank 1"])
+@pytest.mark.parametrize("to", ["launcher", "rank 1", "rank 0, then rank 1"])
 def test_sigterm_stops_all_ranks_with_one_save(workshop, to) -> None:
     process = begin("--steps", "100000", "--set", "train.save_every=0")
     wait_for(lambda: steps() > 3)
-    os.kill(process.pid if to == "launcher" else rank_process(process.pid, 1), signal.SIGTERM)
+    first, second = (rank_process(process.pid, rank) for rank in (0, 1))
+    if to == "rank 0, then rank 1":  # which has heard of it from the other by then, and may be saving
+        os.kill(first, signal.SIGTERM)
+        time.sleep(0.03)
+    os.kill(process.pid if to == "launcher" else second, signal.SIGTERM)
     code, errors = end(process)
     assert code == 143, errors
     assert status()["state"] == "interrupted"

@@ -107,8 +107,9 @@ def test_metrics_of_steps_done_again_are_dropped(folder) -> None:
     for step in range(1, 6):
         folder.append(folder.metrics, {"step": step})
         folder.append(folder.samples, {"step": step, "text": "a"})
-    with open(folder.metrics, "a") as handle:
-        handle.write('{"step": 6, "lo')  # killed while writing
+    with open(folder.metrics, "ab") as handle:
+        handle.write(b"\xff\xfe\n")  # damaged
+        handle.write(b'{"step": 6, "lo')  # killed while writing
     folder.forget_after(3)
     assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 2, 3]
 

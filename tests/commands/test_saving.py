@@ -347,6 +347,29 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(workshop, monkeypa
     assert [line["step"] for line in metrics(Path("runs/a")) if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_best_model_that_came_before_it_does_not_stand_in_the_way(workshop, monkeypatch, capfd) -> None:
+    original = training.Session.log
+
+    def kill(session, report) -> None:
+        original(session, report)
+        if report.step == 3:
+            raise KeyboardInterrupt
+
+    rarely = ["--set", "train.validate_every=1", "--set", "train.save_every=5", *FOREGROUND]
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Session, "log", kill)
+        assert pretrain("a", *rarely) == 130
+    assert [path.name for path in Path("runs/a").rglob("*.pth")] == ["best.pth"]
+    assert pretrain("a", *rarely) == 9, "it is not overwritten unless that is asked for"
+    capfd.readouterr()
+    assert run(["pretrain", "--resume", "--name", "a"]) == 0
+    assert "no checkpoint was saved yet: the run begins anew" in capfd.readouterr().err
+    assert [line["step"] for line in metrics(Path("runs/a")) if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert pretrain("straight", *rarely) == 0
+    ours, theirs = (load_checkpoint(Path("runs") / name / "best.pth") for name in ("a", "straight"))
+    assert all(torch.equal(ours.model[name], theirs.model[name]) for name in theirs.model)
+
+
 def test_a_cooldown_can_be_resumed_from_its_first_moment_on(workshop, monkeypatch) -> None:
     constant = ["--set", "train.schedule.kind=constant"]
     assert pretrain("stable", *constant) == 0

@@ -232,6 +232,17 @@ def test_what_terminal_and_launcher_pass_on_together_is_one_request() -> None:
     assert stop.value.exit_code == 143
 
 
+def test_a_signal_of_which_another_rank_has_told_is_no_second_one() -> None:
+    now = [0.0]
+    request = StopRequest(lambda: now[0])
+    with request.deferred():
+        request.signal = "SIGTERM"  # as the loop sets it
+        request.receive(signal.SIGTERM, None)
+        now[0] = 2.0
+        with pytest.raises(Interrupted):
+            request.receive(signal.SIGTERM, None)
+
+
 def test_a_part_that_may_be_broken_off_is_within_one_that_is_finished() -> None:
     request = StopRequest()
     with request.deferred():

@@ -18,7 +18,7 @@ import torch
 import txtgen
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
-from txtgen.commands.running import training
+from txtgen.commands.running import pacing, training
 from txtgen.commands.running.run_folder import RunFolder
 from txtgen.config.loader import load_config
 from txtgen.config.runs import PretrainConfig
@@ -216,6 +216,19 @@ def test_a_run_is_fitted_into_its_time_and_ends_at_the_end_of_its_schedule(works
     assert load_checkpoint(Path("runs/a/last.pth"), training=True).training["horizon"] == [12, 0, 0.0, 100_000, 0.2]
     assert run(["pretrain", "--resume", "--name", "a"]) == 0
     assert max(losses(Path("runs/a"))) == 12  # the time is that of the whole run
+
+
+def test_a_run_that_is_given_more_time_goes_on_at_the_rate_of_the_longer_schedule(
+    workshop, a_second_a_step, monkeypatch
+) -> None:
+    monkeypatch.setattr(pacing.Pace, "elapsed", lambda pace: float(pace.state.step))
+    settings = ["schedule.kind=trapezoid", "schedule.cooldown_ratio=1.0", "save_every=0", "validate_every=0"]
+    arguments = [part for setting in settings for part in ("--set", f"train.{setting}")]
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "100000", "--minutes", "0.2", *arguments]) == 0
+    assert run(["pretrain", "--resume", "--name", "a", "--minutes", "0.4"]) == 0
+    rates = [line["learning_rate"] for line in metrics(Path("runs/a")) if "learning_rate" in line]
+    assert rates[11] == pytest.approx(0.01 / 13)
+    assert rates[12:14] == pytest.approx([0.01 * 12 / 25, 0.01 * 11 / 25])
 
 
 def test_a_resumed_run_holds_its_optimizer_once(workshop, monkeypatch) -> None:

@@ -1,11 +1,13 @@
 """Pairs of answers on two ranks: the table is that of all pairs, and steps are those of one rank."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from txtgen.commands.running.weights import begin, place
+from txtgen.commands.running.reference import reference_table
+from txtgen.commands.running.weights import begin, place, read_once
 from txtgen.config.model import DecoderConfig
 from txtgen.config.objectives import DpoObjective
 from txtgen.config.train import AdamWConfig, ConstantSchedule, TrainConfig
@@ -51,6 +53,19 @@ def learn(world: World, sharding: str) -> dict[str, Any]:
     reports = list(steps)
     told = [[report.loss, report.grad_norm, *report.told.values()] for report in reports]
     return {"table": table.logprobs, "keys": table.keys, "told": told, "counts": [report.count for report in reports]}
+
+
+def resume(world: World, state: dict[str, Any]) -> dict[str, Any]:
+    data = SimpleNamespace(objective=DpoObjective())
+    resumed = read_once(lambda: {"reference": state}, world)
+    job = SimpleNamespace(config=SimpleNamespace(data=data), has_base_within=False, resumed=resumed, world=world)
+    return reference_table(job, None).state()
+
+
+def test_ranks_that_resume_have_the_whole_table(ranks) -> None:
+    state = {"keys": torch.arange(3), "logprobs": torch.randn(3, 2)}
+    for found in ranks.run(resume, state):
+        assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
 
 
 @pytest.mark.parametrize("sharding", ["replicate", "shard"])

@@ -18,7 +18,7 @@ class TimeBudget:
         seconds: of the whole run, validation and saving included.
         most_steps: the run ends there even if there is time left.
         spent: seconds of earlier parts of the run.
-        horizon: of the checkpoint that the run goes on from, if it was decided for the same time.
+        horizon: to begin with, if the run goes on from a checkpoint.
         clock: seconds, never going back.
     """
 

@@ -41,10 +41,10 @@ class Pace:
         """Whether all steps are done."""
         return self.state.step >= self.end
 
-    @property
     def time_is_up(self) -> bool:
-        """Whether the minutes of the run are spent."""
-        return self.budget is not None and self.budget.elapsed() >= self.budget.seconds
+        """Whether the minutes of the run are spent, by the clock of rank 0; every rank must ask."""
+        budget = self.budget
+        return budget is not None and self.job.world.from_main(lambda: budget.elapsed() >= budget.seconds)
 
     def is_due(self, every: int) -> bool:
         """Whether something that happens every so many steps (0: never) happens after this one."""

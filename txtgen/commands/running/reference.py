@@ -22,8 +22,8 @@ def reference_table(job: Job, display: ProgressDisplay) -> ReferenceTable | None
     """
     if not isinstance(job.config.data.objective, DpoObjective) or job.has_base_within:
         return None
-    if job.resumed is not None:
-        return ReferenceTable.from_state(job.resumed["reference"])
+    if (resumed := job.resumed) is not None:
+        return ReferenceTable.from_state(job.world.from_main(lambda: resumed["reference"]))
     batches = every_batch(job.config.data, job.objective(job.settled.data.objective), **job.stream_options)
     with display.counting("reference", batches.num_units) as advance:
         return ReferenceTable.of(_measured(job, batches, advance), job.world)

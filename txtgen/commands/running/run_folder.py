@@ -91,9 +91,9 @@ class RunFolder(RunPaths):
         return self.last.exists() or self.best.exists() or any(self.checkpoints.glob("step-*.pth"))
 
     @property
-    def begun(self) -> bool:
-        """Whether a run has its config here, from which it can begin anew as long as it has no checkpoint."""
-        return self.config.exists()
+    def must_begin_anew(self) -> bool:
+        """Whether a run has its config here but nothing to go on from; perhaps a best model, which came before."""
+        return self.config.exists() and not (self.last.exists() or any(self.checkpoints.glob("step-*.pth")))
 
     def move_aside(self) -> Path:
         """Move what is here to NAME.old-N, so that a new run overwrites nothing. Returns the new place.
@@ -153,9 +153,14 @@ class RunFolder(RunPaths):
         for path in (self.metrics, self.samples):
             if not path.exists():
                 continue
+            try:
+                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            except OSError as error:
+                self._miss(path, error.strerror or str(error))
+                continue
             kept = []
-            for line in path.read_text(encoding="utf-8").splitlines():
-                with suppress(ValueError, KeyError, TypeError):  # a line cut short by a kill
+            for line in lines:
+                with suppress(ValueError, KeyError, TypeError):  # a line cut short by a kill, or damaged
                     if json.loads(line)["step"] <= step:
                         kept.append(line + "\n")
             self.write_text(path, "".join(kept))
@@ -283,7 +288,7 @@ def retained(steps: list[int], keep_last: int, keep_every: int) -> set[int]:
 def begun_by(launch: str, runs_path: Path) -> RunFolder | None:
     """The folder of the run that a launch began or went on with, or None."""
     for mark in runs_path.glob("*/.launch"):
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # a damaged one is nobody's
             if mark.read_text(encoding="utf-8") == launch:
                 return RunFolder(mark.parent)
     return None

@@ -245,7 +245,7 @@ class Saving:
         the training state. These, and the state of the optimizer, are taken out of it, so that nobody holds them twice.
         """
         self.state.step = training["step"]
-        self.best = training["best"]
+        self.best, self._lost = training["best"], {}
         here = self.job.folder.step_path(self.state.step)
         if self.job.world.from_main(here.exists):  # not so in a run that goes on from another's checkpoint
             self.saved, self.last = self.state.step, here
@@ -260,6 +260,9 @@ class Saving:
         *horizon, steps, minutes = training.get("horizon", [0, 0, 0.0, None, None])
         if [steps, minutes] == [self.config.steps, self.config.minutes]:
             self.state.horizon = Horizon(*horizon)
+        elif self.config.minutes is not None:  # at the pace so far, until it is measured anew
+            fitting = round(self.state.step * 60 * self.config.minutes / max(1e-9, training["seconds"]))
+            self.state.horizon = Horizon(min(self.config.steps, max(self.state.step + 1, fitting)))
         parameters = dict(self.state.model.named_parameters())
         for name, weight in (training.pop("weights", None) or {}).items():
             local(parameters[name].detach()).copy_(local(share_out(weight, parameters[name], self.job.world)))

@@ -36,7 +36,9 @@ class StopRequest:
         self.signal: str | None = None
         self.announces = False
         """Whether this process tells the user that the first signal was understood."""
-        self._clock, self._since = clock, 0.0
+        self._clock = clock
+        self._since: float | None = None
+        """When this process was signalled last, if it ever was: it may know of a signal from another one."""
         self._deferring = False
 
     def __bool__(self) -> bool:
@@ -46,9 +48,10 @@ class StopRequest:
     def receive(self, number: int, _frame: FrameType | None) -> None:
         """Take up a signal."""
         name, now = signal.Signals(number).name, self._clock()
-        if self.signal is not None and now - self._since < SAME_REQUEST_SECONDS:
+        first = self._since is None
+        if self._since is not None and now - self._since < SAME_REQUEST_SECONDS:
             return
-        first, self.signal, self._since = self.signal is None, self.signal or name, now
+        self.signal, self._since = self.signal or name, now
         if not (first and self._deferring):
             raise Interrupted(name)
         if self.announces:

@@ -135,7 +135,7 @@ def _folder_name(config: RunConfig, launch: Launch, world: World) -> tuple[str, 
 
 
 def _start(folder: RunFolder, world: World, device: torch.device, config: RunConfig, launch: Launch) -> Start:
-    if launch.resume and world.from_main(lambda: folder.begun and not folder.occupied):
+    if launch.resume and world.from_main(lambda: folder.must_begin_anew):
         return Start(folder, world, device, None, ("no checkpoint was saved yet: the run begins anew",))
     if launch.resume:
         path, checkpoint, warnings = read_once(folder.newest, world)

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from collections.abc import Generator as Batches
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from txtgen.checkpoint import LoadedModel
 from txtgen.commands.running.feeding import training_batches
@@ -40,6 +41,8 @@ from txtgen.train import (
     refuse_non_finite,
     train,
 )
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +185,7 @@ class Session:
         """Why a resumed run has nothing left to do, if it has not."""
         if self.pace.is_over:
             return f"{self.state.step} of {self.pace.end} steps are done"
-        if self.pace.time_is_up:
+        if self.pace.time_is_up():
             return "the time of the run is over; raise train.minutes"
         if self.validation.out_of_patience:
             return f"{self.validation.no_better} validations without a better one; raise train.patience"
@@ -275,24 +278,24 @@ class Session:
 
     # -- what happens between them
 
-    @contextmanager
-    def aside(self, what: str, every: int, *, alone: bool) -> Iterator[None]:
-        """What is done with the weights that are to be used, which training goes on without if it fails by a fault of
+    def aside(self, what: str, every: int, work: Callable[[], Made], *, alone: bool) -> Made | None:
+        """What is made with the weights that are to be used, which training goes on without if that fails by a fault of
         ours, or for want of memory; its time is noted. A signal breaks it off.
 
         alone: the rank that does it meets no other one. Else it may not fail, for some would go on and some wait, but
         for want of memory that all are told of; nor be broken off.
         """
-        began = time.monotonic()
+        began, made = time.monotonic(), None
         try:
             with self.state.averaged(), suppress(Interrupted), self.stop.deferred(not alone):
-                yield
+                made = work()
         except Exception as error:
             told_to_all = isinstance(error, OutOfMemoryError) and not is_sharded(self.job.model)
             if not told_to_all and (isinstance(error, TxtgenError) or not alone):
                 raise
             self.reporter.failure(what, self.state.step, error)
         self.pace.note(what, time.monotonic() - began, every)
+        return made
 
     def validation_is_owed(self) -> bool:
         """Whether the run was stopped before a validation that was due at this very step."""
@@ -300,19 +303,20 @@ class Session:
 
     def measure_base(self) -> None:
         """Measure how well the base model knows what must not be forgotten."""
-        metrics: dict[str, float] | None = None
-        with self.status.during("validating"), self.aside("validation", 0, alone=self.job.world.size == 1):
-            metrics = self.validation.retention.begin(self.stop, self.job.config.train.micro_batch_tokens)
+        limit, alone = self.job.config.train.micro_batch_tokens, self.job.world.size == 1
+        with self.status.during("validating"):
+            begin = partial(self.validation.retention.begin, self.stop, limit)
+            metrics = self.aside("validation", 0, begin, alone=alone)
         if metrics and self.job.world.is_main:
             self.reporter.validation(self.state.step, metrics, self.pace.elapsed())
 
     def validate(self) -> None:
         """Measure on the held-out text, if any is; keep the model as best.pth if it never was better."""
-        metrics, config = None, self.job.config.train
-        alone = self.job.world.size == 1
-        with self.status.during("validating"), self.aside("validation", config.validate_every, alone=alone):
-            limit = self.state.micro_batch_tokens or config.micro_batch_tokens
-            metrics = self.validation.measure(self.stop, limit)
+        config, alone = self.job.config.train, self.job.world.size == 1
+        limit = self.state.micro_batch_tokens or config.micro_batch_tokens
+        with self.status.during("validating"):
+            measure = partial(self.validation.measure, self.stop, limit)
+            metrics = self.aside("validation", config.validate_every, measure, alone=alone)
         if metrics is None:
             return
         self.validation.step = self.state.step
@@ -329,11 +333,14 @@ class Session:
         """Show what the model makes of the sample prompts."""
         if not self.samples.are_made_here:
             return
-        alone = self.samples.are_made_alone
-        with self.status.during("sampling"), self.aside("sampling", self.samples.every, alone=alone):
-            for generation in self.samples.generate():
-                if self.job.world.is_main:
-                    self.reporter.sample(self.state.step, generation, self.samples.joint)
+        with self.status.during("sampling"):
+            self.aside("sampling", self.samples.every, self.show_samples, alone=self.samples.are_made_alone)
+
+    def show_samples(self) -> None:
+        """Generate for the sample prompts, and tell of each text at once."""
+        for generation in self.samples.generate():
+            if self.job.world.is_main:
+                self.reporter.sample(self.state.step, generation, self.samples.joint)
 
     def save(self, *, resumable: bool) -> None:
         """Begin to save this step: to be resumed from, as the best model, or both; or neither."""
