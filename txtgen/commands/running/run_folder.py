@@ -88,12 +88,16 @@ class RunFolder(RunPaths):
     @property
     def occupied(self) -> bool:
         """Whether a run has been here and left a checkpoint; a start that failed left nothing to lose."""
-        return self.last.exists() or self.best.exists() or any(self.checkpoints.glob("step-*.pth"))
+        return self.best.exists() or self._has_state
 
     @property
     def must_begin_anew(self) -> bool:
         """Whether a run has its config here but nothing to go on from; perhaps a best model, which came before."""
-        return self.config.exists() and not (self.last.exists() or any(self.checkpoints.glob("step-*.pth")))
+        return self.config.exists() and not self._has_state
+
+    @property
+    def _has_state(self) -> bool:
+        return self.last.exists() or any(self.checkpoints.glob("step-*.pth"))
 
     def move_aside(self) -> Path:
         """Move what is here to NAME.old-N, so that a new run overwrites nothing. Returns the new place.
