@@ -7,12 +7,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self, TextIO, cast
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +28,8 @@ if TYPE_CHECKING:  # a table needs no torch
     from txtgen.train import StepReport
 
 PLAIN_LINE_SECONDS = 5.0
+MIN_BAR = 12
+"""Columns that a bar is worth drawing in."""
 PIPED_WIDTH = 240
 """Columns of a table that no terminal bounds."""
 
@@ -81,17 +87,8 @@ class Display:
     def __init__(self, name: str, total: int | None, quiet: bool = False) -> None:
         self.console = Console(file=cast(IO[str], Terminal()), highlight=False, emoji=False, markup=False, quiet=quiet)
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-            expand=True,
-        )
-        self._task = self._progress.add_task(name, total=total, figures="")
+        self._progress = Progress(_Row(), console=self.console, transient=True, expand=True)
+        self._task = self._progress.add_task(name, total=total, figures=())
         self._display = Live(
             self._progress, console=self.console, transient=True, refresh_per_second=4, redirect_stdout=False
         )
@@ -117,6 +114,46 @@ class Display:
         self.console.print(Text(safe_text(message)), soft_wrap=True)
 
 
+class _Row(ProgressColumn):
+    """A task on one line. How far it is and the time that is left are always there; where there is no room for all of
+    its figures, the bar goes first, then the last figures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count, self._left = MofNCompleteColumn(), TimeRemainingColumn()
+
+    def render(self, task: Task) -> RenderableType:
+        """The line, as wide as there is room."""
+        head = Text.assemble(task.description, " ", cast(Text, self._count(task)))
+        left = Text.assemble("  ", cast(Text, self._left(task)))
+        return _Fitted(head, tuple(task.fields["figures"]), left, task.total, task.completed)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    head: Text
+    figures: tuple[str, ...]
+    left: Text
+    total: float | None
+    completed: float
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The parts that there is room for."""
+        room = options.max_width - self.head.cell_len - self.left.cell_len
+        shown = next(
+            told
+            for count in range(len(self.figures), -1, -1)
+            if cell_len(told := "".join(f"  {figure}" for figure in self.figures[:count])) <= room or not count
+        )
+        room -= cell_len(shown)
+        yield from self.head.render(console)
+        if room > MIN_BAR and self.total is not None and shown.endswith("".join(self.figures[-1:])):
+            yield Segment(" ")
+            yield ProgressBar(total=self.total, completed=self.completed, width=room - 1)
+        yield Segment(shown)
+        yield from self.left.render(console)
+
+
 class ProgressDisplay(Display):
     """What a training run shows."""
 
@@ -124,8 +161,8 @@ class ProgressDisplay(Display):
         self.steps = steps if steps < UNLIMITED else None
         """How many there will be, once that is decided."""
         super().__init__("step", self.steps, quiet)
-        self._validation = ""
-        self._speed = ""
+        self._validation: list[str] = []
+        self._speed: list[str] = []
         self._rate = 0.0
         self._last_line = 0.0
 
@@ -133,7 +170,7 @@ class ProgressDisplay(Display):
     def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
         """Show how far something is that comes before the steps. Gives what is to be called with how many more are
         done; it is told in plain lines if there is no live one."""
-        task = self._progress.add_task(what, total=total, figures="")
+        task = self._progress.add_task(what, total=total, figures=())
         self._progress.update(self._task, visible=False)
         done = 0
 
@@ -155,14 +192,14 @@ class ProgressDisplay(Display):
         """Show a step: loss, learning rate, tokens per second, time left."""
         rate = report.positions / max(report.seconds, 1e-9)
         self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
-        figures = f"loss {report.loss:.4f}{self._validation}  {self._rate:,.0f} tok/s{self._speed}"
+        figures = [f"loss {report.loss:.4f}", *self._validation, f"{self._rate:,.0f} tok/s", *self._speed]
         if self.live:
             self._progress.update(self._task, completed=report.step, figures=figures)
             return
         now = time.monotonic()
         if now - self._last_line >= PLAIN_LINE_SECONDS or report.step in (1, self.steps):
             self._last_line = now
-            line = f"{figures}  lr {report.learning_rate:.2e}  grad {report.grad_norm:.2f}"
+            line = "  ".join([*figures, f"lr {report.learning_rate:.2e}", f"grad {report.grad_norm:.2f}"])
             if self.steps is None:
                 self.note(f"step {report.step}  {line}")
                 return
@@ -171,8 +208,8 @@ class ProgressDisplay(Display):
 
     def speed(self, figures: dict[str, float]) -> None:
         """Keep in the live line how much of the machine is used, and how much of the time is waited for data."""
-        waiting = f"  waiting {figures['data_wait_share']:.0%}" if figures["data_wait_share"] >= 0.05 else ""
-        self._speed = f"  mfu {figures['mfu']:.0%}{waiting}"
+        waiting = [f"waiting {figures['data_wait_share']:.0%}"] if figures["data_wait_share"] >= 0.05 else []
+        self._speed = [f"mfu {figures['mfu']:.0%}", *waiting]
 
     def fit(self, steps: int) -> None:
         """Show that the run is to have so many steps."""
@@ -181,9 +218,9 @@ class ProgressDisplay(Display):
 
     def validation(self, metrics: dict[str, float]) -> None:
         """Show what validation found, and keep its loss, and how much is forgotten, in the live line."""
-        self._validation = f"  val {metrics['val_loss']:.4f}" if "val_loss" in metrics else self._validation
+        self._validation = [f"val {metrics['val_loss']:.4f}"] if "val_loss" in metrics else self._validation[:1]
         if (forgotten := metrics.get("val_forgotten_bits_per_byte")) is not None:
-            self._validation += f"  forgotten {forgotten:+.4f}"
+            self._validation.append(f"forgotten {forgotten:+.4f}")
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "step")
         self.note(f"validation  {shown}")
 
@@ -218,7 +255,7 @@ class PromptsDisplay(Display):
         """Show that so many more prompts are done, by so many tokens."""
         self.done, self.tokens, now = self.done + prompts, self.tokens + tokens, self._clock()
         if self.live:
-            self._progress.update(self._task, completed=self.done, figures=self._rate(now))
+            self._progress.update(self._task, completed=self.done, figures=[self._rate(now)])
         elif now - self._last_line >= PLAIN_LINE_SECONDS:
             self._last_line = now
             left = (now - self._began) * (self.total - self.done) / max(self.done - self._first, 1)
