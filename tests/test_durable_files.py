@@ -79,10 +79,17 @@ def test_a_folder_that_cannot_be_flushed_need_not_be_but_a_fault_counts(path, mo
         flush(path.parent)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_told_as_such_and_not_tried_again(path, monkeypatch, number) -> None:
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "the disk is full"),
+        (errno.EFBIG, "the file may not be as large as that .*; raise the limit: ulimit -f"),
+    ],
+)
+def test_a_full_disk_is_told_as_such_and_not_tried_again(path, monkeypatch, number, told) -> None:
     calls = fail(monkeypatch, "fsync", number, times=1)
-    with pytest.raises(ResourceError, match="the disk is full") as caught:
+    with pytest.raises(ResourceError, match=told) as caught:
         retried(lambda: write(path))
     assert caught.value.exit_code == 6
     assert len(calls) == 1

@@ -15,7 +15,7 @@ from txtgen.errors import ResourceError
 
 logger = logging.getLogger(__name__)
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 TRANSIENT = (errno.EIO, errno.ESTALE)
 """What network file systems say of a write that may well succeed a moment later."""
@@ -147,6 +147,8 @@ def write_error(path: Path, cause: OSError) -> ResourceError:
     what = cause.strerror or str(cause)
     if cause.errno in FULL:
         return ResourceError(f"the disk is full ({what})", str(path), FREE)
+    if cause.errno == errno.EFBIG:
+        return ResourceError(f"the file may not be as large as that ({what})", str(path), "raise the limit: ulimit -f")
     if cause.errno in FORBIDDEN:
         return ResourceError(f"{_user()} cannot write: {what}", str(path), "check the path and its permissions")
     kind = TransientError if cause.errno in TRANSIENT else ResourceError

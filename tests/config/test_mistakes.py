@@ -40,6 +40,19 @@ def test_wrong_type_for_a_whole_number(value: str, got: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("objective", "words"),
+    [
+        ("{causal_lm: 1, prefixlm: 1}", "data.objective.parts.1.kind: expected one of causal_lm, prefix_lm, "),
+        ("{causal_lm: 1, prefixlm: 1}", "did you mean prefix_lm?"),
+        ("{causal_lm: {rate: 1}, prefix_lm: 1}", "data.objective.parts.0.rate: unknown key"),
+        ("{causallm: 1}", "data.objective.causallm: unknown key"),
+    ],
+)
+def test_a_mixture_in_short_is_judged_part_by_part(objective: str, words: str) -> None:
+    assert words in complaint(RUN.replace("data:\n", f"data:\n  objective: {objective}\n", 1))
+
+
+@pytest.mark.parametrize(
     ("line", "words"),
     [
         ("seed: '8'", "write it as 8"),

@@ -41,8 +41,8 @@ def parts_of_kinds(section: type[Config]) -> list[type[Config]]:
 
 
 def _of_kinds(section: type[Config], node: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The section that a mapping from kinds stands for; None if it is no such mapping."""
-    if not node or not {tag(part)[1] for part in parts_of_kinds(section)}.issuperset(node):
+    """The section that a mapping from kinds stands for; None if no key is one. Keys that are none are told of there."""
+    if node.keys().isdisjoint(tag(part)[1] for part in parts_of_kinds(section)):
         return None
     name, own_kind = tag(section)
     settings = [value if isinstance(value, Mapping) else {"weight": value} for value in node.values()]

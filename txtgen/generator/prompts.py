@@ -29,6 +29,8 @@ class PromptReader:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
+        self._told: set[int] = set()
+        """Numbers of new tokens that were told not to fit: what a run samples again and again is told of once."""
         self.tokenizer = loaded.source_tokenizer or loaded.tokenizer
         model = loaded.model.config
         # Of an encoder-decoder; 0 for a decoder, which has no source.
@@ -52,7 +54,8 @@ class PromptReader:
         encoded = [self._encode(number, prompt, raw, special, gap, decoding) for number, prompt in prompts.items()]
         wanted = decoding.max_new_tokens or 0
         cut = sum(prompt.limit < wanted for prompt in encoded)
-        if cut:
+        if cut and wanted not in self._told:
+            self._told.add(wanted)
             longest = self.loaded.model.config.max_length
             note = "max_new_tokens %d does not fit %d of %d prompts: the model goes up to %d tokens in all"
             logger.warning(note, wanted, cut, len(encoded), longest)
