@@ -26,7 +26,7 @@ def txtgen(*arguments: str) -> tuple[float, str]:
 def shortened(config: str, seconds: float) -> list[str]:
     """Settings with which a run of this config takes about so long."""
     spent = json.loads(txtgen("pretrain", config, "--dry-run", "--json")[1])["time"]
-    around = spent["preparing_seconds"] + 3 * spent["validation_seconds"] + 2 * spent["save_seconds"]
+    around = spent["preparing_seconds"] + 3 * spent.get("validation_seconds", 0.0) + 2 * spent["save_seconds"]
     steps = max(30, int((seconds - around) / spent["step_seconds"]))
     settings = {"steps": steps, "validate_every": -(-steps // 3), "save_every": -(-steps // 2), "keep_every": 0}
     settings["schedule.warmup_steps"] = steps // 20

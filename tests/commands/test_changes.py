@@ -142,7 +142,7 @@ def test_accepting_changes_of_nothing_is_wrong_usage(workshop) -> None:
 
 
 def test_a_changed_corpus_is_refused_by_name_or_accepted_and_remembered(workshop, capfd) -> None:
-    start = ["pretrain", "decoder.yaml", "--name", "a"]
+    start = ["pretrain", "decoder.yaml", "--name", "a", "--set", "train.schedule.kind=constant"]
     assert run([*start, "--steps", "2"]) == 0
     with open("text/a.txt", "a", encoding="utf-8") as file:
         file.write("one more line.\n")
@@ -161,11 +161,12 @@ def test_a_changed_corpus_is_refused_by_name_or_accepted_and_remembered(workshop
 
 
 def test_a_moved_corpus_is_the_same(workshop, trained) -> None:
-    assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "4"]) == 0
+    constant = ["--set", "train.schedule.kind=constant"]
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "4", *constant]) == 0
     Path("text").rename("moved")
     config = Path("decoder.yaml").read_text().replace(f"{workshop}/text", f"{workshop}/moved")
     Path("decoder.yaml").write_text(config)
-    assert run(["pretrain", "decoder.yaml", "--name", "a", "--resume", "--steps", "6"]) == 0
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--resume", "--steps", "6", *constant]) == 0
     folders = (Path("runs/a"), trained / "runs" / "decoder")
     ours, theirs = (load_checkpoint(folder / "last.pth", training=True).training["bookmark"] for folder in folders)
     assert ours["lanes"] == theirs["lanes"]

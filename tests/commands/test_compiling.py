@@ -41,19 +41,19 @@ def test_a_run_that_cannot_compile_tells_why_and_goes_on(workshop, monkeypatch, 
 
 def test_a_resumed_run_compiles_again_and_says_where_it_cannot(workshop, compiler, monkeypatch, capsys) -> None:
     assert run([*COMPILED, "--steps", "2"]) == 0
-    assert run([*COMPILED, "--steps", "4", "--resume"]) == 0
+    assert run([*COMPILED, "--steps", "4", "--resume", "--accept-changes"]) == 0
     assert compiler == [False, False]
     assert saved(workshop).training["compiled"] == [True, True]
     assert saved(workshop).lineage["compile"] is True
     assert "compiled" not in said(capsys)
     monkeypatch.setattr(torch, "compile", None)
-    assert run([*COMPILED, "--steps", "6", "--resume"]) == 0
+    assert run([*COMPILED, "--steps", "6", "--resume", "--accept-changes"]) == 0
     assert "up to now they were compiled, so rounding will differ" in said(capsys)
 
 
 def test_another_setting_on_resume_is_told(workshop, compiler, capsys) -> None:
     assert run([*COMPILED, "--steps", "2"]) == 0
-    assert run(["pretrain", "decoder.yaml", "--name", "run", "--steps", "4", "--resume"]) == 0
+    assert run(["pretrain", "decoder.yaml", "--name", "run", "--steps", "4", "--resume", "--accept-changes"]) == 0
     assert "compile True -> auto" in said(capsys)
     assert saved(workshop).training["compiled"] == ["auto", False]
 

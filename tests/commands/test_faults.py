@@ -141,7 +141,7 @@ def test_a_wall_clock_that_jumps_changes_nothing(workshop, trained, monkeypatch)
     monkeypatch.setattr(time, "time", lambda: jumping() + 86_400 * jumps.randint(-1, 1))
     minutes = ["--minutes", "5"]  # the steps are over long before: but it fits them into the time
     assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "4", *minutes]) == 0
-    assert run(["pretrain", "--resume", "--name", "a", "--steps", "6", *minutes]) == 0
+    assert run(["pretrain", "--resume", "--name", "a", "--steps", "6", "--accept-changes", *minutes]) == 0
     lines = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     # A resumed run's clock goes on from when its checkpoint was made, which was before that had been written.

@@ -119,7 +119,7 @@ def test_replayed_text_has_its_share_and_validation_is_of_the_task_alone(worksho
             "reads the same kinds of sources as data.objective",
         ),
         (
-            'data.forgetting={"sources": [{"kind": "text", "path": "x"}], "objective": {"kind": "denoising"}}',
+            'data.forgetting={"sources": [{"kind": "text", "path": "text"}], "objective": {"kind": "denoising"}}',
             "data.forgetting.objective: denoising needs an encoder_decoder",
         ),
     ],

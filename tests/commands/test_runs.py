@@ -71,10 +71,11 @@ def test_samples_are_kept_with_their_steps(trained) -> None:
 
 
 def test_a_resumed_run_tells_of_both_starts_and_repeats_no_sample(workshop, monkeypatch) -> None:
-    assert run(["pretrain", "decoder.yaml", "--name", "a"]) == 0
+    constant = ["--set", "train.schedule.kind=constant"]
+    assert run(["pretrain", "decoder.yaml", "--name", "a", *constant]) == 0
     with monkeypatch.context() as patch:
         patch.setattr(journal, "corpus_statistics", lambda *_, **__: pytest.fail("it is known what the corpus is like"))
-        assert run(["pretrain", "decoder.yaml", "--name", "a", "--resume", "--steps", "9"]) == 0
+        assert run(["pretrain", "decoder.yaml", "--name", "a", "--resume", "--steps", "9", *constant]) == 0
     about = json.loads((workshop / "runs/a/run.json").read_text())
     assert about["corpus"][0]["tokens"] > 0
     assert [start["step"] for start in about["starts"]] == [0, 6]

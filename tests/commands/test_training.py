@@ -134,7 +134,7 @@ def test_a_killed_process_leaves_a_run_that_resumes(workshop) -> None:
     _, checkpoint, warnings = folder.newest()
     assert not warnings
     step = checkpoint.training["step"]
-    assert run(["pretrain", "--resume", "--name", "killed", "--steps", str(step + 2)]) == 0
+    assert run(["pretrain", "--resume", "--name", "killed", "--steps", str(step + 2), "--accept-changes"]) == 0
     assert load_checkpoint(folder.last, training=True).training["step"] == step + 2
 
 
@@ -151,7 +151,7 @@ def test_the_folder_that_is_named_goes_on_wherever_its_run_was_begun(workshop) -
     shutil.copytree("old/a", "new/b")
     shutil.copytree("old/a", "runs/c")
     assert run(["pretrain", "--resume", "--name", "b", "--runs-path", "new", "--steps", "3"]) == 0
-    assert run(["pretrain", "--resume", "--steps", "4"]) == 0  # the newest under runs/
+    assert run(["pretrain", "--resume", "--steps", "4", "--accept-changes"]) == 0  # the newest under runs/
     steps = {
         path: load_checkpoint(Path(path, "last.pth"), training=True).training["step"]
         for path in ("old/a", "new/b", "runs/c")
@@ -185,8 +185,22 @@ def test_nothing_is_to_do_when_all_steps_are_done(workshop, capfd) -> None:
     assert run(["pretrain", "decoder.yaml", "--name", "a"]) == 0
     assert run(["pretrain", "--resume", "--name", "a"]) == 0
     assert "nothing to do" in capfd.readouterr().err
-    assert run(["pretrain", "--resume", "--name", "a", "--steps", "8"]) == 0
+    assert run(["pretrain", "--resume", "--name", "a", "--steps", "8", "--accept-changes"]) == 0
     assert max(losses(Path("runs/a"))) == 8
+
+
+def test_the_end_tells_of_the_metric_that_is_the_best_in(workshop, capfd) -> None:
+    assert run(["pretrain", "translator.yaml", "--name", "a"]) == 0
+    best = max((line for line in metrics(Path("runs/a")) if "val_bleu" in line), key=lambda line: line["val_bleu"])
+    assert f", best BLEU {best['val_bleu']:.2f} at step {best['step']}: runs/a\n" in capfd.readouterr().err
+
+
+def test_samples_that_do_not_fit_are_told_of_once(workshop, capfd) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "a b", "--set", "samples.decoding.max_new_tokens=99"]) == 0
+    error = capfd.readouterr().err
+    assert error.count("max_new_tokens 99 does not fit 1 of 1 prompts") == 1
+    assert error.count("sample  the cat") == 2
+    assert "generate: txtgen generate 'runs/a b' --prompt TEXT\n" in error
 
 
 def test_an_occupied_folder_is_refused_then_moved_aside(workshop, capfd) -> None:
@@ -225,7 +239,7 @@ def test_a_run_that_is_given_more_time_goes_on_at_the_rate_of_the_longer_schedul
     settings = ["schedule.kind=trapezoid", "schedule.cooldown_ratio=1.0", "save_every=0", "validate_every=0"]
     arguments = [part for setting in settings for part in ("--set", f"train.{setting}")]
     assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "100000", "--minutes", "0.2", *arguments]) == 0
-    assert run(["pretrain", "--resume", "--name", "a", "--minutes", "0.4"]) == 0
+    assert run(["pretrain", "--resume", "--name", "a", "--minutes", "0.4", "--accept-changes"]) == 0
     rates = [line["learning_rate"] for line in metrics(Path("runs/a")) if "learning_rate" in line]
     assert rates[11] == pytest.approx(0.01 / 13)
     assert rates[12:14] == pytest.approx([0.01 * 12 / 25, 0.01 * 11 / 25])

@@ -64,7 +64,18 @@ def test_finetuning_from_a_folder(tmp_path, data, run_txtgen, monkeypatch, famil
     written = run_txtgen("generate", "runs/tuned", "--prompt", "the cat", "--max-new-tokens", "5", "--json")
     assert json.loads(written)["finish_reason"] in ("eos", "length")
     run_txtgen(
-        "finetune", data / file, "--base", "base.pth", "--name", "tuned", *TRAIN, *more, "--steps", "14", "--resume"
+        "finetune",
+        data / file,
+        "--base",
+        "base.pth",
+        "--name",
+        "tuned",
+        *TRAIN,
+        *more,
+        "--steps",
+        "14",
+        "--resume",
+        "--accept-changes",
     )
     assert load_checkpoint(tmp_path / "runs" / "tuned" / "last.pth", training=True).training["step"] == 14
     run_txtgen("convert", "to-hf", "runs/tuned", tmp_path / "out", "--family", family)

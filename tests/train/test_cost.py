@@ -102,10 +102,21 @@ def test_speed_is_that_of_the_steps_since_the_last_look(monkeypatch) -> None:
 def test_contention_is_told_where_others_take_much(monkeypatch) -> None:
     readings = iter([(0.0, 0.0, 0.0), (5.0, 10.0, 9.0), (10.0, 20.0, 3.9), (20.0, 40.0, 10.1), (21.0, 42.0, 12.0)])
     monkeypatch.setattr("txtgen.train.speed._processor_times", lambda: next(readings))
-    contention = Contention(share=0.2, seconds=10.0)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    contention = Contention(2, share=0.2, seconds=10.0)
     assert contention.warning() is None  # too early to say
     assert contention.warning() is None  # less than a fifth
     assert "31% of the processors" in contention.warning()
     assert contention.warning() is None
     monkeypatch.setattr("txtgen.train.speed._processor_times", lambda: None)
-    assert Contention().warning() is None
+    assert Contention(2).warning() is None
+
+
+@pytest.mark.parametrize(("foreign", "told"), [(10.0, False), (13.0, False), (15.0, True)])
+def test_one_thread_of_two_cores_only_lacks_what_others_take_beyond_the_other_core(monkeypatch, foreign, told) -> None:
+    readings = iter([(0.0, 0.0, 0.0), (10.0, 20.0, foreign)])
+    monkeypatch.setattr("txtgen.train.speed._processor_times", lambda: next(readings))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    warning = Contention(1).warning()
+    assert (warning is not None) == told
+    assert "threads" not in (warning or "")

@@ -84,7 +84,7 @@ def option(
 TRAINING: dict[str, Option] = {
     "name": option(str, "Of the run's folder. [default: the config's name and a number]"),
     "steps": option(int, "Optimizer steps."),
-    "minutes": option(float, "Of the whole run; its schedule is fitted to them."),
+    "minutes": option(float, "Of the whole run, whatever steps its config has; the schedule is fitted to them."),
     "dtype": option(DtypeName, "Of the matrix products. [default: auto]"),
     "device": option(DeviceName, "Where to compute. [default: auto]"),
     "runs_path": option(str, "Where the runs are. [default: runs]"),

@@ -35,6 +35,10 @@ def cooldown(
     minutes: Annotated[float | None, typer.Option(help="The same in time.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the new run. [default: RUN-cooldown and a number]")] = None,
     runs_path: Annotated[str | None, typer.Option(help="Where the new run goes. [default: as its run said]")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Move a run of this name aside.")] = False,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Although files or how they are learnt changed.")
+    ] = False,
     settings: SetOptions = None,
 ) -> None:
     """Finish a run in its stable phase: a new run goes on from its checkpoint while the learning rate falls."""
@@ -44,6 +48,7 @@ def cooldown(
     from txtgen.config.flags import from_flags
 
     tree = {"checkpoint": checkpoint, "steps": steps, "minutes": minutes, "name": name, "runs_path": runs_path}
+    tree |= {"overwrite": overwrite, "accept_changes": accept_changes}
     config = from_flags(CooldownConfig, tree, None)
     raise typer.Exit(exit_code_of(lambda: command.run(config, settings or []).exit_code))
 

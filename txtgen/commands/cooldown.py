@@ -44,7 +44,7 @@ def run(config: CooldownConfig, settings: list[str]) -> RunResult:
             "the checkpoint has no training state to go on from", str(path), "give last.pth or checkpoints/step-N.pth"
         )
     learner = config_of(checkpoint, settings)
-    require_same_run(compare(checkpoint.config.run, learner), str(path), accept=False)
+    require_same_run(compare(checkpoint.config.run, learner), str(path), config.accept_changes)
     train, horizon = cooled(learner.train, checkpoint.training, config.steps, config.minutes, str(path))
     # A run of its own: its time begins now, and what was best in the other run is not in its folder.
     training = {**checkpoint.training, "horizon": horizon, "seconds": 0.0, "best": {}, "no_better": 0}
@@ -52,7 +52,10 @@ def run(config: CooldownConfig, settings: list[str]) -> RunResult:
         update={"train": train, "name": config.name, "runs_path": config.runs_path or learner.runs_path}
     )
     launch = Launch(
-        stem=f"{checkpoint.lineage.get('run') or path.stem}-cooldown", origin=replace(checkpoint, training=training)
+        stem=f"{checkpoint.lineage.get('run') or path.stem}-cooldown",
+        overwrite=config.overwrite,
+        accept_changes=config.accept_changes,
+        origin=replace(checkpoint, training=training),
     )
     del checkpoint  # which would hold on to what the run takes over
     if isinstance(updated, PretrainConfig):

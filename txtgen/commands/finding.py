@@ -35,8 +35,14 @@ def find_model(model: str | Path | None, runs_path: str = "runs") -> Path:
     return path
 
 
-def _newest_run(runs_path: Path) -> Path:
+def newest_runs(runs_path: Path) -> list[Path]:
+    """The folders of all runs that have saved, the one that did last at first."""
     found = [path for path in runs_path.glob("*/last.pth") if ".old-" not in path.parent.name]
+    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+def _newest_run(runs_path: Path) -> Path:
+    found = newest_runs(runs_path)
     if not found:
         raise CheckpointError("no run found", str(runs_path), "name a model, or train one: txtgen pretrain FILES")
-    return find_model(max(found, key=lambda path: path.stat().st_mtime).parent)
+    return find_model(found[0])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 from txtgen.checkpoint import load_checkpoint
 from txtgen.commands import finetune, pretrain
 from txtgen.commands.devices import require_devices
+from txtgen.commands.finding import newest_runs
 from txtgen.commands.models import resolve_model
 from txtgen.commands.running.ranks import follow_launcher, run_ranks, txtgen_command
+from txtgen.commands.running.run_record import command_of, require_run, resume_command
 from txtgen.commands.running.signals import exit_code_of
 from txtgen.commands.running.starting import Launch
 from txtgen.commands.showing.outlook_table import show_outlook
@@ -22,7 +25,7 @@ from txtgen.config.model import EncoderDecoderConfig
 from txtgen.config.objectives import MASK, PREFERENCES, SENTINEL, TEXTS
 from txtgen.config.runs import FinetuneConfig, PretrainConfig, row_length
 from txtgen.data import describe
-from txtgen.errors import UsageError
+from txtgen.errors import CheckpointError, UsageError
 from txtgen.tokenizer import Tokenizer
 
 BUILTIN_BATCH_TOKENS = 4096
@@ -80,7 +83,11 @@ def launch(request: Request, overrides: list[str]) -> int:
         raise UsageError("--resume and --overwrite contradict each other", "", "keep one of them")
     if request.accept_changes and not request.resume:
         raise UsageError("--accept-changes is for a resumed run", "", "add --resume, or leave it out")
+    if request.dry_run and request.resume:
+        told = "a dry run foretells a whole run; one that is resumed shows what is left of it"
+        raise UsageError(told, "--dry-run --resume", "leave one of them out")
     follow_launcher()
+    overrides = _ended_by_time(overrides)
     path, stem, settings = _config(request)
     options = Launch(stem, request.resume, request.overwrite, request.accept_changes)
     if request.command == "pretrain":
@@ -99,6 +106,13 @@ def read_run_config(inputs: tuple[str, ...], base: str | None, overrides: list[s
     return load_run_config(path, settings + overrides)
 
 
+def _ended_by_time(overrides: list[str]) -> list[str]:
+    """Minutes without steps end a run by themselves, however many steps its config has."""
+    given = {key.strip(): value.strip() for key, _, value in (text.partition("=") for text in overrides)}
+    timed = given.get("train.minutes", "null") != "null"
+    return ["train.steps=null", *overrides] if timed and "train.steps" not in given else overrides
+
+
 def _run(request: Request, overrides: list[str], options: Launch, config: Any, command: Any) -> int:
     restarts = 0 if request.dry_run else request.max_restarts
     if request.nproc > 1 or restarts:
@@ -112,19 +126,51 @@ def _run(request: Request, overrides: list[str], options: Launch, config: Any, c
 def _config(request: Request) -> tuple[Path, str, list[str]]:
     """The config file to read, the stem that names the run, and settings that come before the user's."""
     inputs = request.inputs
-    if len(inputs) == 1 and Path(inputs[0]).suffix in (".yaml", ".yml"):
-        return Path(inputs[0]), Path(inputs[0]).stem, []
+    configs = [path for path in inputs if Path(path).suffix.lower() in (".yaml", ".yml")]
+    if request.resume and request.name:
+        _require_own_kind(Path(request.runs_path) / request.name, request)
+    if configs and len(inputs) > 1:
+        more = next((path for path in inputs if path not in configs), "FILE")
+        raise UsageError(
+            f"a config stands alone on the command line, not beside {len(inputs) - 1} more",
+            configs[0],
+            f"name its files inside it, or by --set data.sources.0.path={shlex.quote(more)}",
+        )
+    if configs:
+        return Path(configs[0]), Path(configs[0]).stem, []
     if not inputs:
         if not request.resume:
             raise UsageError("nothing to train on", "", f"give a config or text files: txtgen {request.command} FILES")
-        runs = Path(request.runs_path)
-        folder = runs / request.name if request.name else resolve_model(None, request.runs_path).parent
+        folder = _resumed(request)
         # Whatever the config in it says: it may have been copied or moved since.
         here = {"name": folder.name, "runs_path": str(folder.parent)}
         return folder / "config.yaml", folder.name, [f"{key}={json.dumps(value)}" for key, value in here.items()]
     with as_file(files("txtgen.config") / "builtin" / f"{request.command}.yaml") as path:
         stem = re.sub(r"[*?\[\]]", "", Path(inputs[0]).name.partition(".")[0])  # of a pattern that no shell filled in
         return path, stem or "text", _builtin_settings(request)
+
+
+def _resumed(request: Request) -> Path:
+    """The folder of the run that is gone on with if no config is given: the one of this name, or else the newest that
+    the same command began."""
+    if request.name:
+        return require_run(request.name, request.runs_path)
+    runs = Path(request.runs_path)
+    found = next((path for path in newest_runs(runs) if command_of(path) in (None, request.command)), None)
+    if found is None:
+        raise CheckpointError(f"there is no {request.command} run to resume", str(runs), "start without --resume")
+    return found
+
+
+def _require_own_kind(folder: Path, request: Request) -> None:
+    """Refuse to go on with a run of the other command.
+
+    Raises:
+        UsageError: with what to type.
+    """
+    own = command_of(folder)
+    if own is not None and own != request.command:
+        raise UsageError(f"this is a {own} run", str(folder), f"go on with it by: {resume_command(own, folder)}")
 
 
 def _builtin_settings(request: Request) -> list[str]:

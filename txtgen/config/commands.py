@@ -230,6 +230,10 @@ class CooldownConfig(Config):
     """Of the new run's folder; None: that of the run, -cooldown and a number."""
     runs_path: str | None = None
     """None: where the run itself was told to be."""
+    overwrite: bool = False
+    """A run of this name is moved aside."""
+    accept_changes: bool = False
+    """Although files, or how they are learnt, are not as they were."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """One budget."""

@@ -95,6 +95,22 @@ class DataConfig(Config):
     0 on a CPU, whose cores they would take. The batches are the same whatever it is."""
 
     @property
+    def groups(self) -> dict[str, tuple[SourceConfig, ...]]:
+        """All sources, by the dotted key of the list that they stand in."""
+        known = {"replay": self.replay, "forgetting": self.forgetting}
+        return {
+            "data.sources": self.sources,
+            "data.validation.sources": self.validation.sources,
+            **{f"data.{name}.sources": config.sources for name, config in known.items() if config is not None},
+        }
+
+    @property
+    def held_out_kinds(self) -> frozenset[str]:
+        """The kinds of sources of what is held out; none: nothing is."""
+        held = self.validation.sources or (self.sources if self.validation.fraction else ())
+        return frozenset(source.kind for source in held)
+
+    @property
     def training_sources(self) -> tuple[SourceConfig, ...]:
         """What is trained on: the sources, then those that are replayed."""
         return self.sources if self.replay is None else (*self.sources, *self.replay.sources)

@@ -16,6 +16,9 @@ TEXTS = frozenset({"text", "jsonl"})
 PAIRS = frozenset({"parallel", "tsv", "jsonl_pairs", "chat"})
 """The kinds of sources that hold pairs or conversations."""
 
+TRANSLATIONS = PAIRS - {"chat"}
+"""Those of them with one source and one target, which can be translated and compared."""
+
 PREFERENCES = frozenset({"preference"})
 """The kinds of sources that hold prompts with a better and a worse answer."""
 

@@ -10,9 +10,9 @@ from txtgen.config.data import DataConfig
 from txtgen.config.decoding import DecodingConfig, GreedyConfig, SampleConfig
 from txtgen.config.finetuning import FreezeConfig, LoraConfig
 from txtgen.config.model import EncoderDecoderConfig, ModelConfig, TransformerConfig
-from txtgen.config.objectives import TEXTS, DpoObjective, MixtureObjective, Objective, ObjectiveConfig
+from txtgen.config.objectives import TEXTS, TRANSLATIONS, DpoObjective, MixtureObjective, Objective, ObjectiveConfig
 from txtgen.config.tokenizer import Framing, TokenizerConfig, VocabularyConfig
-from txtgen.config.train import TrainConfig
+from txtgen.config.train import UNLIMITED, TrainConfig
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -32,6 +32,11 @@ class SamplesConfig(Config):
     decoding: DecodingConfig = SampleConfig(max_new_tokens=64, temperature=0.8)
     gap: Annotated[str, Field(min_length=1)] | None = None
     """What stands in a prompt for text to be filled in; None: prompts are gone on from."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """A rhythm needs something that has it."""
+        if self.every and not self.prompts:
+            yield "every", f"is {self.every}, but there are no samples.prompts to be gone on from"
 
 
 class RunConfig(Config):
@@ -53,6 +58,28 @@ class RunConfig(Config):
         for key, decoding in (("samples.decoding", self.samples.decoding), ("generation", self.generation)):
             if decoding.needs_draft:
                 yield f"{key}.speculation", "draft needs a second model, which a run has not; use prompt_lookup"
+        yield from self._measuring_problems()
+
+    def remarks(self) -> Iterator[str]:
+        """What a user may not expect of this config, sound as it is."""
+        if not self.data.held_out_kinds:
+            yield "nothing is held out (data.validation): no validation, and no best.pth"
+        if self.train.minutes is not None and self.train.steps < UNLIMITED:
+            yield f"the run ends after {self.train.steps:,} steps or {self.train.minutes:g} minutes, whichever is less"
+
+    def _measuring_problems(self) -> Iterator[tuple[str, str]]:
+        """What is asked of measurements on held-out text that it cannot give."""
+        metric, held = self.train.validation_metric, self.data.held_out_kinds
+        if metric != "loss" and not held & TRANSLATIONS:
+            yield (
+                "train.validation_metric",
+                f"{metric} needs source and target pairs that are held out (data.validation), of which there are none",
+            )
+        if self.train.patience is not None and not held:
+            yield (
+                "train.patience",
+                "nothing is held out to be measured; set data.validation.fraction or data.validation.sources",
+            )
 
 
 ROW_LENGTH_FROM_ELSEWHERE = 1024
@@ -87,8 +114,8 @@ def architecture_problems(
             yield key, f"{part.kind} needs {names[part.architectures[0]]}, but the model is {names[model.kind]}"
         elif part is not data.objective and not part.reads & kinds:
             yield key, f"there is no source that {part.kind} could read"
-    for group, sources in (("data.sources", data.sources), ("data.validation.sources", data.validation.sources)):
-        for number, source in enumerate(sources):
+    for group in ("data.sources", "data.validation.sources"):
+        for number, source in enumerate(data.groups[group]):
             if source.kind not in data.objective.readable:
                 yield (
                     f"{group}.{number}.kind",
@@ -115,8 +142,6 @@ def _preference_problems(train: TrainConfig) -> Iterator[tuple[str, str]]:
     """What has no meaning where answers are compared."""
     if train.label_smoothing:
         yield "train.label_smoothing", "is of tokens; the pairs' own is data.objective.label_smoothing"
-    if train.validation_metric != "loss":
-        yield "train.validation_metric", f"{train.validation_metric} needs source and target pairs; set it to loss"
 
 
 class PretrainConfig(RunConfig):

@@ -1,6 +1,7 @@
 """Corpora as an exact, elastic stream of batches."""
 
 from txtgen.data.bookmarks import Bookmark, merge_bookmarks
+from txtgen.data.corpora import require_files
 from txtgen.data.objectives import Objective, build_objective
 from txtgen.data.report import StreamReport
 from txtgen.data.sampling import Side, SourceSummary, describe, sample_texts
@@ -37,6 +38,7 @@ __all__ = [
     "describe",
     "every_batch",
     "merge_bookmarks",
+    "require_files",
     "sample_texts",
     "survey",
     "train_stream",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from txtgen.config.data import DataConfig
 from txtgen.config.sources import ParallelSource, SourceConfig
 from txtgen.data.blocks import Block, block_bytes, cut_file, cut_pair
 from txtgen.data.files import MAX_SNAPSHOTS, TextFile, open_text
@@ -39,9 +40,7 @@ class Corpus:
     @property
     def name(self) -> str:
         """The kind of the source and the paths that it was given."""
-        source = self.source
-        paths = [source.source_path, source.target_path] if isinstance(source, ParallelSource) else source.path
-        return f"{source.kind} {paths if isinstance(paths, str) else ', '.join(paths)}"
+        return _name(self.source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +119,23 @@ def _refuse(bad: BadRecord, policy: BadRecordPolicy) -> None:
     policy.refuse(bad)
 
 
+def require_files(data: DataConfig) -> None:
+    """Refuse sources whose files are not there, before anything is made of the others.
+
+    Raises:
+        DataError: naming the source by its dotted key.
+    """
+    for group, sources in data.groups.items():
+        for number, source in enumerate(sources):
+            try:
+                sizes = [stat_file(path).st_size for path in _paths(source)]
+                if not any(sizes):
+                    raise DataError(f"all {len(sizes)} files are empty" if len(sizes) > 1 else "the file is empty")
+            except DataError as error:
+                told = [f"{group}.{number}: {_name(source)}", error.where]
+                raise DataError(error.what, ", ".join(filter(None, told)), error.fix or "check the path") from error
+
+
 def open_corpora(sources: Sequence[SourceConfig]) -> list[Corpus]:
     """Every source, its files found, opened and cut into blocks.
 
@@ -131,10 +147,7 @@ def open_corpora(sources: Sequence[SourceConfig]) -> list[Corpus]:
 
 def open_corpus(number: int, source: SourceConfig) -> Corpus:
     """One source; see `open_corpora`."""
-    if isinstance(source, ParallelSource):
-        paths = [resolve_one(source.source_path), resolve_one(source.target_path)]
-    else:
-        paths = resolve(source.path)
+    paths = _paths(source)
     packed = {path: stat_file(path).st_size for path in paths if path.endswith(".gz")}
     most = {path: MAX_SNAPSHOTS * size // max(1, sum(packed.values())) for path, size in packed.items()}
     files = [open_text(path, most.get(path, 0)) for path in paths]
@@ -146,7 +159,19 @@ def open_corpus(number: int, source: SourceConfig) -> Corpus:
     num_bytes = sum(file.size - file.start for file in files)
     empty = [file.path for file in files if file.size <= file.start]
     if not num_bytes:
-        raise DataError(f"all {len(files)} files are empty", ", ".join(empty[:3]), "check data.sources")
+        raise DataError(f"all {len(files)} files are empty", ", ".join(empty[:3]), "check the files")
     if empty:
         _log.warning("%d of %d files are empty, the first is %s", len(empty), len(files), empty[0])
     return Corpus(number, source, files, blocks, num_bytes)
+
+
+def _paths(source: SourceConfig) -> list[str]:
+    """The files of a source: all of one kind, or the two of a pair."""
+    if isinstance(source, ParallelSource):
+        return [resolve_one(source.source_path), resolve_one(source.target_path)]
+    return resolve(source.path)
+
+
+def _name(source: SourceConfig) -> str:
+    paths = [source.source_path, source.target_path] if isinstance(source, ParallelSource) else source.path
+    return f"{source.kind} {paths if isinstance(paths, str) else ', '.join(paths)}"

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 
 from txtgen.errors import DataError
 
+MAX_NAMED = 5
+"""So many names are told where none of them is alike."""
 MAX_LISTED = 10_000
 """How many names are compared with a name that was not found."""
 
@@ -58,7 +60,8 @@ def _matches(pattern: str) -> list[str]:
         return [path]
     files = [name for name in glob.glob(path, recursive=True) if not os.path.isdir(name)]
     if not files:
-        raise DataError(f"no file matches '{pattern}'", f"in {os.getcwd()}", _suggestion(path))
+        where = "" if os.path.isabs(path) else f"relative to {os.getcwd()}"
+        raise DataError(f"no file matches '{pattern}'", where, _suggestion(path))
     return files
 
 
@@ -95,10 +98,23 @@ def _suggestion(path: str) -> str:
             names = [entry.name for entry, _ in zip(entries, range(MAX_LISTED), strict=False)]
     except OSError:
         return "check the spelling"
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = _near(name, names)
     if near:
         return "did you mean " + " or ".join(f"'{os.path.join(folder, candidate)}'" for candidate in near) + "?"
+    if 0 < len(names) <= MAX_NAMED:
+        return "check the spelling; there is only " + ", ".join(
+            f"'{os.path.join(folder, name)}'" for name in sorted(names)
+        )
     return f"check the spelling; '{folder or '.'}' holds {len(names)} entries, none of a similar name"
+
+
+def _near(name: str, names: list[str]) -> list[str]:
+    """The names most like one, by what stands before their endings: `.txt` makes no two names alike."""
+    stems: dict[str, list[str]] = {}
+    for other in names:
+        stems.setdefault(os.path.splitext(other)[0], []).append(other)
+    near = difflib.get_close_matches(os.path.splitext(name)[0], stems, n=3, cutoff=0.6)
+    return [other for stem in near for other in stems[stem]][:3]
 
 
 def stat_file(path: str) -> os.stat_result:

@@ -49,12 +49,13 @@ class Contention:
     """Whether other processes use the processors that this one computes on; every thread then waits for the slowest.
 
     Args:
-        share: of the machine's processor time, from which it is worth a word.
+        threads: that this process computes with.
+        share: of the machine's processor time that the others take away from it, from which it is worth a word.
         seconds: to look at, at least.
     """
 
-    def __init__(self, share: float = 0.2, seconds: float = 10.0) -> None:
-        self.share, self.seconds = share, seconds
+    def __init__(self, threads: int, share: float = 0.2, seconds: float = 10.0) -> None:
+        self.threads, self.share, self.seconds = threads, share, seconds
         self._before = _processor_times()
 
     def warning(self) -> str | None:
@@ -66,12 +67,12 @@ class Contention:
         if clock < self.seconds or total <= 0:
             return None
         self._before = now
-        if foreign < self.share * total:
+        spare = max(0.0, 1 - self.threads / (os.cpu_count() or 1))
+        if foreign < (self.share + spare) * total:
             return None
-        return (
-            f"other processes use {foreign / total:.0%} of the processors, and training waits for them: "
-            "stop them, or if they stay, try fewer threads (OMP_NUM_THREADS=1)"
-        )
+        fewer = ", or if they stay, try fewer threads (OMP_NUM_THREADS=1)" if self.threads > 1 else ""
+        used = f"other processes use {foreign / total:.0%} of the processors"
+        return f"{used}, and training waits for them: stop them{fewer}"
 
 
 def _processor_times() -> tuple[float, float, float] | None:

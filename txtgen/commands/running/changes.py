@@ -13,7 +13,7 @@ from txtgen.errors import ConfigError, TxtgenError
 Kind = Literal["harmless", "risky", "impossible"]
 
 KINDS: dict[str, Kind] = {
-    # Where things are, what is shown, and how long it goes on.
+    # Where things are, what is shown, and how long it goes on, where that leaves the learning rate as it is.
     "name": "harmless",
     "runs_path": "harmless",
     "device": "harmless",
@@ -123,7 +123,7 @@ def require_same_run(changes: Changes, where: str, accept: bool) -> None:
         raise ConfigError(
             f"this changes what the run learns from here on: {told(changes.risky)}",
             where,
-            "undo that, or say that you mean it by --accept-changes",
+            "undo that (--resume without a config keeps what the run has), or say that you mean it by --accept-changes",
         )
 
 

@@ -18,8 +18,7 @@ def training_batches(
     reference: what is known of the pairs in them, if they are pairs of answers.
 
     Raises:
-        DataError: a file was changed since the checkpoint, or is not what it was when the stream began; naming it, and
-            the checkpoint to go on from.
+        DataError: a file was changed since the checkpoint, or is not what it was when the stream began; naming it.
     """
     job, state, workers = saving.job, saving.state, saving.job.config.data.workers
     _require_same_corpus(job)
@@ -34,7 +33,7 @@ def training_batches(
     )
     if report.changed_files:
         saving.changes.append({"step": state.step, "data": report.changed_files})
-    return _naming_the_checkpoint(stream, reference, saving)
+    return stream if reference is None else _attached(stream, reference)
 
 
 def _require_same_corpus(job: Job) -> None:
@@ -53,13 +52,6 @@ def _require_same_corpus(job: Job) -> None:
                 )
 
 
-def _naming_the_checkpoint(
-    stream: Generator[Batch], reference: ReferenceTable | None, saving: Saving
-) -> Generator[Batch]:
-    try:
-        with closing(stream):
-            yield from stream if reference is None else reference.attach(stream)
-    except DataError as error:
-        last = f"the last checkpoint is {saving.last}" if saving.last else "nothing was saved yet"
-        where = f"{error.where or 'the corpus'}, after step {saving.state.step}"
-        raise DataError(error.what, where, f"{error.fix}; {last}") from error
+def _attached(stream: Generator[Batch], reference: ReferenceTable) -> Generator[Batch]:
+    with closing(stream):
+        yield from reference.attach(stream)

@@ -52,6 +52,7 @@ class Journal:
         starts = before.get("starts") if step else None
         self._about = {
             "command": job.command,
+            "folder": os.getcwd(),  # where relative paths of the config lead from
             "base": getattr(job.config, "base", None),
             "parents": list(job.parents),
             "parameters": {

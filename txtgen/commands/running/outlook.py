@@ -23,6 +23,7 @@ from txtgen.config.runs import RunConfig
 from txtgen.config.train import TrainConfig
 from txtgen.data import Batch, corpus_statistics, describe
 from txtgen.distributed import World, open_world
+from txtgen.errors import ResourceError
 from txtgen.memory import give_back_free_memory
 from txtgen.model import Transformer, count_parameters
 from txtgen.train import MemoryEstimate, count_flops, estimate_memory, matrix_peak, micro_batches
@@ -46,7 +47,7 @@ def outlook(
     Args:
         config: of the run.
         sketch: makes the model, on the meta device; its vocabulary may be a guess, for the tokenizer need not be
-            trained yet.
+            trained yet; it tells early whether there is room.
         prepare: makes the run ready.
 
     Raises:
@@ -70,11 +71,14 @@ def _sections(
     libraries: int | None,
 ) -> Iterator[Section]:
     yield Section("corpus", _corpus(config))
-    yield Section("parameters", _parameters(model, config.train, world))
     with ExitStack() as made, world.together():
         folder = RunFolder(Path(world.from_main(lambda: made.enter_context(_folder(Path(config.runs_path))))) / "run")
         start = Start(folder, world, device, None)
-        start.require_memory(model, config.train)
+        try:
+            start.require_memory(model, config.train)
+        except ResourceError:
+            yield Section("parameters", _parameters(model, config.train, world))
+            raise
         if world.is_main:
             folder.checkpoints.mkdir(parents=True)
         started = time.perf_counter()
@@ -99,6 +103,7 @@ def _measured(job: Job, started: float, libraries: int | None) -> Iterator[Secti
         libraries: bytes of the process before that; None: they are not known, or not where the model computes.
     """
     config = job.config.train
+    yield Section("parameters", _parameters(job.model, config, job.world))
     session = Session(job, ProgressDisplay(config.steps, quiet=True), Journal(job))
     job.world.from_main(session.saving.require_room)
     session.journal.begin(0, session.reading)
@@ -204,8 +209,8 @@ def _time(session: Session, steps: StepTimes, prepared: float, flops: float) -> 
         "step_seconds": steps.seconds,
         "tokens_per_second": steps.positions / steps.seconds,
         "model_flop_utilisation_share": rate / matrix_peak(job.device, job.dtype),
-        "validation_seconds": validation,
-        "samples_seconds": sample,
+        **({"validation_seconds": validation} if session.validation.measures else {}),
+        **({"samples_seconds": sample} if samples.prompts else {}),
         "save_seconds": save,
         "total_seconds": total if config.minutes is None else min(total, prepared + 60 * config.minutes),
     }

@@ -2,10 +2,12 @@
 
 import logging
 import shlex
-from pathlib import Path
+
+import torch
 
 from txtgen.commands.running.job import Job
 from txtgen.commands.running.journal import Journal
+from txtgen.commands.running.run_record import resume_command
 from txtgen.commands.showing.console import ProgressDisplay, duration
 from txtgen.data import StreamReport
 from txtgen.errors import TxtgenError
@@ -14,12 +16,8 @@ from txtgen.train import Contention, Speed, SpikeWatch, StepReport, TrainState
 
 logger = logging.getLogger(__name__)
 
-
-def resume_command(job: Job, *options: str) -> str:
-    """What to type so that the run goes on from its last checkpoint."""
-    folder = job.folder.path
-    where = [] if folder.parent == Path("runs") else ["--runs-path", str(folder.parent)]
-    return shlex.join(["txtgen", job.command, "--resume", "--name", folder.name, *where, *options])
+SCORES = {"bleu": "BLEU", "chrf": "chrF"}
+"""Names of the metrics that are not the loss."""
 
 
 class Reporter:
@@ -28,7 +26,8 @@ class Reporter:
     def __init__(self, job: Job, display: ProgressDisplay, journal: Journal) -> None:
         self.job, self.display, self.journal = job, display, journal
         self._speed, self._spikes = Speed(job.device, job.dtype), SpikeWatch()
-        self._contention = Contention() if job.device.type == "cpu" and job.world.size == 1 else None
+        threads = torch.get_num_threads() if job.device.type == "cpu" and job.world.size == 1 else None
+        self._contention = None if threads is None else Contention(threads)
         self._told: set[str] = set()
         """What is said once."""
         self._micro_batch: int | None = None
@@ -113,11 +112,13 @@ class Reporter:
     def irregularities(self, report: StreamReport) -> None:
         """What was not as it should be in what was read, and in how it was learnt."""
         if report.bad_records:
-            self.display.note(f"skipped {report.bad_records} bad records, such as {report.bad_examples[0]}")
+            bad = f"skipped, as bad, {report.bad_records:,} of {report.records:,} records read"
+            self.display.note(f"{bad}, such as {report.bad_examples[0]}")
         if report.cut_examples:
             length, most = self.job.row_length, self.job.model.config.max_length
-            told = f"cut {report.cut_examples:,} examples that were too long for {length:,} tokens"
-            self.display.note(f"{told} (train.sequence_length, at most {most:,}) or for the source")
+            cut = f"in {report.records:,} records read cut {report.cut_examples:,} examples"
+            rows = f"{length:,} tokens (train.sequence_length, at most {most:,})"
+            self.display.note(f"{cut} that were too long for {rows} or for the source")
         for what, found in report.oddities.items():
             places = ", ".join(found.places)
             self.display.note(f"odd, in {found.count:,} of {report.records:,} records read: {what}, such as {places}")
@@ -135,8 +136,11 @@ class Reporter:
             resumable: whether there is something left to do.
         """
         folder = self.job.folder.path
+        metric = self.job.config.train.validation_metric
         measured = f", best validation {best['val_loss']:.4f} at step {best['step']}" if best else ""
+        if best and metric != "loss":
+            measured = f", best {SCORES[metric]} {best[f'val_{metric}']:.2f} at step {best['step']}"
         self.display.note(f"{told} after {duration(seconds)}{measured}: {folder}")
         if resumable:
-            self.display.note(f"resume:   {resume_command(self.job)}")
-        self.display.note(f"generate: txtgen generate {folder} --prompt TEXT")
+            self.display.note(f"resume:   {resume_command(self.job.command, folder)}")
+        self.display.note(f"generate: txtgen generate {shlex.quote(str(folder))} --prompt TEXT")

@@ -50,6 +50,11 @@ class Retention:
         if isinstance(job.config, FinetuneConfig) and job.world.is_main:
             self._base = self._weights_of_base(job.config)
 
+    @property
+    def measures(self) -> bool:
+        """Whether there is anything to measure."""
+        return bool(self.text.parts) or self._base is not None
+
     def _weights_of_base(self, config: FinetuneConfig) -> dict[str, Tensor] | None:
         """Mapped from its file, so that no memory is held for them."""
         try:

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from txtgen.commands.running.reporting import resume_command
+from txtgen.commands.running.run_record import resume_command
 from txtgen.commands.running.saving import Saving
 from txtgen.commands.running.weights import read_once, take_over
 from txtgen.data import merge_bookmarks
@@ -69,8 +69,14 @@ def _diverged(saving: Saving, report: StepReport, documents: list[str], more: st
     last, rate = job.world.from_main(lambda: saving.last), job.config.train.optimizer.learning_rate
     advice = "start again with a lower learning rate or a longer warm-up; nothing was saved yet"
     if last is not None:
-        lower = resume_command(job, "--accept-changes", "--set", f"train.optimizer.learning_rate={(rate or 0) / 2:g}")
-        without = resume_command(job, "--set", "train.on_non_finite=roll_back")
+        lower = resume_command(
+            job.command,
+            job.folder.path,
+            "--accept-changes",
+            "--set",
+            f"train.optimizer.learning_rate={(rate or 0) / 2:g}",
+        )
+        without = resume_command(job.command, job.folder.path, "--set", "train.on_non_finite=roll_back")
         advice = f"the last good checkpoint is {last}; go on from there with a lower learning rate: {lower}"
         if not more:
             advice += f" or without these documents: {without}"

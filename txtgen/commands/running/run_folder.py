@@ -176,17 +176,28 @@ class RunFolder(RunPaths):
     def newest(self) -> tuple[Path, Checkpoint, list[str]]:
         """The newest checkpoint that can be read, and a warning for each newer one that cannot.
 
+        Where last.pth alone is left, as in a folder that was copied without its checkpoints, that is put among them.
+
         Raises:
             CheckpointError: none can be read, or the newest is of a later version, which was to go on.
         """
         warnings: list[str] = []
-        for _, path in reversed(self.steps()):
+        candidates = [path for _, path in reversed(self.steps())] + [self.last] * self.last.exists()
+        for path in candidates:
             try:
-                return path, load_checkpoint(path, training=True), warnings
+                checkpoint = load_checkpoint(path, training=True)
             except NewerFormatError:
                 raise
             except CheckpointError as error:
                 warnings.append(f"skipped: {error}")
+                continue
+            if checkpoint.training is None:
+                warnings.append(f"{path} has no training state")
+                continue
+            if path == self.last:
+                path = self.step_path(checkpoint.training["step"])
+                self._put(self.last, path)
+            return path, checkpoint, warnings
         raise CheckpointError(
             "no checkpoint to resume from", str(self.path), "; ".join(warnings) or "start without --resume"
         )
@@ -253,21 +264,25 @@ class RunFolder(RunPaths):
             logger.warning("cannot remove the old checkpoint %s: %s", path, error.strerror or error)
 
     def _point_last(self, path: Path) -> None:
-        temporary = self.path / f"last.pth.tmp.{os.getpid()}"
+        self._put(path, self.last)
+
+    def _put(self, path: Path, other: Path) -> None:
+        """Give a file another name, in whose place there may be one; or copy it where files have but one."""
+        temporary = other.with_name(f"{other.name}.tmp.{os.getpid()}")
         try:
-            if self.last.exists() and self.last.samefile(path):
+            if other.exists() and other.samefile(path):
                 return
             temporary.unlink(missing_ok=True)
             try:
                 os.link(path, temporary)
             except OSError:  # a file system without hard links
-                with open(path, "rb") as source, replace_file(self.last) as handle:
+                with open(path, "rb") as source, replace_file(other) as handle:
                     shutil.copyfileobj(source, handle)
                 return
-            os.replace(temporary, self.last)
-            flush(self.path)
+            os.replace(temporary, other)
+            flush(other.parent)
         except OSError as error:
-            raise write_error(self.last, error) from error
+            raise write_error(other, error) from error
 
 
 class _LogFile(logging.FileHandler):

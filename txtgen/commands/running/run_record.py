@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import socket
 from array import array
 from collections.abc import Collection, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from txtgen.commands.running.locking import is_held
+from txtgen.config.mistakes import did_you_mean
 from txtgen.config.yaml import read_yaml_file
 from txtgen.errors import CheckpointError, ConfigError
 
@@ -72,10 +74,7 @@ class RunRecord:
     @property
     def command(self) -> str | None:
         """pretrain or finetune."""
-        said = self.about.get("command")
-        if isinstance(said, str):
-            return said
-        return None if not self.config else "pretrain" if "model" in self.config else "finetune"
+        return _command(self.about, self.config)
 
     @property
     def parameters(self) -> int | None:
@@ -102,16 +101,32 @@ class RunRecord:
         return max(written, default=None)
 
 
+def command_of(path: Path) -> str | None:
+    """The command that began the run in a folder: pretrain or finetune; None: the folder does not tell."""
+    return _command(read_object((paths := RunPaths(path)).about, []), _read_config(paths, []))
+
+
+def _command(about: dict[str, Any], config: dict[str, Any]) -> str | None:
+    said = about.get("command")
+    if isinstance(said, str):
+        return said
+    return None if not config else "pretrain" if "model" in config else "finetune"
+
+
+def _read_config(paths: RunPaths, problems: list[str]) -> dict[str, Any]:
+    if paths.config.exists():
+        try:
+            return read_yaml_file(paths.config).tree
+        except ConfigError as error:
+            problems.append(f"config.yaml: {error.what}")
+    return {}
+
+
 def read_run(path: Path) -> RunRecord:
     """What a run folder tells, but for the lines of its metrics and samples."""
     paths, problems = RunPaths(path), list[str]()
     status = read_object(paths.status, problems)
-    config: dict[str, Any] = {}
-    if paths.config.exists():
-        try:
-            config = read_yaml_file(paths.config).tree
-        except ConfigError as error:
-            problems.append(f"config.yaml: {error.what}")
+    config = _read_config(paths, problems)
     metric = section(config, "train").get("validation_metric")
     validations = read_lines(paths.metrics, problems, containing='"val_')
     return RunRecord(
@@ -132,10 +147,31 @@ def find_run(name: str, runs_path: str) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    for path in (Path(name), Path(runs_path) / name):
-        if path.is_dir() and RunPaths(path).exists:
-            return path
-    raise CheckpointError("no such run", name, f"list the runs with: txtgen runs list --runs-path {runs_path}")
+    path = Path(name)
+    if path.is_dir() and RunPaths(path).exists:
+        return path
+    return require_run(name, runs_path)
+
+
+def require_run(name: str, runs_path: str) -> Path:
+    """The folder of the run of this name.
+
+    Raises:
+        CheckpointError: there is none; with the name that may have been meant.
+    """
+    path = Path(runs_path) / name
+    if path.is_dir() and RunPaths(path).exists:
+        return path
+    near = did_you_mean(name, [other.name for other in find_runs(runs_path)])
+    raise CheckpointError(
+        "no such run", str(path), near or f"list the runs with: txtgen runs list --runs-path {runs_path}"
+    )
+
+
+def resume_command(command: str, folder: Path, *options: str) -> str:
+    """What to type so that the run in a folder goes on from its last checkpoint. command: that began it."""
+    where = [] if folder.parent == Path("runs") else ["--runs-path", str(folder.parent)]
+    return shlex.join(["txtgen", command, "--resume", "--name", folder.name, *where, *options])
 
 
 def find_runs(runs_path: str) -> list[Path]:

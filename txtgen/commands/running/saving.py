@@ -17,7 +17,7 @@ from torch import Tensor
 from txtgen.checkpoint import Checkpoint, is_finite, save_checkpoint
 from txtgen.commands.running.job import Job
 from txtgen.commands.running.staging import Staging
-from txtgen.commands.running.starting import environment
+from txtgen.commands.running.starting import environment, horizon_from
 from txtgen.config.checkpoint import CheckpointConfig, bidirectional_prompt, chat_format
 from txtgen.data import merge_bookmarks
 from txtgen.distributed import local, reshard, share_out
@@ -27,6 +27,8 @@ from txtgen.train import Compilation, Horizon, TrainState
 
 logger = logging.getLogger(__name__)
 
+RECORD_BYTES = 600
+"""What a checkpoint says of a tensor beside its content, about."""
 WAITING_SECONDS = 0.1
 """Of one wait for a save, after which signals are heard."""
 
@@ -182,10 +184,14 @@ class Saving:
 
     def sizes(self) -> tuple[int, int, int]:
         """Bytes of a checkpoint to resume and of best.pth, and how many of the former are kept in the end."""
-        config = self.config
-        model = sum(tensor.numel() * tensor.element_size() for tensor in self.weights().values())
+        config, weights = self.config, self.weights()
+        model = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
         averaged = model if config.ema_decay is not None else 0
-        whole = model + averaged + self.state.optimizer.state_bytes()
+        tokenizers = filter(None, (self.job.tokenizer, self.job.source_tokenizer))
+        beside = sum(len(content) for tokenizer in tokenizers for content in tokenizer.files().values())
+        beside += RECORD_BYTES * len(weights)
+        whole = model + averaged + self.state.optimizer.state_bytes() + beside + 2 * RECORD_BYTES * len(weights)
+        model += beside
         saves = 1 + (config.steps // config.save_every if config.save_every else 0)
         kept = config.keep_last
         if config.keep_every and config.minutes is None:
@@ -257,12 +263,7 @@ class Saving:
         self.state.micro_batch_tokens = used if said == self.config.micro_batch_tokens else None
         said, compiled = training.get("compiled", [None, None])
         self.state.compilation = Compilation(compiled if said == self.config.compile else None)
-        *horizon, steps, minutes = training.get("horizon", [0, 0, 0.0, None, None])
-        if [steps, minutes] == [self.config.steps, self.config.minutes]:
-            self.state.horizon = Horizon(*horizon)
-        elif self.config.minutes is not None:  # at the pace so far, until it is measured anew
-            fitting = round(self.state.step * 60 * self.config.minutes / max(1e-9, training["seconds"]))
-            self.state.horizon = Horizon(min(self.config.steps, max(self.state.step + 1, fitting)))
+        self.state.horizon = horizon_from(training, self.config)
         parameters = dict(self.state.model.named_parameters())
         for name, weight in (training.pop("weights", None) or {}).items():
             local(parameters[name].detach()).copy_(local(share_out(weight, parameters[name], self.job.world)))

@@ -1,5 +1,6 @@
 """How a run begins: which folder it gets, what it goes on from, and what it would cost."""
 
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,18 +13,20 @@ import torch
 import txtgen
 from txtgen.checkpoint import Checkpoint
 from txtgen.commands.devices import device_name, select_device, training_dtype
-from txtgen.commands.running.changes import compare, require_same_run, told
+from txtgen.commands.running.changes import Changes, compare, require_same_run, told
 from txtgen.commands.running.run_folder import RunFolder, begun_by, latest_name, next_name
+from txtgen.commands.running.run_record import command_of, read_object, require_run, resume_command
 from txtgen.commands.running.signals import StopRequest, listen
 from txtgen.commands.running.status import Status
 from txtgen.commands.running.weights import read_once
 from txtgen.config.loader import config_from_tree, dump_config
 from txtgen.config.runs import FinetuneConfig, PretrainConfig, RunConfig
 from txtgen.config.train import TrainConfig
+from txtgen.data import require_files
 from txtgen.distributed import World, open_world
-from txtgen.errors import BusyError, CheckpointError
+from txtgen.errors import BusyError, CheckpointError, ConfigError, DataError
 from txtgen.model import Transformer
-from txtgen.train import Horizon, require_memory
+from txtgen.train import Horizon, require_memory, share_of_peak
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
     with listen() as stop, open_world(device, config.train.rank_timeout_seconds) as world:
         name, launch = world.from_main(lambda: _folder_name(config, launch, world))
         folder = RunFolder(Path(config.runs_path) / name)
+        world.from_main(lambda: _require_files(config, folder))
         if not world.is_main:
             yield replace(_start(folder, world, device, config, launch), stop=stop)
             return
@@ -102,6 +106,20 @@ def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
                 yield replace(start, stop=stop, status=status)
 
 
+def _require_files(config: RunConfig, folder: RunFolder) -> None:
+    """Refuse a corpus that is not there.
+
+    Raises:
+        DataError: naming the missing source, and where a run that is here already was begun if that is elsewhere.
+    """
+    try:
+        require_files(config.data)
+    except DataError as error:
+        begun = read_object(folder.about, []).get("folder", os.getcwd())
+        advice = "" if begun == os.getcwd() else f"; the run was begun in {begun}: start this command there"
+        raise DataError(error.what, error.where, error.fix + advice) from error
+
+
 def _make_way(folder: RunFolder, launch: Launch) -> None:
     """Move a run that is to be overwritten aside.
 
@@ -114,7 +132,8 @@ def _make_way(folder: RunFolder, launch: Launch) -> None:
         raise BusyError(
             "the run folder already holds a run",
             str(folder.path),
-            "go on with --resume, move the old run aside with --overwrite, or choose another --name",
+            f"go on with it ({resume_command(command_of(folder.path) or 'pretrain', folder.path)}), move it aside with "
+            "--overwrite, or choose another --name",
         )
     folder.move_aside()
 
@@ -125,6 +144,8 @@ def _folder_name(config: RunConfig, launch: Launch, world: World) -> tuple[str, 
     if world.launch is not None and (before := begun_by(world.launch, runs_path)):
         return before.path.name, replace(launch, resume=before.occupied, overwrite=False)
     if config.name is not None:
+        if launch.resume:
+            require_run(config.name, config.runs_path)
         return config.name, launch
     if launch.resume:
         latest = latest_name(runs_path, launch.stem)
@@ -140,7 +161,7 @@ def _start(folder: RunFolder, world: World, device: torch.device, config: RunCon
     if launch.resume:
         path, checkpoint, warnings = read_once(folder.newest, world)
         parents, changes = _history(checkpoint)
-        found = compare(checkpoint.config.run, config)
+        found = _changes(checkpoint, config, str(path))
         require_same_run(found, str(path), launch.accept_changes)
         if found.risky:
             step = checkpoint.lineage["step"]
@@ -158,6 +179,34 @@ def _start(folder: RunFolder, world: World, device: torch.device, config: RunCon
             f"not as the run was saved: {other}. Rounding will differ from the straight run, and what dropout draws may"
         )
     return Start(folder, world, device, checkpoint, tuple(warnings), parents, changes, launch.accept_changes)
+
+
+def _changes(checkpoint: Checkpoint, config: RunConfig, where: str) -> Changes:
+    """What differs from the config that the run was saved with. Another length is risky where the learning rate of the
+    next step is another because of it, and else harmless.
+
+    Raises:
+        ConfigError: the run is to have fewer steps than it has done.
+    """
+    found, training, train = compare(checkpoint.config.run, config), checkpoint.training, config.train
+    lengths = {key: found.harmless[key] for key in ("train.steps", "train.minutes") if key in found.harmless}
+    if not lengths or training is None:
+        return found
+    done = training["step"]
+    if train.steps < done:
+        raise ConfigError(
+            f"train.steps: {lengths['train.steps'][0]} -> {train.steps}, but {done} steps are done",
+            where,
+            "leave it as it was, or raise it; txtgen cooldown finishes a run from an earlier checkpoint",
+        )
+    before, now = horizon_of(training, train), horizon_from(training, train)
+    old, new = (share_of_peak(train.schedule, done + 1, horizon) for horizon in (before, now))
+    if old != new:
+        for key in lengths:
+            found.risky[key] = found.harmless.pop(key)
+        peak = train.optimizer.learning_rate or 1.0
+        found.risky[f"learning rate of step {done + 1}"] = (float(f"{peak * old:.3g}"), float(f"{peak * new:.3g}"))
+    return found
 
 
 def _history(checkpoint: Checkpoint) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
@@ -186,6 +235,19 @@ def row_length_so_far(training: dict[str, Any] | None, batch_tokens: int) -> int
 def horizon_of(training: dict[str, Any], train: TrainConfig) -> Horizon:
     """How long a run is to be by the training state of its checkpoint. train: its config."""
     return Horizon(*training["horizon"][:3]) if "horizon" in training else Horizon(train.steps)
+
+
+def horizon_from(training: dict[str, Any], train: TrainConfig) -> Horizon:
+    """How long a run is to be that goes on from the training state of a checkpoint with a config that may want more or
+    less of it."""
+    *_, steps, minutes = training.get("horizon", [None, None])
+    if [steps, minutes] == [train.steps, train.minutes]:
+        return horizon_of(training, train)
+    if train.minutes is None:
+        return Horizon(train.steps)
+    # At the pace so far, until it is measured anew.
+    fitting = round(training["step"] * 60 * train.minutes / max(1e-9, training["seconds"]))
+    return Horizon(min(train.steps, max(training["step"] + 1, fitting)))
 
 
 def config_of(checkpoint: Checkpoint, settings: list[str]) -> PretrainConfig | FinetuneConfig:

@@ -28,7 +28,7 @@ from txtgen.config.loader import dump_config
 from txtgen.config.runs import RunConfig
 from txtgen.data import Batch, StreamReport
 from txtgen.distributed import is_sharded
-from txtgen.errors import OutOfMemoryError, TxtgenError
+from txtgen.errors import DataError, OutOfMemoryError, TxtgenError
 from txtgen.generator import Generator
 from txtgen.memory import give_back_free_memory, is_out_of_memory
 from txtgen.train import (
@@ -68,8 +68,8 @@ def run(config: RunConfig, launch: Launch | None, prepare: Callable[[Start, Prog
     """
     with start_run(config, launch or Launch()) as start:
         display = ProgressDisplay(config.train.steps, quiet=not start.world.is_main)
-        for warning in start.warnings:
-            display.note(warning)
+        for told in (*start.warnings, *config.remarks()):
+            display.note(told)
         return _trained(prepare(start, display), display)
 
 
@@ -166,14 +166,33 @@ class Session:
                 return self.result(None)
             self.journal.begin(self.state.step, self.reading)
             self.status.set("running", step=self.state.step, steps=self.pace.end)
-            if not self.state.step:
-                self.measure_base()
-            if not self.must_stop():
-                self.learn()
-            if self.validation.step < self.state.step and not self.must_stop():
-                self.validate()
+            with self.kept_before_errors():
+                if not self.state.step:
+                    self.measure_base()
+                if not self.must_stop():
+                    self.learn()
+                if self.validation.step < self.state.step and not self.must_stop():
+                    self.validate()
             self.save_at_last()
         return self.finish()
+
+    @contextmanager
+    def kept_before_errors(self) -> Iterator[None]:
+        """Save what has been learnt before an error of the corpus ends the run, where no other rank has to help.
+
+        Raises:
+            DataError: that error, with the checkpoint to go on from.
+        """
+        try:
+            yield
+        except DataError as error:
+            if self.job.world.size == 1:
+                with suppress(TxtgenError):  # the first error is the one to mend
+                    self.take_up(wait=True)
+                    self.save_at_last()
+            last = f"the last checkpoint is {self.saving.last}" if self.saving.last else "nothing was saved yet"
+            where = f"{error.where or 'the corpus'}, after step {self.state.step}"
+            raise DataError(error.what, where, "; ".join(filter(None, (error.fix, last)))) from error
 
     def settle_in(self) -> None:
         """Make a run that goes on from the checkpoint of another one that can be resumed by itself."""

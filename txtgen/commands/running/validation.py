@@ -24,11 +24,10 @@ class Validation:
     ) -> None:
         self.job, self.generator = job, generator
         data = job.config.data
-        holds_out = bool(data.validation.sources or data.validation.fraction)
         self.retention = Retention(job)
         self.weights = objective.weights
         self.text = MeasuredText(
-            validation_parts(data, objective, **job.stream_options) if holds_out else {},
+            validation_parts(data, objective, **job.stream_options) if data.held_out_kinds else {},
             job.config.train.validation_batches,
             job.loss if isinstance(data.objective, DpoObjective) else None,
             reference,
@@ -87,6 +86,11 @@ class Validation:
         return better
 
     @property
+    def measures(self) -> bool:
+        """Whether there is anything to measure."""
+        return bool(self.text.parts) or self.retention.measures
+
+    @property
     def out_of_patience(self) -> bool:
         """Whether nothing has become better for as long as the config allows."""
         patience = self.job.config.train.patience
@@ -121,7 +125,7 @@ class Validation:
         pairs = list(islice(validation_pairs(config.data, seed=config.seed), config.train.validation_translations))
         if not pairs:
             raise DataError(
-                "validation_metric needs source and target pairs, and there are none",
+                "validation_metric needs source and target pairs, and none can be read of what is held out",
                 "train.validation_metric",
                 "use validation_metric: loss",
             )

@@ -1,0 +1,205 @@
+"""How a run begins or goes on: mistakes are told before anything is done, with what to type in their place."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from txtgen.checkpoint import load_checkpoint
+from txtgen.cli import run
+
+CONSTANT = ["--set", "train.schedule.kind=constant"]
+
+
+def step_of(folder: str) -> int:
+    return load_checkpoint(Path(folder, "last.pth"), training=True).training["step"]
+
+
+# -- what is asked of a corpus
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["train.validation_metric=bleu"], "train.validation_metric: bleu needs source and target pairs"),
+        (["data.validation.fraction=0.0", "train.validation_metric=chrf"], "chrf needs source and target pairs"),
+        (["data.validation.fraction=0.0", "train.patience=2"], "train.patience: nothing is held out"),
+        (["samples.prompts=[]", "samples.every=2"], "samples.every: is 2, but there are no samples.prompts"),
+    ],
+)
+def test_what_could_never_be_measured_is_refused_before_the_run(workshop, capfd, settings, told) -> None:
+    options = [part for setting in settings for part in ("--set", setting)]
+    assert run(["pretrain", "decoder.yaml", "--name", "a", *options]) == 3
+    assert told in capfd.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_a_run_without_held_out_text_says_so(workshop, capfd) -> None:
+    assert run(["pretrain", "text/a.txt", "--steps", "1", "--name", "a"]) == 0  # too small to hold any of it out
+    assert "nothing is held out (data.validation): no validation, and no best.pth\n" in capfd.readouterr().err
+    assert run(["pretrain", "decoder.yaml", "--steps", "1", "--name", "b"]) == 0
+    assert "held out" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("data.validation.sources=[{kind: text, path: b.txt}]", "no file matches 'b.txt'; data.validation.sources.0: "),
+        ("data.validation.sources=[{kind: text, path: empty}]", "the file is empty; data.validation.sources.0: "),
+        (
+            "data.sources.0.path=text/b.txt",
+            "no file matches 'text/b.txt'; data.sources.0: text text/b.txt, relative to ",
+        ),
+    ],
+)
+def test_a_missing_file_is_found_before_anything_is_made_of_the_others(workshop, capfd, setting, told) -> None:
+    Path("empty").touch()
+    options = ["--set", "data.validation.fraction=0.0", "--set", setting]
+    assert run(["pretrain", "decoder.yaml", "--name", "a", *options]) == 4
+    assert told in (error := capfd.readouterr().err)
+    assert "tokenizer" not in error
+    assert not Path("runs").exists()
+
+
+def test_a_run_that_is_resumed_elsewhere_says_where_it_was_begun(workshop, capfd, monkeypatch) -> None:
+    begun = ["pretrain", "decoder.yaml", "--name", "a", "--set", "data.sources.0.path=text", *CONSTANT]
+    assert run([*begun, "--steps", "2"]) == 0
+    elsewhere = workshop / "else"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    again = ["pretrain", "--resume", "--name", "a", "--runs-path", "../runs", "--steps", "3"]
+    assert run(again) == 4
+    told = f"relative to {elsewhere}; check the spelling; '.' holds 0 entries, none of a similar name; "
+    assert told + f"the run was begun in {workshop}: start this command there" in capfd.readouterr().err
+    assert run([*again, "--set", "data.sources.0.path=../text"]) == 0
+    assert step_of("../runs/a") == 3
+
+
+def test_what_was_learnt_before_a_bad_record_is_saved(workshop, capfd) -> None:
+    lines = [json.dumps({"text": f"line {number} of some text."}) for number in range(4000)]
+    Path("bad.jsonl").write_text("\n".join([*lines, "no JSON"]), encoding="utf-8")
+    source = ["--set", "data.sources=[{kind: jsonl, path: bad.jsonl}]", "--set", "data.validation.fraction=0.0"]
+    source += ["--set", "tokenizer.sample_bytes=1000", "--set", "train.save_every=0", *CONSTANT]
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "1000", *source]) == 4
+    saved = step_of("runs/a")
+    assert saved > 0
+    told = f"after step {saved}; mend the record, or leave out such records with data.on_bad_record: skip; "
+    assert told + f"the last checkpoint is runs/a/checkpoints/step-{saved:08d}.pth" in capfd.readouterr().err
+    skipping = ["--set", "data.on_bad_record=skip", "--steps", str(saved + 3)]
+    assert run(["pretrain", "--resume", "--name", "a", *skipping]) == 0
+    told = capfd.readouterr().err
+    assert "skipped, as bad, 1 of " in told
+    assert " records read, such as bad.jsonl:4001" in told
+    assert step_of("runs/a") == saved + 3
+
+
+# -- how long it goes on
+
+
+def test_a_run_cannot_be_told_to_have_done_less(workshop, capfd) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "a"]) == 0
+    kept = {path: path.read_bytes() for path in map(Path, ("runs/a/config.yaml", "runs/a/status.json"))}
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--resume", "--steps", "3", "--accept-changes"]) == 3
+    assert "train.steps: 6 -> 3, but 6 steps are done" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+def test_more_steps_that_move_the_learning_rate_need_a_word(workshop, capfd) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "4"]) == 0
+    longer = ["pretrain", "--resume", "--name", "a", "--steps", "8"]
+    assert run(longer) == 3
+    assert "train.steps: 4 -> 8, learning rate of step 5: 0.001 -> 0.00378; " in capfd.readouterr().err
+    assert run([*longer, "--accept-changes"]) == 0
+    assert "changed after step 4: train.steps: 4 -> 8, learning rate of step 5: " in capfd.readouterr().err
+    rates = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
+    assert next(line["learning_rate"] for line in rates if line["step"] == 5) == pytest.approx(0.00378, rel=1e-3)
+    assert load_checkpoint(Path("runs/a/last.pth")).lineage["changes"][0]["train.steps"] == "4 -> 8"
+
+
+def test_more_steps_in_the_stable_phase_need_none_and_equal_the_straight_run(workshop) -> None:
+    stable = ["--set", "train.schedule={kind: trapezoid, warmup_steps: 2, cooldown_steps: 1}"]
+    assert run(["pretrain", "decoder.yaml", "--name", "straight", "--steps", "8", *stable]) == 0
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "6", *stable]) == 0
+    for later in ("runs/a/last.pth", "runs/a/best.pth", "runs/a/checkpoints/step-00000006.pth"):
+        Path(later).unlink()
+    assert run(["pretrain", "--resume", "--name", "a", "--steps", "8"]) == 0
+    ours, straight = (load_checkpoint(Path(f"runs/{name}/last.pth")).model for name in ("a", "straight"))
+    assert all(torch.equal(ours[name], straight[name]) for name in straight)
+
+
+@pytest.mark.parametrize("minutes", [["--minutes", "0.2"], ["--set", "train.minutes=0.2"]])
+def test_minutes_end_a_run_whatever_steps_its_config_has(workshop, a_second_a_step, capfd, minutes) -> None:
+    quick = ["--set", "train.validate_every=0", "--set", "train.save_every=0"]
+    assert run(["pretrain", "decoder.yaml", "--name", "a", *minutes, *quick]) == 0
+    assert step_of("runs/a") == 12
+    assert "whichever is less" not in capfd.readouterr().err
+    assert run(["pretrain", "decoder.yaml", "--name", "b", *minutes, "--steps", "5", *quick]) == 0
+    assert step_of("runs/b") == 5
+    assert "the run ends after 5 steps or 0.2 minutes, whichever is less\n" in capfd.readouterr().err
+
+
+# -- what the command line names
+
+
+def test_a_config_is_no_text(workshop, capfd) -> None:
+    assert run(["pretrain", "decoder.yaml", "text/a.txt"]) == 2
+    told = "decoder.yaml; name its files inside it, or by --set data.sources.0.path=text/a.txt"
+    assert told in capfd.readouterr().err
+    assert run(["pretrain", "decoder.yaml", "translator.yaml"]) == 2
+    Path("decoder.yaml").rename("DECODER.YML")
+    assert run(["pretrain", "DECODER.YML", "--steps", "1"]) == 0
+    assert Path("runs/DECODER-1/last.pth").exists()
+    Path("chats.json").write_text("[]")
+    assert run(["pretrain", "chats.json"]) == 4
+    assert "a .json file is not taken for a corpus; chats.json; records go into a .jsonl" in capfd.readouterr().err
+
+
+def test_a_run_goes_on_by_the_command_that_began_it(workshop, capfd) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "p", "--steps", "2", *CONSTANT]) == 0
+    chats = ["finetune", "chats.jsonl", "--base", "runs/p"]
+    assert run([*chats, "--name", "f", "--steps", "2", *CONSTANT]) == 0
+    capfd.readouterr()
+    for inputs in ([], ["decoder.yaml"]):
+        assert run(["pretrain", *inputs, "--resume", "--name", "f"]) == 2
+        told = "this is a finetune run; runs/f; go on with it by: txtgen finetune --resume --name f\n"
+        assert told in capfd.readouterr().err
+    assert run(["finetune", "--resume", "--name", "p"]) == 2
+    assert "go on with it by: txtgen pretrain --resume --name p\n" in capfd.readouterr().err
+    assert run(["pretrain", "--resume", "--steps", "3"]) == 0  # the newest of its own
+    assert (step_of("runs/p"), step_of("runs/f")) == (3, 2)
+
+
+def test_a_misspelt_run_is_told_and_leaves_no_folder(workshop, capfd) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "stories", "--steps", "1"]) == 0
+    for inputs in ([], ["decoder.yaml"]):
+        assert run(["pretrain", *inputs, "--resume", "--name", "storys"]) == 5
+        assert "no such run; runs/storys; did you mean stories?" in capfd.readouterr().err
+    assert [path.name for path in Path("runs").iterdir()] == ["stories"]
+
+
+def test_last_pth_alone_is_gone_on_from(workshop) -> None:
+    """As in a folder whose checkpoints/ was not copied."""
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "2", *CONSTANT]) == 0
+    for path in Path("runs/a/checkpoints").iterdir():
+        path.unlink()
+    Path("runs/a/checkpoints").rmdir()
+    assert run(["pretrain", "--resume", "--name", "a", "--steps", "4"]) == 0
+    assert step_of("runs/a") == 4
+    kept = sorted(path.name for path in Path("runs/a/checkpoints").iterdir())
+    assert kept == ["step-00000002.pth", "step-00000004.pth"]
+
+
+def test_a_cooldown_is_advised_only_what_it_can_be_told(workshop, capfd) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "long", *CONSTANT]) == 0
+    cooldown = ["cooldown", "--from", "runs/long", "--steps", "2", "--name", "end"]
+    assert run(cooldown) == 0
+    assert run(cooldown) == 9
+    told = "go on with it (txtgen pretrain --resume --name end), move it aside with --overwrite, or choose another"
+    assert told in capfd.readouterr().err
+    with open("text/a.txt", "a", encoding="utf-8") as file:
+        file.write("one more line.\n")
+    assert run([*cooldown, "--overwrite"]) == 4
+    assert "--accept-changes" in capfd.readouterr().err
+    assert run([*cooldown, "--accept-changes", "--overwrite"]) == 0
+    assert (step_of("runs/end"), step_of("runs/end.old-1")) == (8, 8)
