@@ -11,7 +11,8 @@ from txtgen.commands.models import read_found, read_model
 from txtgen.commands.running import training
 from txtgen.commands.running.job import Job
 from txtgen.commands.running.outlook import Section, outlook
-from txtgen.commands.running.starting import Launch, Start, row_length_so_far, with_learning_rates
+from txtgen.commands.running.resuming import row_length_so_far
+from txtgen.commands.running.starting import Launch, Start, with_learning_rates
 from txtgen.commands.running.vocabulary import VOCABULARIES, with_vocabulary
 from txtgen.commands.running.weights import place, read_once, take_over
 from txtgen.commands.showing.console import ProgressDisplay

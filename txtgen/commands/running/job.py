@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from txtgen.commands.devices import training_dtype
+from txtgen.commands.running.resuming import row_length_so_far
 from txtgen.commands.running.run_folder import RunFolder
-from txtgen.commands.running.starting import Start, row_length_so_far
+from txtgen.commands.running.starting import Start
 from txtgen.config.checkpoint import CheckpointConfig, inherited
 from txtgen.config.data import SubwordSampling
 from txtgen.config.objectives import DpoObjective, ObjectiveConfig

@@ -11,8 +11,8 @@ from typing import Any
 import txtgen
 from txtgen.commands.running.board import Board
 from txtgen.commands.running.job import Job
+from txtgen.commands.running.resuming import environment
 from txtgen.commands.running.run_record import read_object
-from txtgen.commands.running.starting import environment
 from txtgen.commands.showing.page import write_page
 from txtgen.data import StreamReport, corpus_statistics
 from txtgen.generator import Generation

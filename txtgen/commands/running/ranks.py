@@ -18,6 +18,7 @@ from types import FrameType
 
 from txtgen.commands.running.run_folder import begun_by
 from txtgen.commands.running.run_record import read_object
+from txtgen.commands.running.signals import EXIT_CODES
 from txtgen.commands.running.status import Status
 from txtgen.distributed import host_launch
 from txtgen.errors import DistributedError, TxtgenError, UsageError
@@ -27,7 +28,7 @@ GRACE_SECONDS = 30.0
 LIFELINE = "TXTGEN_LIFELINE"
 """Set for ranks whose standard input ends when the process that started them does."""
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
-STOPPED = {-int(number): 128 + int(number) for number in (signal.SIGINT, signal.SIGTERM)}
+STOPPED = {-int(signal.Signals[name]): EXIT_CODES[name] for name in SIGNALS if name in signal.Signals.__members__}
 WORTH_A_RESTART = (TxtgenError.exit_code, DistributedError.exit_code)
 """Exit codes of a rank that may go away by themselves, as being killed may; a mistake of the user's does not."""
 

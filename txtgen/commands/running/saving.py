@@ -16,8 +16,8 @@ from torch import Tensor
 
 from txtgen.checkpoint import Checkpoint, is_finite, save_checkpoint
 from txtgen.commands.running.job import Job
+from txtgen.commands.running.resuming import environment, horizon_from
 from txtgen.commands.running.staging import Staging
-from txtgen.commands.running.starting import environment, horizon_from
 from txtgen.config.checkpoint import CheckpointConfig, bidirectional_prompt, chat_format
 from txtgen.data import merge_bookmarks
 from txtgen.distributed import local, reshard, share_out

@@ -1,7 +1,6 @@
-"""How a run begins: which folder it gets, what it goes on from, and what it would cost."""
+"""How a run begins: which folder it gets, and what it goes on from."""
 
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,23 +9,23 @@ from typing import Any, TypeVar
 
 import torch
 
-import txtgen
 from txtgen.checkpoint import Checkpoint
-from txtgen.commands.devices import device_name, select_device, training_dtype
-from txtgen.commands.running.changes import Changes, compare, require_same_run, told
+from txtgen.commands.devices import select_device
+from txtgen.commands.running.changes import require_same_run, told
+from txtgen.commands.running.resuming import changes_since, differing, history
 from txtgen.commands.running.run_folder import RunFolder, begun_by, latest_name, next_name
 from txtgen.commands.running.run_record import command_of, read_object, require_run, resume_command
 from txtgen.commands.running.signals import StopRequest, listen
 from txtgen.commands.running.status import Status
 from txtgen.commands.running.weights import read_once
-from txtgen.config.loader import config_from_tree, dump_config
-from txtgen.config.runs import FinetuneConfig, PretrainConfig, RunConfig
+from txtgen.config.loader import dump_config
+from txtgen.config.runs import RunConfig
 from txtgen.config.train import TrainConfig
 from txtgen.data import require_files
 from txtgen.distributed import World, open_world
-from txtgen.errors import BusyError, CheckpointError, ConfigError, DataError
+from txtgen.errors import BusyError, CheckpointError, DataError
 from txtgen.model import Transformer
-from txtgen.train import Horizon, require_memory, share_of_peak
+from txtgen.train import require_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +159,8 @@ def _start(folder: RunFolder, world: World, device: torch.device, config: RunCon
         return Start(folder, world, device, None, ("no checkpoint was saved yet: the run begins anew",))
     if launch.resume:
         path, checkpoint, warnings = read_once(folder.newest, world)
-        parents, changes = _history(checkpoint)
-        found = _changes(checkpoint, config, str(path))
+        parents, changes = history(checkpoint)
+        found = changes_since(checkpoint, config, str(path))
         require_same_run(found, str(path), launch.accept_changes)
         if found.risky:
             step = checkpoint.lineage["step"]
@@ -169,7 +168,7 @@ def _start(folder: RunFolder, world: World, device: torch.device, config: RunCon
             changes += ({"step": step, **{key: f"{old!r} -> {new!r}" for key, (old, new) in found.risky.items()}},)
     elif launch.origin is not None:
         checkpoint, warnings = launch.origin, []
-        parents, changes = _history(checkpoint)
+        parents, changes = history(checkpoint)
         parents = (*parents, checkpoint.fingerprint)
     else:
         return Start(folder, world, device, None)
@@ -179,101 +178,6 @@ def _start(folder: RunFolder, world: World, device: torch.device, config: RunCon
             f"not as the run was saved: {other}. Rounding will differ from the straight run, and what dropout draws may"
         )
     return Start(folder, world, device, checkpoint, tuple(warnings), parents, changes, launch.accept_changes)
-
-
-def _changes(checkpoint: Checkpoint, config: RunConfig, where: str) -> Changes:
-    """What differs from the config that the run was saved with. Another length is risky where the learning rate of the
-    next step is another because of it, and else harmless.
-
-    Raises:
-        ConfigError: the run is to have fewer steps than it has done.
-    """
-    found, training, train = compare(checkpoint.config.run, config), checkpoint.training, config.train
-    lengths = {key: found.harmless[key] for key in ("train.steps", "train.minutes") if key in found.harmless}
-    if not lengths or training is None:
-        return found
-    done = training["step"]
-    if train.steps < done:
-        raise ConfigError(
-            f"train.steps: {lengths['train.steps'][0]} -> {train.steps}, but {done} steps are done",
-            where,
-            "leave it as it was, or raise it; txtgen cooldown finishes a run from an earlier checkpoint",
-        )
-    before, now = horizon_of(training, train), horizon_from(training, train)
-    old, new = (share_of_peak(train.schedule, done + 1, horizon) for horizon in (before, now))
-    if old != new:
-        for key in lengths:
-            found.risky[key] = found.harmless.pop(key)
-        peak = train.optimizer.learning_rate or 1.0
-        found.risky[f"learning rate of step {done + 1}"] = (float(f"{peak * old:.3g}"), float(f"{peak * new:.3g}"))
-    return found
-
-
-def _history(checkpoint: Checkpoint) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
-    """Fingerprints of what a checkpoint descends from, and the changes that users accepted on the way."""
-    return tuple(checkpoint.lineage.get("ancestors", ())), tuple(checkpoint.lineage.get("changes", ()))
-
-
-def differing(checkpoint: Checkpoint, train: TrainConfig, device: torch.device, world: World) -> str:
-    """How what decides rounding and dropout differs from what a checkpoint's lineage says, as name old -> new."""
-    lineage = checkpoint.lineage
-    dtype = training_dtype(train.dtype, device, checkpoint.config.model, lineage)
-    now = environment(train, device, dtype, world).items()
-    return ", ".join(f"{key} {lineage[key]} -> {value}" for key, value in now if lineage.get(key, value) != value)
-
-
-def row_length_so_far(training: dict[str, Any] | None, batch_tokens: int) -> int | None:
-    """Positions of the packed rows that a run has read, by its place in the data; None: it has read none.
-
-    They stay, whatever is usual by now where a config says nothing.
-    """
-    place = training["bookmark"] if training else {}
-    rows = place.get("size") if place.get("kind") == "rows" else None
-    return batch_tokens // rows if isinstance(rows, int) and rows > 0 else None
-
-
-def horizon_of(training: dict[str, Any], train: TrainConfig) -> Horizon:
-    """How long a run is to be by the training state of its checkpoint. train: its config."""
-    return Horizon(*training["horizon"][:3]) if "horizon" in training else Horizon(train.steps)
-
-
-def horizon_from(training: dict[str, Any], train: TrainConfig) -> Horizon:
-    """How long a run is to be that goes on from the training state of a checkpoint with a config that may want more or
-    less of it."""
-    *_, steps, minutes = training.get("horizon", [None, None])
-    if [steps, minutes] == [train.steps, train.minutes]:
-        return horizon_of(training, train)
-    if train.minutes is None:
-        return Horizon(train.steps)
-    # At the pace so far, until it is measured anew.
-    fitting = round(training["step"] * 60 * train.minutes / max(1e-9, training["seconds"]))
-    return Horizon(min(train.steps, max(training["step"] + 1, fitting)))
-
-
-def config_of(checkpoint: Checkpoint, settings: list[str]) -> PretrainConfig | FinetuneConfig:
-    """The config of the run that made a checkpoint, after --set options."""
-    tree = dict(checkpoint.config.run)
-    source = "the config of the checkpoint's run"
-    if tree.pop("command", "pretrain") == "finetune":
-        return config_from_tree(FinetuneConfig, tree, settings, source=source)
-    return config_from_tree(PretrainConfig, tree, settings, source=source)
-
-
-def environment(train: TrainConfig, device: torch.device, dtype: torch.dtype, world: World) -> dict[str, Any]:
-    """What may change on resume and yet decides rounding and dropout: only where all of it is the same does a resumed
-    run equal the straight one bit for bit."""
-    return {
-        "micro_batch_tokens": train.micro_batch_tokens,
-        "compile": train.compile,
-        "txtgen": txtgen.__version__,
-        "torch": str(torch.__version__),
-        "machine": platform.machine(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "device": device_name(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "world_size": world.size,
-    }
 
 
 Learner = TypeVar("Learner", bound=RunConfig)

@@ -137,6 +137,11 @@ class Session:
         self.pace = Pace(job, self.state, began)
         give_back_free_memory()  # of what was read for this
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other rank is there to be met."""
+        return self.job.world.size == 1
+
     def progress(self) -> dict[str, Any]:
         """What the training state of a checkpoint holds beside that of the loop."""
         known = {} if self.reference is None else {"reference": self.reference.state()}
@@ -186,7 +191,7 @@ class Session:
         try:
             yield
         except DataError as error:
-            if self.job.world.size == 1:
+            if self.is_alone:
                 with suppress(TxtgenError):  # the first error is the one to mend
                     self.take_up(wait=True)
                     self.save_at_last()
@@ -322,20 +327,20 @@ class Session:
 
     def measure_base(self) -> None:
         """Measure how well the base model knows what must not be forgotten."""
-        limit, alone = self.job.config.train.micro_batch_tokens, self.job.world.size == 1
+        limit = self.job.config.train.micro_batch_tokens
         with self.status.during("validating"):
             begin = partial(self.validation.retention.begin, self.stop, limit)
-            metrics = self.aside("validation", 0, begin, alone=alone)
+            metrics = self.aside("validation", 0, begin, alone=self.is_alone)
         if metrics and self.job.world.is_main:
             self.reporter.validation(self.state.step, metrics, self.pace.elapsed())
 
     def validate(self) -> None:
         """Measure on the held-out text, if any is; keep the model as best.pth if it never was better."""
-        config, alone = self.job.config.train, self.job.world.size == 1
+        config = self.job.config.train
         limit = self.state.micro_batch_tokens or config.micro_batch_tokens
         with self.status.during("validating"):
             measure = partial(self.validation.measure, self.stop, limit)
-            metrics = self.aside("validation", config.validate_every, measure, alone=alone)
+            metrics = self.aside("validation", config.validate_every, measure, alone=self.is_alone)
         if metrics is None:
             return
         self.validation.step = self.state.step
