@@ -21,7 +21,9 @@ def main() -> None:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
         code = 130
-    sys.exit(code)
+    from txtgen.commands.running.signals import leave
+
+    leave(code)
 
 
 def open_standard_files() -> None:

@@ -54,7 +54,7 @@ def test_a_run_stops_when_validation_gets_no_better(workshop, capfd) -> None:
     assert load_checkpoint(folder / "best.pth").lineage["step"] == 1
     assert "stopped early" in capfd.readouterr().err
     assert run([*arguments, "--resume"]) == 0
-    assert "nothing to do: 2 validations" in capfd.readouterr().err
+    assert "nothing to do in runs/early: 2 validations" in capfd.readouterr().err
     assert run([*arguments, "--resume", "--set", "train.patience=4"]) == 0
     assert list(lines(folder, "val_loss")) == [1, 2, 3, 4, 5]
 

@@ -90,9 +90,14 @@ def test_nor_does_memory_for_an_average_that_is_to_be_measured(workshop, capfd, 
 
 
 def test_a_run_of_no_steps_has_nothing_to_do(workshop, capfd) -> None:
-    assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "0"]) == 0
-    assert "nothing to do: 0 of 0 steps are done" in capfd.readouterr().err
-    assert json.loads(Path("runs/a/status.json").read_text())["state"] == "finished"
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "0"]) == 3
+    assert "train.steps: expected a whole number" in capfd.readouterr().err
+    assert not Path("runs").exists()
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--minutes", "0.0000001"]) == 3
+    assert "there is nothing to do: the time of the run is over" in capfd.readouterr().err
+    assert json.loads(Path("runs/a/status.json").read_text())["state"] == "failed"
+    assert run(["runs", "list"]) == 0
+    assert "1,000,000,000" not in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])

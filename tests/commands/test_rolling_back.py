@@ -115,7 +115,8 @@ def test_too_many_in_a_row_end_the_run_and_later_ones_count_anew(workshop, capfd
     assert pretrain("decoder", *often, name="b") == 7
     error = capfd.readouterr().err
     assert "error: the gradient is not finite; step 3, after 2 roll-backs to step 2, documents " in error
-    assert f"the last good checkpoint is {step('b', 2)}" in error
+    assert f"the weights of {step('b', 2)}, just before it, may be at fault themselves; remove that file" in error
+    assert f"remove that file and go on from {step('b', 0)} with a lower learning rate: txtgen pretrain" in error
     assert "--resume --name b --accept-changes --set train.optimizer.learning_rate=0.005" in error
     status = json.loads(Path("runs/b/status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("diverged", 7)
@@ -154,11 +155,23 @@ def test_a_run_that_ends_says_how_to_go_on_and_what_it_says_works(workshop, capf
     error = capfd.readouterr().err
     failed = 5 if policy == "stop" else 6
     assert f"step {failed}, documents " in error
-    assert f"the last good checkpoint is {step('a', 4)}" in error
-    _, _, command = error.strip().rpartition("without these documents: txtgen ")
+    told = "the weights of" if policy == "stop" else "the last good checkpoint is"
+    assert f"{told} {step('a', 4)}" in error
+    command = error.rpartition("these documents: txtgen ")[2].partition(";")[0]
     poison(failed - 4)
     assert run(command.split()) == 0
     assert last("a").lineage["changes"][0]["rolled_back_from"] == failed
+
+
+def test_the_advice_to_leave_a_checkpoint_whose_weights_are_at_fault_works(workshop, capfd, poison) -> None:
+    poison(5)
+    assert pretrain("decoder", name="a") == 7
+    error = capfd.readouterr().err
+    assert f"remove that file and go on from {step('a', 2)} with a lower learning rate: " in error
+    step("a", 4).unlink()
+    command = error.rpartition("with a lower learning rate: txtgen ")[2].partition(";")[0]
+    assert run(command.split()) == 0
+    assert last("a").training["step"] == 6
 
 
 def test_where_nothing_was_saved_the_end_says_so(workshop, capfd, poison) -> None:

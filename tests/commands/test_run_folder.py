@@ -15,7 +15,7 @@ import torch
 
 from txtgen.checkpoint import Checkpoint, load_checkpoint
 from txtgen.commands.models import resolve_model
-from txtgen.commands.running.run_folder import RunFolder, latest_name, next_name
+from txtgen.commands.running.run_folder import RunFolder, existing_names, next_name
 from txtgen.commands.running.status import Status
 from txtgen.config.checkpoint import CheckpointConfig
 from txtgen.config.model import DecoderConfig
@@ -29,13 +29,13 @@ def folder(tmp_path) -> RunFolder:
 
 def test_names_count_up(tmp_path) -> None:
     assert next_name(tmp_path, "story") == "story-1"
-    assert latest_name(tmp_path, "story") is None
+    assert existing_names(tmp_path, "story") == []
     for name in ("story-1", "story-9", "story-10", "story-x", "history-40", "story-2.old-1"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "last.pth").touch()
     (tmp_path / "story-99").mkdir()  # a start that failed left no checkpoint
     assert next_name(tmp_path, "story") == "story-11"
-    assert latest_name(tmp_path, "story") == "story-10"
+    assert existing_names(tmp_path, "story")[0] == "story-10"
     assert next_name(tmp_path / "missing", "story") == "story-1"
 
 
@@ -215,6 +215,7 @@ def test_a_checkpoint_that_goes_between_listing_and_loading_is_skipped(folder, c
     listed = folder.steps()
     monkeypatch.setattr(RunFolder, "steps", lambda _: listed)
     folder.step_path(2).unlink()
+    folder.last.unlink()
     path, _, warnings = folder.newest()
     assert path == folder.step_path(1)
     assert "no such checkpoint file" in warnings[0]

@@ -232,7 +232,7 @@ def test_a_run_whose_checkpoints_do_not_fit_is_refused(workshop, monkeypatch, ca
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=200_000))
     assert pretrain("a") == 6
     error = capfd.readouterr().err
-    assert "the disk is full: 0.4 MB needed, 0.2 MB free; runs/a" in error
+    assert "the disk is full: 0.7 MB needed, 0.2 MB free; runs/a" in error
     assert not Path("runs/a/metrics.jsonl").exists()
 
 

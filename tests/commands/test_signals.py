@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from itertools import count
@@ -273,6 +275,23 @@ def test_off_the_main_thread_nobody_listens() -> None:
     assert interruptible(listens) is False
     with pytest.raises(ZeroDivisionError):
         interruptible(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.02, 0.05, 0.1, 0.2])
+def test_a_real_process_is_not_aborted_by_a_tokenizer_in_training(workshop, moment) -> None:
+    """SentencePiece reads from Python in a thread of its own, which knows nothing of the end."""
+    Path("text/a.txt").write_text("".join(f"word{number} and {number * 7}\n" for number in range(40_000)))
+    command = [sys.executable, "-m", "txtgen", "pretrain", "text/a.txt", "--steps", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        limit = time.monotonic() + 60
+        while not list(Path("runs").glob("*/status.json")) and time.monotonic() < limit:
+            time.sleep(0.01)
+        time.sleep(moment)
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read()
+    assert (process.returncode, "terminate" in told) == (130, False), told
 
 
 def test_a_signal_while_the_ranks_agree_is_not_forgotten(workshop, monkeypatch) -> None:

@@ -1,6 +1,7 @@
 """How a run begins or goes on: mistakes are told before anything is done, with what to type in their place."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,13 @@ import torch
 
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
+from txtgen.commands import launching
+from txtgen.commands.running import training
+from txtgen.commands.running.resuming import horizon_from
+from txtgen.config.train import UNLIMITED, TrainConfig
+from txtgen.train import Horizon
 
+OLD_RUN = Path(__file__).parents[1] / "old_run"
 CONSTANT = ["--set", "train.schedule.kind=constant"]
 
 
@@ -37,7 +44,7 @@ def test_what_could_never_be_measured_is_refused_before_the_run(workshop, capfd,
 
 def test_a_run_without_held_out_text_says_so(workshop, capfd) -> None:
     assert run(["pretrain", "text/a.txt", "--steps", "1", "--name", "a"]) == 0  # too small to hold any of it out
-    assert "nothing is held out (data.validation): no validation, and no best.pth\n" in capfd.readouterr().err
+    assert "nothing is held out (data.validation): no validation loss, and no best.pth\n" in capfd.readouterr().err
     assert run(["pretrain", "decoder.yaml", "--steps", "1", "--name", "b"]) == 0
     assert "held out" not in capfd.readouterr().err
 
@@ -62,6 +69,14 @@ def test_a_missing_file_is_found_before_anything_is_made_of_the_others(workshop,
     assert not Path("runs").exists()
 
 
+def test_a_dry_run_misses_files_as_early(workshop, capfd) -> None:
+    missing = ["--set", "data.validation={sources: [{kind: text, path: b.txt}]}"]
+    assert run(["pretrain", "decoder.yaml", *missing, "--dry-run"]) == 4
+    found = capfd.readouterr()
+    assert "data.validation.sources.0: " in found.err
+    assert found.out == ""
+
+
 def test_a_run_that_is_resumed_elsewhere_says_where_it_was_begun(workshop, capfd, monkeypatch) -> None:
     begun = ["pretrain", "decoder.yaml", "--name", "a", "--set", "data.sources.0.path=text", *CONSTANT]
     assert run([*begun, "--steps", "2"]) == 0
@@ -84,6 +99,8 @@ def test_what_was_learnt_before_a_bad_record_is_saved(workshop, capfd) -> None:
     assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "1000", *source]) == 4
     saved = step_of("runs/a")
     assert saved > 0
+    status = json.loads(Path("runs/a/status.json").read_text())
+    assert (status["step"], Path(status["last_checkpoint"]).name) == (saved, f"step-{saved:08d}.pth")
     told = f"after step {saved}; mend the record, or leave out such records with data.on_bad_record: skip; "
     assert told + f"the last checkpoint is runs/a/checkpoints/step-{saved:08d}.pth" in capfd.readouterr().err
     skipping = ["--set", "data.on_bad_record=skip", "--steps", str(saved + 3)]
@@ -115,6 +132,50 @@ def test_more_steps_that_move_the_learning_rate_need_a_word(workshop, capfd) -> 
     rates = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
     assert next(line["learning_rate"] for line in rates if line["step"] == 5) == pytest.approx(0.00378, rel=1e-3)
     assert load_checkpoint(Path("runs/a/last.pth")).lineage["changes"][0]["train.steps"] == "4 -> 8"
+
+
+def test_what_was_accepted_stands_although_the_run_was_killed_before_its_next_save(
+    workshop, monkeypatch, capfd
+) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "4"]) == 0
+
+    def killed(self) -> None:
+        raise KeyboardInterrupt
+
+    longer = ["pretrain", "--resume", "--name", "a", "--steps", "8", "--accept-changes"]
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Session, "learn", killed)
+        assert run(longer) == 130
+    capfd.readouterr()
+    assert run(["pretrain", "--resume", "--name", "a", "--set", "train.clip_norm=0.5"]) == 3
+    assert run(["pretrain", "--resume", "--name", "a"]) == 0
+    assert "changed after step 4: train.steps: 4 -> 8, learning rate" in capfd.readouterr().err
+    assert step_of("runs/a") == 8
+    assert load_checkpoint(Path("runs/a/last.pth")).lineage["changes"][0]["train.steps"] == "4 -> 8"
+
+
+def test_runs_of_versions_that_noted_no_length_are_protected_too(workshop, capfd) -> None:
+    shutil.copytree(OLD_RUN, "runs/old")
+    text = Path("runs/old/config.yaml").read_text()
+    assert run(["pretrain", "--resume", "--name", "old", "--steps", "800"]) == 3, text
+    assert "learning rate of step 401: " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("most", "now", "expected"),
+    [
+        (UNLIMITED, TrainConfig(minutes=0.2), Horizon(12, 8, 0.5)),
+        (100_000, TrainConfig(minutes=0.2), Horizon(12, 8, 0.5)),  # a limit that the time does not reach
+        (12, TrainConfig(minutes=0.2), Horizon(24)),  # one that ended it
+        (UNLIMITED, TrainConfig(minutes=0.2, steps=10), Horizon(10)),
+        (UNLIMITED, TrainConfig(minutes=0.3), Horizon(36)),
+        (UNLIMITED, TrainConfig(steps=50), Horizon(50)),
+    ],
+)
+def test_how_long_a_resumed_run_is_to_be(most, now, expected) -> None:
+    """After 8 steps in 4 seconds."""
+    training = {"step": 8, "seconds": 4.0, "horizon": [12, 8, 0.5, most, 0.2]}
+    assert horizon_from(training, now) == expected
 
 
 def test_more_steps_in_the_stable_phase_need_none_and_equal_the_straight_run(workshop) -> None:
@@ -151,7 +212,7 @@ def test_a_config_is_no_text(workshop, capfd) -> None:
     assert run(["pretrain", "DECODER.YML", "--steps", "1"]) == 0
     assert Path("runs/DECODER-1/last.pth").exists()
     Path("chats.json").write_text("[]")
-    assert run(["pretrain", "chats.json"]) == 4
+    assert run(["pretrain", "chats.json"]) == 2
     assert "a .json file is not taken for a corpus; chats.json; records go into a .jsonl" in capfd.readouterr().err
 
 
@@ -159,6 +220,13 @@ def test_a_run_goes_on_by_the_command_that_began_it(workshop, capfd) -> None:
     assert run(["pretrain", "decoder.yaml", "--name", "p", "--steps", "2", *CONSTANT]) == 0
     chats = ["finetune", "chats.jsonl", "--base", "runs/p"]
     assert run([*chats, "--name", "f", "--steps", "2", *CONSTANT]) == 0
+    capfd.readouterr()
+    Path("chats.yaml").write_text(Path("decoder.yaml").read_text())
+    assert run(["pretrain", "chats.yaml", "--steps", "2", *CONSTANT]) == 0
+    assert run([*chats, "--steps", "1"]) == 0  # runs/chats-2
+    assert run(["pretrain", "chats.yaml", "--resume", "--steps", "3", *CONSTANT]) == 0
+    assert step_of("runs/chats-1") == 3
+    shutil.rmtree("runs/chats-1")
     capfd.readouterr()
     for inputs in ([], ["decoder.yaml"]):
         assert run(["pretrain", *inputs, "--resume", "--name", "f"]) == 2
@@ -176,6 +244,26 @@ def test_a_misspelt_run_is_told_and_leaves_no_folder(workshop, capfd) -> None:
         assert run(["pretrain", *inputs, "--resume", "--name", "storys"]) == 5
         assert "no such run; runs/storys; did you mean stories?" in capfd.readouterr().err
     assert [path.name for path in Path("runs").iterdir()] == ["stories"]
+
+
+def test_a_sound_copy_of_a_damaged_newest_checkpoint_is_taken(workshop, capfd) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "a", *CONSTANT]) == 0
+    newest = Path("runs/a/checkpoints/step-00000006.pth")
+    newest.unlink()
+    newest.write_bytes(b"damaged")
+    assert run(["pretrain", "--resume", "--name", "a"]) == 0
+    assert "nothing to do in runs/a: 6 of 6 steps are done" in capfd.readouterr().err
+    assert load_checkpoint(newest, training=True).training["step"] == 6
+
+
+def test_the_newest_run_of_a_restart_is_the_one_that_was_newest_at_first(workshop, monkeypatch) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "1"]) == 0
+    asked = []
+    monkeypatch.setattr(launching, "run_ranks", lambda command, *_: asked.append(command) or 0)
+    assert run(["pretrain", "--resume", "--max-restarts", "1"]) == 0
+    (command,) = asked
+    assert command[command.index("--name") + 1] == "a"
+    assert "--resume" in command
 
 
 def test_last_pth_alone_is_gone_on_from(workshop) -> None:
@@ -203,3 +291,58 @@ def test_a_cooldown_is_advised_only_what_it_can_be_told(workshop, capfd) -> None
     assert "--accept-changes" in capfd.readouterr().err
     assert run([*cooldown, "--accept-changes", "--overwrite"]) == 0
     assert (step_of("runs/end"), step_of("runs/end.old-1")) == (8, 8)
+
+
+def test_a_run_is_named_by_name_and_told_where_there_is_nothing_to_do(workshop, capfd) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "1"]) == 0
+    capfd.readouterr()
+    for path in ("a", "runs/a"):
+        assert run(["pretrain", "--resume", path]) == 2
+        told = f"a run is named by --name; {path}; type: txtgen pretrain --resume --name a\n"
+        assert told in capfd.readouterr().err
+    assert run(["pretrain", "--resume", "--name", "runs/a"]) == 5
+    assert "did you mean a?" in capfd.readouterr().err
+    assert run(["pretrain", "--resume"]) == 0
+    assert "nothing to do in runs/a: 1 of 1 steps are done" in capfd.readouterr().err
+
+
+def test_a_resume_with_nothing_to_do_leaves_the_config(workshop, capfd) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "a", *CONSTANT]) == 0
+    before = Path("runs/a/config.yaml").read_text()
+    assert run(["pretrain", "--resume", "--name", "a", "--minutes", "0.0000001"]) == 0
+    assert "nothing to do in runs/a: the time of the run is over" in capfd.readouterr().err
+    assert Path("runs/a/config.yaml").read_text() == before
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_by_itself(workshop, capfd) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "a"]) == 0
+    for path in (*Path("runs/a/checkpoints").iterdir(), Path("runs/a/last.pth"), Path("runs/a/best.pth")):
+        path.unlink()
+    before = Path("runs/a/metrics.jsonl").read_text()
+    assert run(["pretrain", "--resume", "--name", "a"]) == 5
+    told = "step-00000006.pth is gone: put it back, or begin anew with --overwrite"
+    assert told in capfd.readouterr().err
+    assert run(["pretrain", "decoder.yaml", "--name", "a"]) == 9
+    assert Path("runs/a/metrics.jsonl").read_text() == before
+    assert run(["pretrain", "decoder.yaml", "--name", "a", "--overwrite"]) == 0
+    assert Path("runs/a.old-1/metrics.jsonl").read_text() == before
+
+
+def test_a_resumed_run_keeps_its_base_which_may_move(workshop, trained, capfd) -> None:
+    shutil.copytree(trained / "runs/decoder", "runs/base")
+    assert run(["pretrain", "decoder.yaml", "--name", "other", "--set", "seed=1"]) == 0
+    assert run(["finetune", "chats.jsonl", "--base", "runs/base", "--name", "f", "--steps", "2", *CONSTANT]) == 0
+    again = ["finetune", "--resume", "--name", "f", "--steps", "3", "--base"]
+    assert run([*again, "runs/other"]) == 3
+    told = "a resumed run cannot change base: 'runs/base' -> 'runs/other', which is another model; runs/f"
+    assert told in capfd.readouterr().err
+    assert run([*again, "runs/none"]) == 5
+    Path("runs/base").rename("moved")
+    assert run([*again, "moved"]) == 0
+    assert step_of("runs/f") == 3
+
+
+def test_json_is_of_a_dry_run(workshop, capfd) -> None:
+    assert run(["pretrain", "decoder.yaml", "--json"]) == 2
+    assert "add --dry-run, or leave it out" in capfd.readouterr().err
+    assert not Path("runs").exists()

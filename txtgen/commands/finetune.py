@@ -5,9 +5,9 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from txtgen.checkpoint import Checkpoint, check_tokenizer, quantized
+from txtgen.checkpoint import Checkpoint, check_tokenizer, load_checkpoint, quantized
 from txtgen.commands.adapters import record_of, require_adapter, require_base
-from txtgen.commands.models import read_found, read_model
+from txtgen.commands.models import read_found, read_model, resolve_model
 from txtgen.commands.running import training
 from txtgen.commands.running.job import Job
 from txtgen.commands.running.outlook import Section, outlook
@@ -52,6 +52,8 @@ def share_of_rate(config: FinetuneConfig) -> float:
 
 def build(config: FinetuneConfig, start: Start, display: ProgressDisplay) -> Job:
     """The run that a config and a start make: the base model, or as far as it was saved."""
+    if start.resumed is not None:
+        start.world.from_main(lambda: _require_same_base(config, start))
     base, where = _begin(config, start.resumed, start.world), config.base or str(start.folder.path)
     model = prepare(base, config, where)
     start.require_memory(model, config.train)
@@ -94,6 +96,25 @@ def _begin(config: FinetuneConfig, resumed: Checkpoint | None, world: World) -> 
     if adapter is not None:
         return read_once(lambda: _beside_base(adapter, config, resumed), world)
     return resumed or read_once(lambda: _with_vocabulary(config), world)
+
+
+def _require_same_base(config: FinetuneConfig, start: Start) -> None:
+    """Refuse to say of a resumed run that it began with another model; one that has moved is known by its content.
+
+    Raises:
+        ConfigError: it is another one.
+        CheckpointError: there is no such model.
+    """
+    before = start.resumed.config.run.get("base") if start.resumed else None
+    if config.base == before or config.adapter is not None:  # an adapter's base is known by its weights, once read
+        return
+    base = load_checkpoint(resolve_model(_base_of(config), config.runs_path), weights=False)
+    if base.fingerprint not in start.parents:
+        raise ConfigError(
+            f"a resumed run cannot change base: {before!r} -> {config.base!r}, which is another model",
+            str(start.folder.path),
+            "leave out --base, or finetune that model in a run of its own",
+        )
 
 
 def _with_vocabulary(config: FinetuneConfig) -> Checkpoint:

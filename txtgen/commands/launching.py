@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from txtgen.commands.devices import require_devices
 from txtgen.commands.finding import newest_runs
 from txtgen.commands.models import resolve_model
 from txtgen.commands.running.ranks import follow_launcher, run_ranks, txtgen_command
-from txtgen.commands.running.run_record import command_of, require_run, resume_command
+from txtgen.commands.running.run_record import RunPaths, command_of, require_run, resume_command
 from txtgen.commands.running.signals import exit_code_of
 from txtgen.commands.running.starting import Launch
 from txtgen.commands.showing.outlook_table import show_outlook
@@ -31,6 +31,10 @@ from txtgen.tokenizer import Tokenizer
 BUILTIN_BATCH_TOKENS = 4096
 MIN_VALIDATED_BYTES = 200_000
 """Of less text than this the built-in configs hold nothing out: the share that they name would be next to nothing."""
+
+
+NO_CORPORA = frozenset({".json", ".toml", ".yaml", ".yml"})
+"""Endings of files that are settings, or are not to be read line by line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,12 @@ def launch(request: Request, overrides: list[str]) -> int:
         told = "a dry run foretells a whole run; one that is resumed shows what is left of it"
         raise UsageError(told, "--dry-run --resume", "leave one of them out")
     follow_launcher()
+    if request.json_output and not request.dry_run:
+        raise UsageError("--json prints what a dry run foretells", "", "add --dry-run, or leave it out")
+    _require_no_run_among(request)
+    if request.resume and not request.inputs:
+        folder = _resumed(request)
+        request = replace(request, name=folder.name, runs_path=str(folder.parent))  # for ranks too
     overrides = _ended_by_time(overrides)
     path, stem, settings = _config(request)
     options = Launch(stem, request.resume, request.overwrite, request.accept_changes)
@@ -127,8 +137,6 @@ def _config(request: Request) -> tuple[Path, str, list[str]]:
     """The config file to read, the stem that names the run, and settings that come before the user's."""
     inputs = request.inputs
     configs = [path for path in inputs if Path(path).suffix.lower() in (".yaml", ".yml")]
-    if request.resume and request.name:
-        _require_own_kind(Path(request.runs_path) / request.name, request)
     if configs and len(inputs) > 1:
         more = next((path for path in inputs if path not in configs), "FILE")
         raise UsageError(
@@ -141,7 +149,7 @@ def _config(request: Request) -> tuple[Path, str, list[str]]:
     if not inputs:
         if not request.resume:
             raise UsageError("nothing to train on", "", f"give a config or text files: txtgen {request.command} FILES")
-        folder = _resumed(request)
+        folder = Path(request.runs_path) / (request.name or "")
         # Whatever the config in it says: it may have been copied or moved since.
         here = {"name": folder.name, "runs_path": str(folder.parent)}
         return folder / "config.yaml", folder.name, [f"{key}={json.dumps(value)}" for key, value in here.items()]
@@ -152,9 +160,14 @@ def _config(request: Request) -> tuple[Path, str, list[str]]:
 
 def _resumed(request: Request) -> Path:
     """The folder of the run that is gone on with if no config is given: the one of this name, or else the newest that
-    the same command began."""
+    the same command began.
+
+    Raises:
+        CheckpointError: there is none.
+        UsageError: the other command began it.
+    """
     if request.name:
-        return require_run(request.name, request.runs_path)
+        return require_run(request.name, request.runs_path, request.command)
     runs = Path(request.runs_path)
     found = next((path for path in newest_runs(runs) if command_of(path) in (None, request.command)), None)
     if found is None:
@@ -162,19 +175,9 @@ def _resumed(request: Request) -> Path:
     return found
 
 
-def _require_own_kind(folder: Path, request: Request) -> None:
-    """Refuse to go on with a run of the other command.
-
-    Raises:
-        UsageError: with what to type.
-    """
-    own = command_of(folder)
-    if own is not None and own != request.command:
-        raise UsageError(f"this is a {own} run", str(folder), f"go on with it by: {resume_command(own, folder)}")
-
-
 def _builtin_settings(request: Request) -> list[str]:
     """What the built-in config needs to know of the files, and of the base model when finetuning."""
+    _require_corpora(request.inputs)
     source: dict[str, Any] = guess_source(list(request.inputs))
     settings = [f"data.sources={json.dumps([source])}"]
     read = config_from_tree(DataConfig, {"sources": [source]})
@@ -189,6 +192,36 @@ def _builtin_settings(request: Request) -> list[str]:
         has_encoder = isinstance(base.config.model, EncoderDecoderConfig)
         settings.append(f"data.objective.kind={_objective(source['kind'], has_encoder, base.tokenizer)}")
     return settings
+
+
+def _require_no_run_among(request: Request) -> None:
+    """Refuse a run in the place of a config.
+
+    Raises:
+        UsageError: with what to type.
+    """
+    for path in request.inputs if request.resume else ():
+        for folder in (Path(path), Path(request.runs_path) / path):
+            if RunPaths(folder).config.exists():
+                own = command_of(folder) or request.command
+                raise UsageError("a run is named by --name", path, f"type: {resume_command(own, folder)}")
+
+
+def _require_corpora(inputs: tuple[str, ...]) -> None:
+    """Refuse files, but not what is in folders, that hold settings or one large object far likelier than a text.
+
+    Raises:
+        UsageError: one is among them.
+    """
+    for path in inputs:
+        ending = Path(path).suffix.lower()
+        if ending in NO_CORPORA:
+            records = "records go into a .jsonl file, one object a line; " if ending == ".json" else ""
+            raise UsageError(
+                f"a {ending} file is not taken for a corpus",
+                path,
+                f"{records}to learn it as it stands, write a config with a source of kind text",
+            )
 
 
 def _objective(source: str, has_encoder: bool, tokenizer: Tokenizer) -> str:

@@ -1,7 +1,6 @@
 """What data files named on the command line hold, told by their endings and first lines."""
 
 import json
-import os
 from typing import Any
 
 from txtgen.data.files import TextFile, open_text
@@ -10,9 +9,6 @@ from txtgen.errors import DataError
 
 _CHUNK_BYTES = 1 << 16
 _LINE_BYTES = 1 << 22
-
-NO_CORPORA = frozenset({".json", ".toml", ".yaml", ".yml"})
-"""Endings of files that are settings, or are not to be read line by line."""
 
 
 def guess_source(paths: list[str], target: str | None = None, documents: str = "file") -> dict[str, Any]:
@@ -24,7 +20,7 @@ def guess_source(paths: list[str], target: str | None = None, documents: str = "
         documents: what one document of plain text is.
 
     Raises:
-        DataError: the paths name no file, one that is hardly a corpus, files of different kinds, or a .jsonl file that
+        DataError: the paths name no file, files of different kinds, or a .jsonl file that
             cannot be read, or whose first line is none of the known forms; or there is a target and not exactly one
             file that it belongs to.
     """
@@ -32,7 +28,6 @@ def guess_source(paths: list[str], target: str | None = None, documents: str = "
         if len(paths) != 1:
             raise DataError(f"one target for {len(paths)} sources", target, "name one source file")
         return {"kind": "parallel", "source_path": paths[0], "target_path": target}
-    _require_corpora(paths)
     files = resolve(paths)
     kind = _guess_file(files[0], documents)
     for file in files[1:]:
@@ -44,23 +39,6 @@ def guess_source(paths: list[str], target: str | None = None, documents: str = "
                 "name files of one kind, or write a config with a source for each kind",
             )
     return {**kind, "path": paths[0] if len(paths) == 1 else paths}
-
-
-def _require_corpora(paths: list[str]) -> None:
-    """Refuse files, but not what is in folders, that hold settings or one large object far likelier than a text.
-
-    Raises:
-        DataError: one is among them.
-    """
-    for path in paths:
-        ending = os.path.splitext(path)[1].lower()
-        if ending in NO_CORPORA:
-            records = "records go into a .jsonl file, one object a line; " if ending == ".json" else ""
-            raise DataError(
-                f"a {ending} file is not taken for a corpus",
-                path,
-                f"{records}to learn it as it stands, write a config with a source of kind text",
-            )
 
 
 def _name(kind: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ class SamplesConfig(Config):
     def problems(self) -> Iterator[tuple[str, str]]:
         """A rhythm needs something that has it."""
         if self.every and not self.prompts:
-            yield "every", f"is {self.every}, but there are no samples.prompts to be gone on from"
+            yield "every", f"is {self.every}, but there are no samples.prompts; give some, or set it to 0"
 
 
 class RunConfig(Config):
@@ -63,7 +63,7 @@ class RunConfig(Config):
     def remarks(self) -> Iterator[str]:
         """What a user may not expect of this config, sound as it is."""
         if not self.data.held_out_kinds:
-            yield "nothing is held out (data.validation): no validation, and no best.pth"
+            yield "nothing is held out (data.validation): no validation loss, and no best.pth"
         if self.train.minutes is not None and self.train.steps < UNLIMITED:
             yield f"the run ends after {self.train.steps:,} steps or {self.train.minutes:g} minutes, whichever is less"
 
@@ -78,7 +78,7 @@ class RunConfig(Config):
         if self.train.patience is not None and not held:
             yield (
                 "train.patience",
-                "nothing is held out to be measured; set data.validation.fraction or data.validation.sources",
+                "nothing is held out to be measured; set data.validation.fraction or .sources, or this to null",
             )
 
 

@@ -131,7 +131,7 @@ class TrainConfig(Config):
 
     model_config = ConfigDict(json_schema_extra=_steps_or_time)
 
-    steps: NonNegative = 1000
+    steps: Annotated[int, Field(ge=1, le=2**63 - 1)] = 1000
     """Optimizer steps. Beside minutes, null or nothing: as many as fit into the time."""
     minutes: Annotated[float, Field(gt=0.0)] | None = None
     """The time of the whole run, to which its schedule is fitted. Where steps are given too, whichever comes first."""

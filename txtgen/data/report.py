@@ -34,6 +34,7 @@ class StreamReport:
     """Counts of what one rank has read so far; whatever is read again in a later epoch counts again.
 
     records: all that were looked at, the bad ones included. bad_records: left out because they could not be used.
+    different_bad_records: how many of these are not the same ones again.
     held_out: left out of the training because they validate. cut_examples: shortened because they were too long.
     bad_examples: the first bad records, each with its place and fault. oddities: what is odd about records that are
     learnt from all the same. changed_files: how files differ from what the bookmark says, a line a file. reading: the
@@ -42,6 +43,7 @@ class StreamReport:
 
     records: int = 0
     bad_records: int = 0
+    different_bad_records: int = 0
     held_out: int = 0
     cut_examples: int = 0
     bad_examples: list[str] = field(default_factory=list)
@@ -60,6 +62,7 @@ class BadRecordPolicy:
 
     def __init__(self, data: DataConfig, report: StreamReport) -> None:
         self.report = report
+        self._seen: set[Origin] = set()
         self._skip = data.on_bad_record == "skip"
         self._max_fraction = data.max_bad_fraction
 
@@ -73,9 +76,13 @@ class BadRecordPolicy:
             fix = "mend the record, or leave out such records with data.on_bad_record: skip"
             raise DataError(bad.what, locate(bad.origin, bad.column), fix) from bad
         self.report.bad_records += 1
+        if bad.origin in self._seen:
+            return
+        self._seen.add(bad.origin)
+        self.report.different_bad_records += 1
         if len(self.report.bad_examples) < MAX_NAMED:
             self.report.bad_examples.append(f"{locate(bad.origin, bad.column)}: {bad.what}")
-        if self.report.bad_records == 1:
+        if self.report.different_bad_records == 1:
             _log.warning("skipping bad records, the first at %s", self.report.bad_examples[0])
         if self.report.records >= MIN_RECORDS:
             self.check()
@@ -94,7 +101,7 @@ class BadRecordPolicy:
         Raises:
             DataError: it exceeds max_bad_fraction.
         """
-        bad, records = self.report.bad_records, self.report.records
+        bad, records = self.report.different_bad_records, self.report.records
         if bad > self._max_fraction * records:
             raise DataError(
                 f"{bad} of {records} records cannot be used, more than max_bad_fraction {self._max_fraction}",

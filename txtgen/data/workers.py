@@ -75,7 +75,7 @@ def _work(share: Share, line: Line) -> None:
 
 def sum_up(parts: Sequence[StreamReport], report: StreamReport) -> None:
     """Make a report say what all workers have met."""
-    for name in ("records", "bad_records", "held_out", "cut_examples"):
+    for name in ("records", "bad_records", "different_bad_records", "held_out", "cut_examples"):
         setattr(report, name, sum(getattr(part, name) for part in parts))
     report.bad_examples = [example for part in parts for example in part.bad_examples][:MAX_NAMED]
     report.oddities = {}

@@ -21,7 +21,7 @@ from txtgen.commands.running.training import Session
 from txtgen.commands.showing.console import ProgressDisplay
 from txtgen.config.runs import RunConfig
 from txtgen.config.train import TrainConfig
-from txtgen.data import Batch, corpus_statistics, describe
+from txtgen.data import Batch, corpus_statistics, describe, require_files
 from txtgen.distributed import World, open_world
 from txtgen.errors import ResourceError
 from txtgen.memory import give_back_free_memory
@@ -70,6 +70,7 @@ def _sections(
     world: World,
     libraries: int | None,
 ) -> Iterator[Section]:
+    world.from_main(lambda: require_files(config.data))
     yield Section("corpus", _corpus(config))
     with ExitStack() as made, world.together():
         folder = RunFolder(Path(world.from_main(lambda: made.enter_context(_folder(Path(config.runs_path))))) / "run")

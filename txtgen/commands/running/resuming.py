@@ -1,6 +1,7 @@
 """What a run goes on from: how its config and machine differ from those of its checkpoint, and how far it is to go."""
 
 import platform
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -9,11 +10,13 @@ import txtgen
 from txtgen.checkpoint import Checkpoint
 from txtgen.commands.devices import device_name, training_dtype
 from txtgen.commands.running.changes import Changes, compare
+from txtgen.commands.running.run_record import RunPaths
 from txtgen.config.loader import config_from_tree
 from txtgen.config.runs import FinetuneConfig, PretrainConfig, RunConfig
 from txtgen.config.train import UNLIMITED, TrainConfig
+from txtgen.config.yaml import read_yaml_file
 from txtgen.distributed import World
-from txtgen.errors import ConfigError
+from txtgen.errors import ConfigError, TxtgenError
 from txtgen.train import Horizon, share_of_peak
 
 
@@ -35,7 +38,9 @@ def changes_since(checkpoint: Checkpoint, config: RunConfig, where: str) -> Chan
             where,
             "leave it as it was, or raise it; txtgen cooldown finishes a run from an earlier checkpoint",
         )
-    before, now = horizon_of(training, train), horizon_from(training, train)
+    steps_before = found.harmless.get("train.steps", (train.steps,))[0]
+    before = horizon_of(training, train.model_copy(update={"steps": steps_before}))
+    now = horizon_from(training, train)
     old, new = (share_of_peak(train.schedule, done + 1, horizon) for horizon in (before, now))
     if old != new:
         for key in lengths:
@@ -44,6 +49,16 @@ def changes_since(checkpoint: Checkpoint, config: RunConfig, where: str) -> Chan
         peak = train.optimizer.learning_rate or 1.0
         found.risky[f"learning rate of step {done + 1}"] = (float(f"{peak * old:.3g}"), float(f"{peak * new:.3g}"))
     return found
+
+
+def is_own(risky: Collection[str], paths: RunPaths, config: RunConfig) -> bool:
+    """Whether a run's own config.yaml says the same under all these keys: then it was accepted when it was written
+    there, by a start that ended before its first save, or before one that can still be read."""
+    try:
+        own = compare(read_yaml_file(paths.config).tree, config)
+    except TxtgenError:
+        return False
+    return not {*own.harmless, *own.risky, *own.impossible}.intersection(risky)
 
 
 def history(checkpoint: Checkpoint) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
@@ -77,8 +92,9 @@ def horizon_of(training: dict[str, Any], train: TrainConfig) -> Horizon:
 def horizon_from(training: dict[str, Any], train: TrainConfig) -> Horizon:
     """How long a run is to be that goes on from the training state of a checkpoint with a config that may want more or
     less of it."""
-    *_, steps, minutes = training.get("horizon", [None, None])
-    if [steps, minutes] == [train.steps, train.minutes]:
+    end, *_, steps, minutes = training.get("horizon", [0, None, None])
+    fits = minutes is not None and end < min(steps, train.steps)  # then the time ends it, whatever the steps
+    if minutes == train.minutes and (steps == train.steps or fits):
         return horizon_of(training, train)
     if train.minutes is None:
         return Horizon(train.steps)

@@ -65,19 +65,27 @@ def roll_back(saving: Saving, report: StepReport) -> dict[str, Any]:
 
 def _diverged(saving: Saving, report: StepReport, documents: list[str], more: str = "") -> DivergedError:
     """The end of a run, with where it was well last and what to do from there. All ranks ask together."""
-    job = saving.job
-    last, rate = job.world.from_main(lambda: saving.last), job.config.train.optimizer.learning_rate
-    advice = "start again with a lower learning rate or a longer warm-up; nothing was saved yet"
-    if last is not None:
-        lower = resume_command(
-            job.command,
-            job.folder.path,
-            "--accept-changes",
-            "--set",
-            f"train.optimizer.learning_rate={(rate or 0) / 2:g}",
-        )
-        without = resume_command(job.command, job.folder.path, "--set", "train.on_non_finite=roll_back")
-        advice = f"the last good checkpoint is {last}; go on from there with a lower learning rate: {lower}"
-        if not more:
-            advice += f" or without these documents: {without}"
+    advice = saving.job.world.from_main(lambda: _advice(saving, report.step, rolled_back=bool(more)))
     return DivergedError(report.fault, f"step {report.step}{more}, documents {named(documents)}", advice)
+
+
+def _advice(saving: Saving, step: int, rolled_back: bool) -> str:
+    """What to do about a step that is not finite, by the checkpoints that there are."""
+    job, rate = saving.job, saving.job.config.train.optimizer.learning_rate or 0.0
+    anew = "start again with a lower learning rate or a longer warm-up"
+    if saving.last is None:
+        return f"{anew}; nothing was saved yet"
+    lower = resume_command(
+        job.command, job.folder.path, "--accept-changes", "--set", f"train.optimizer.learning_rate={rate / 2:g}"
+    )
+    without = resume_command(job.command, job.folder.path, "--set", "train.on_non_finite=roll_back")
+    saved = [path for _, path in job.folder.steps()]
+    if saving.last != job.folder.step_path(step - 1):
+        advice = f"the last good checkpoint is {saving.last}; go on from there with a lower learning rate: {lower}"
+        return advice if rolled_back else f"{advice} or without these documents: {without}"
+    # This step's loss and gradient come of that checkpoint's weights: no learning rate has a part in them.
+    told = f"the weights of {saving.last}, just before it, may be at fault themselves"
+    ways = [] if rolled_back else [f"leave out these documents: {without}"]
+    if len(saved) > 1:
+        ways.append(f"remove that file and go on from {saved[-2]} with a lower learning rate: {lower}")
+    return f"{told}; {'; or '.join([*ways, anew])}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from txtgen.checkpoint import Checkpoint, NewerFormatError, load_checkpoint, save_checkpoint
 from txtgen.commands.running.locking import LOCK_FILES, hold
-from txtgen.commands.running.run_record import RunPaths
+from txtgen.commands.running.run_record import RunPaths, read_object
 from txtgen.errors import CheckpointError, ResourceError
 from txtgen.files import flush, replace_file, retried, write_error
 
@@ -88,12 +88,19 @@ class RunFolder(RunPaths):
     @property
     def occupied(self) -> bool:
         """Whether a run has been here and left a checkpoint; a start that failed left nothing to lose."""
-        return self.best.exists() or self._has_state
+        return self.best.exists() or self._has_state or bool(self._saved)
 
     @property
     def must_begin_anew(self) -> bool:
-        """Whether a run has its config here but nothing to go on from; perhaps a best model, which came before."""
-        return self.config.exists() and not self._has_state
+        """Whether a run has its config here but never had anything to go on from; perhaps a best model, which came
+        before."""
+        return self.config.exists() and not self._has_state and not self._saved
+
+    @property
+    def _saved(self) -> str | None:
+        """The checkpoint that was saved last, gone or not, by status.json."""
+        said = read_object(self.status, []).get("last_checkpoint")
+        return said if isinstance(said, str) and said != "None" else None
 
     @property
     def _has_state(self) -> bool:
@@ -176,14 +183,14 @@ class RunFolder(RunPaths):
     def newest(self) -> tuple[Path, Checkpoint, list[str]]:
         """The newest checkpoint that can be read, and a warning for each newer one that cannot.
 
-        Where last.pth alone is left, as in a folder that was copied without its checkpoints, that is put among them.
+        Where last.pth alone is left or can be read, as in a folder that was copied, it is put among them.
 
         Raises:
             CheckpointError: none can be read, or the newest is of a later version, which was to go on.
         """
         warnings: list[str] = []
-        candidates = [path for _, path in reversed(self.steps())] + [self.last] * self.last.exists()
-        for path in candidates:
+        steps = [path for _, path in reversed(self.steps())]
+        for path in [*steps[:1], *[self.last] * self._last_is_apart, *steps[1:]]:
             try:
                 checkpoint = load_checkpoint(path, training=True)
             except NewerFormatError:
@@ -198,9 +205,20 @@ class RunFolder(RunPaths):
                 path = self.step_path(checkpoint.training["step"])
                 self._put(self.last, path)
             return path, checkpoint, warnings
-        raise CheckpointError(
-            "no checkpoint to resume from", str(self.path), "; ".join(warnings) or "start without --resume"
-        )
+        saved, advice = self._saved, "start without --resume"
+        if saved:
+            advice = f"{saved} is gone: put it back, or begin anew with --overwrite"
+        raise CheckpointError("no checkpoint to resume from", str(self.path), "; ".join(warnings) or advice)
+
+    @property
+    def _last_is_apart(self) -> bool:
+        """Whether last.pth is there, and no other name of one of the checkpoints."""
+        try:
+            files = [(stat.st_dev, stat.st_ino) for stat in (path.stat() for _, path in self.steps())]
+            last = self.last.stat()
+        except OSError:  # one of them has gone meanwhile
+            return self.last.exists()
+        return (last.st_dev, last.st_ino) not in files
 
     def go_on_from(self, step: int, keep_last: int, keep_every: int = 0) -> None:
         """Make the checkpoint of this step the last one, and end what a kill may have left undone after its save.
@@ -318,10 +336,9 @@ def next_name(runs_path: Path, stem: str) -> str:
     return f"{stem}-{max(_numbers(runs_path, stem), default=0) + 1}"
 
 
-def latest_name(runs_path: Path, stem: str) -> str | None:
-    """The existing STEM-N with the greatest N, or None."""
-    numbers = _numbers(runs_path, stem)
-    return f"{stem}-{max(numbers)}" if numbers else None
+def existing_names(runs_path: Path, stem: str) -> list[str]:
+    """Every existing STEM-N, the greatest N first."""
+    return [f"{stem}-{number}" for number in sorted(_numbers(runs_path, stem), reverse=True)]
 
 
 def _numbers(runs_path: Path, stem: str) -> list[int]:

@@ -13,8 +13,9 @@ from typing import Any
 
 from txtgen.commands.running.locking import is_held
 from txtgen.config.mistakes import did_you_mean
+from txtgen.config.train import UNLIMITED
 from txtgen.config.yaml import read_yaml_file
-from txtgen.errors import CheckpointError, ConfigError
+from txtgen.errors import CheckpointError, ConfigError, UsageError
 
 MAX_FILE_BYTES, MAX_LINE_BYTES = 16 << 20, 1 << 20
 """A file or a line that is longer than this was not written by a run."""
@@ -88,8 +89,9 @@ class RunRecord:
 
     @property
     def steps(self) -> int | None:
-        """Steps in all."""
-        return whole(self.status.get("steps")) or whole(section(self.config, "train").get("steps"))
+        """Steps in all; None: that is not decided."""
+        said = whole(self.status.get("steps")) or whole(section(self.config, "train").get("steps"))
+        return said if said is not None and said < UNLIMITED else None
 
     @property
     def time(self) -> float | None:
@@ -153,16 +155,20 @@ def find_run(name: str, runs_path: str) -> Path:
     return require_run(name, runs_path)
 
 
-def require_run(name: str, runs_path: str) -> Path:
-    """The folder of the run of this name.
+def require_run(name: str, runs_path: str, command: str | None = None) -> Path:
+    """The folder of the run of this name, begun by a command if one is given.
 
     Raises:
         CheckpointError: there is none; with the name that may have been meant.
+        UsageError: another command began it; with what to type.
     """
     path = Path(runs_path) / name
     if path.is_dir() and RunPaths(path).exists:
+        own = command_of(path) if command else None
+        if own is not None and own != command:
+            raise UsageError(f"this is a {own} run", str(path), f"go on with it by: {resume_command(own, path)}")
         return path
-    near = did_you_mean(name, [other.name for other in find_runs(runs_path)])
+    near = did_you_mean(Path(name).name, [other.name for other in find_runs(runs_path)])
     raise CheckpointError(
         "no such run", str(path), near or f"list the runs with: txtgen runs list --runs-path {runs_path}"
     )

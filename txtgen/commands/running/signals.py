@@ -1,17 +1,22 @@
 """Ctrl-C, SIGTERM and SIGHUP: at once where nothing is lost, else as a request answered at the next safe point."""
 
+import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 Made = TypeVar("Made")
 
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 143}
+
+LEFT_ALONE = "txtgen-left-alone"
+"""The name of threads that do what cannot be ended."""
 
 SAME_REQUEST_SECONDS = 0.5
 """A terminal signals every process at once and a launcher passes on what it got: together that is one request."""
@@ -88,7 +93,7 @@ def listen() -> Iterator[StopRequest]:
 def interruptible(work: Callable[[], Made]) -> Made:
     """Do work that keeps to itself in C++ for long, so that a signal can end the wait for it.
 
-    The work goes on in its thread until the process ends.
+    The work goes on in its thread until the process ends, which must then end by `leave`.
     """
     made: list[Made] = []
     failed: list[BaseException] = []
@@ -99,12 +104,24 @@ def interruptible(work: Callable[[], Made]) -> Made:
         except BaseException as error:
             failed.append(error)
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=run, name=LEFT_ALONE, daemon=True)
     thread.start()
     thread.join()
     if failed:
         raise failed[0]
     return made[0]
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with this exit code, also where interrupted work still goes on: C++ that calls back into a Python
+    that is ending would abort it."""
+    if any(thread.name == LEFT_ALONE for thread in threading.enumerate()):
+        logging.shutdown()
+        for file in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                file.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def exit_code_of(work: Callable[[], int]) -> int:

@@ -12,14 +12,14 @@ import torch
 from txtgen.checkpoint import Checkpoint
 from txtgen.commands.devices import select_device
 from txtgen.commands.running.changes import require_same_run, told
-from txtgen.commands.running.resuming import changes_since, differing, history
-from txtgen.commands.running.run_folder import RunFolder, begun_by, latest_name, next_name
+from txtgen.commands.running.resuming import changes_since, differing, history, is_own
+from txtgen.commands.running.run_folder import RunFolder, begun_by, existing_names, next_name
 from txtgen.commands.running.run_record import command_of, read_object, require_run, resume_command
 from txtgen.commands.running.signals import StopRequest, listen
 from txtgen.commands.running.status import Status
 from txtgen.commands.running.weights import read_once
 from txtgen.config.loader import dump_config
-from txtgen.config.runs import RunConfig
+from txtgen.config.runs import FinetuneConfig, RunConfig
 from txtgen.config.train import TrainConfig
 from txtgen.data import require_files
 from txtgen.distributed import World, open_world
@@ -97,7 +97,7 @@ def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
             if launch.resume and start.resumed is not None and start.resumed.training is not None:
                 step, train = start.resumed.training["step"], config.train
                 folder.go_on_from(step, train.keep_last, train.keep_every)
-            if launch.origin is None:  # else it has to wait for the first checkpoint: see `begun`
+            if start.resumed is None:  # else it waits until there is something to do: see `Session.settle_in`
                 folder.write_text(folder.config, dump_config(config))
             status = Status(folder.status)
             with folder.logging(), status.failures():
@@ -142,14 +142,17 @@ def _folder_name(config: RunConfig, launch: Launch, world: World) -> tuple[str, 
     runs_path = Path(config.runs_path)
     if world.launch is not None and (before := begun_by(world.launch, runs_path)):
         return before.path.name, replace(launch, resume=before.occupied, overwrite=False)
+    command = "finetune" if isinstance(config, FinetuneConfig) else "pretrain"
     if config.name is not None:
         if launch.resume:
-            require_run(config.name, config.runs_path)
+            require_run(config.name, config.runs_path, command)
         return config.name, launch
     if launch.resume:
-        latest = latest_name(runs_path, launch.stem)
+        named = existing_names(runs_path, launch.stem)
+        latest = next((name for name in named if command_of(runs_path / name) in (None, command)), None)
         if latest is None:
-            raise CheckpointError(f"no run named {launch.stem}-N to resume", str(runs_path), "start without --resume")
+            told = f"no {command} run named {launch.stem}-N to resume"
+            raise CheckpointError(told, str(runs_path), "start without --resume")
         return latest, launch
     return next_name(runs_path, launch.stem), launch
 
@@ -161,7 +164,8 @@ def _start(folder: RunFolder, world: World, device: torch.device, config: RunCon
         path, checkpoint, warnings = read_once(folder.newest, world)
         parents, changes = history(checkpoint)
         found = changes_since(checkpoint, config, str(path))
-        require_same_run(found, str(path), launch.accept_changes)
+        accepted = launch.accept_changes or world.from_main(lambda: is_own(found.risky, folder, config))
+        require_same_run(found, "; ".join([str(path), *warnings]), accepted)
         if found.risky:
             step = checkpoint.lineage["step"]
             warnings.append(f"changed after step {step}: {told(found.risky)}")

@@ -28,7 +28,7 @@ from txtgen.config.loader import dump_config
 from txtgen.config.runs import RunConfig
 from txtgen.data import Batch, StreamReport
 from txtgen.distributed import is_sharded
-from txtgen.errors import DataError, OutOfMemoryError, TxtgenError
+from txtgen.errors import ConfigError, DataError, OutOfMemoryError, TxtgenError
 from txtgen.generator import Generator
 from txtgen.memory import give_back_free_memory, is_out_of_memory
 from txtgen.train import (
@@ -158,6 +158,7 @@ class Session:
         self.job.world.from_main(self.saving.require_room)
         with self.stop.deferred():
             if self.saving.saved < self.state.step:
+                self.save_at_last()  # a run that goes on from the checkpoint of another one can then be resumed itself
                 self.settle_in()
             elif self.job.config.train.on_non_finite == "roll_back" and self.job.resumed is None:
                 self.save(resumable=True)  # or there is nowhere to go back to
@@ -166,9 +167,12 @@ class Session:
                 self.save(resumable=True)
             if told := self.nothing_to_do():
                 self.save_at_last()
-                self.display.note(f"nothing to do: {told}")
+                if not self.state.step:
+                    raise ConfigError(f"there is nothing to do: {told}", "train.minutes", "give it more time")
+                self.display.note(f"nothing to do in {self.job.folder.path}: {told}")
                 self.status.set("finished", step=self.state.step, exit_code=0)
                 return self.result(None)
+            self.settle_in()
             self.journal.begin(self.state.step, self.reading)
             self.status.set("running", step=self.state.step, steps=self.pace.end)
             with self.kept_before_errors():
@@ -195,13 +199,15 @@ class Session:
                 with suppress(TxtgenError):  # the first error is the one to mend
                     self.take_up(wait=True)
                     self.save_at_last()
-            last = f"the last checkpoint is {self.saving.last}" if self.saving.last else "nothing was saved yet"
-            where = f"{error.where or 'the corpus'}, after step {self.state.step}"
-            raise DataError(error.what, where, "; ".join(filter(None, (error.fix, last)))) from error
+                    self.status.set("running", step=self.state.step, last_checkpoint=str(self.saving.last))
+            if self.job.world.is_main:  # no other rank knows what was saved
+                last = f"the last checkpoint is {self.saving.last}" if self.saving.last else "nothing was saved yet"
+                error.where = f"{error.where or 'the corpus'}, after step {self.state.step}"
+                error.fix = "; ".join(filter(None, (error.fix, last)))
+            raise
 
     def settle_in(self) -> None:
-        """Make a run that goes on from the checkpoint of another one that can be resumed by itself."""
-        self.save_at_last()
+        """Say in the run's folder by which config it goes on."""
         if self.job.world.is_main:
             self.job.folder.write_text(self.job.folder.config, dump_config(self.job.config))
 

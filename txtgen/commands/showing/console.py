@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Self, TextIO, cast
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
+from rich.measure import Measurement
 from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.segment import Segment
@@ -140,17 +141,15 @@ class _Fitted:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The parts that there is room for."""
         room = options.max_width - self.head.cell_len - self.left.cell_len
-        shown = next(
-            told
-            for count in range(len(self.figures), -1, -1)
-            if cell_len(told := "".join(f"  {figure}" for figure in self.figures[:count])) <= room or not count
-        )
-        room -= cell_len(shown)
+        shown = ["".join(f"  {figure}" for figure in self.figures[:count]) for count in range(len(self.figures) + 1)]
+        while len(shown) > 1 and cell_len(shown[-1]) > room:
+            shown.pop()
+        room -= cell_len(shown[-1])
         yield from self.head.render(console)
-        if room > MIN_BAR and self.total is not None and shown.endswith("".join(self.figures[-1:])):
+        if room > MIN_BAR and self.total is not None and len(shown) > len(self.figures):
             yield Segment(" ")
             yield ProgressBar(total=self.total, completed=self.completed, width=room - 1)
-        yield Segment(shown)
+        yield Segment(shown[-1])
         yield from self.left.render(console)
 
 
@@ -161,7 +160,7 @@ class ProgressDisplay(Display):
         self.steps = steps if steps < UNLIMITED else None
         """How many there will be, once that is decided."""
         super().__init__("step", self.steps, quiet)
-        self._validation: list[str] = []
+        self._validation: dict[str, str] = {}
         self._speed: list[str] = []
         self._rate = 0.0
         self._last_line = 0.0
@@ -192,7 +191,7 @@ class ProgressDisplay(Display):
         """Show a step: loss, learning rate, tokens per second, time left."""
         rate = report.positions / max(report.seconds, 1e-9)
         self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
-        figures = [f"loss {report.loss:.4f}", *self._validation, f"{self._rate:,.0f} tok/s", *self._speed]
+        figures = [f"loss {report.loss:.4f}", *self._validation.values(), f"{self._rate:,.0f} tok/s", *self._speed]
         if self.live:
             self._progress.update(self._task, completed=report.step, figures=figures)
             return
@@ -218,9 +217,10 @@ class ProgressDisplay(Display):
 
     def validation(self, metrics: dict[str, float]) -> None:
         """Show what validation found, and keep its loss, and how much is forgotten, in the live line."""
-        self._validation = [f"val {metrics['val_loss']:.4f}"] if "val_loss" in metrics else self._validation[:1]
+        if (loss := metrics.get("val_loss")) is not None:
+            self._validation["val"] = f"val {loss:.4f}"
         if (forgotten := metrics.get("val_forgotten_bits_per_byte")) is not None:
-            self._validation.append(f"forgotten {forgotten:+.4f}")
+            self._validation["forgotten"] = f"forgotten {forgotten:+.4f}"
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "step")
         self.note(f"validation  {shown}")
 
@@ -303,14 +303,24 @@ def table(title: str, rows: dict[str, object]) -> None:
     _print(grid)
 
 
-def columns(title: str, heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under heads to stdout; what begins with a digit stands at the right."""
-    grid = Table(title=title or None, box=None, pad_edge=False, title_justify="left", header_style="bold")
-    for number, head in enumerate(heads):
-        digits = any(str(row[number])[:1].isdigit() for row in rows)
-        grid.add_column(head, justify="right" if digits else "left", overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(safe_text(str(value))) for value in row))
+def columns(title: str, heads: Sequence[str], rows: Sequence[Sequence[object]], spare: Sequence[str] = ()) -> None:
+    """Print rows under heads to stdout; what begins with a digit stands at the right.
+
+    spare: heads of columns that a terminal which is too narrow does without, as many as it must, in this order.
+    """
+    console, left_out = Console(), set[int]()
+    for head in ("", *spare):
+        left_out |= {heads.index(head)} if head else set()
+        grid = Table(title=title or None, box=None, pad_edge=False, title_justify="left", header_style="bold")
+        shown = [number for number in range(len(heads)) if number not in left_out]
+        for number in shown:
+            digits = any(str(row[number])[:1].isdigit() for row in rows)
+            grid.add_column(heads[number], justify="right" if digits else "left", overflow="fold")
+        for row in rows:
+            grid.add_row(*(Text(safe_text(str(row[number]))) for number in shown))
+        wanted = Measurement.get(console, console.options.update(max_width=10_000), grid).maximum
+        if not console.is_terminal or wanted <= console.width:
+            break
     _print(grid)
 
 

@@ -35,7 +35,7 @@ def show_list(runs: Sequence[RunSummary], runs_path: str, as_json: bool) -> None
         write_result(f"no runs in {runs_path}")
     else:
         heads = ("name", "command", "state", "step", "best", "parameters", "when", "size", "")
-        columns("", heads, [_line(run) for run in runs])
+        columns("", heads, [_line(run) for run in runs], spare=("size", "when", "parameters", "command", "best"))
 
 
 def _line(run: RunSummary) -> tuple[str, ...]:
@@ -140,7 +140,7 @@ def measured(best: dict[str, Any]) -> str:
     """What validation found, in a few words."""
     found = [
         f"{MEASURES[key][0]} {formatted(best[key], MEASURES[key][1])}"
-        for key in ("val_loss", "val_reward_margin", "val_bleu")
+        for key in ("val_loss", "val_reward_margin", "val_bleu", "val_chrf")
         if number(best.get(key)) is not None
     ]
     return f"{', '.join(found)} at {best['step']:,}" if found else ""
