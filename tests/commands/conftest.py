@@ -11,7 +11,7 @@ import torch
 import txtgen.train.loss
 import txtgen.train.preference
 from txtgen.cli import run
-from txtgen.commands.running import pacing, probe, training
+from txtgen.commands.running import pacing, probe, session
 from txtgen.model.lora import adapters_of
 
 WORDS = {"cat": "Katze", "dog": "Hund", "fox": "Fuchs", "sun": "Sonne", "sea": "Meer", "car": "Auto"}
@@ -73,7 +73,7 @@ def workshop(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def a_second_a_step(monkeypatch) -> None:
     """Runs are fitted into their time by a clock that goes on a second a step, and stands still between steps."""
-    now, log = [0.0], training.Session.log
+    now, log = [0.0], session.Session.log
 
     def tick(self, report) -> None:
         now[0] += 1.0
@@ -87,7 +87,7 @@ def a_second_a_step(monkeypatch) -> None:
             """What lies between the steps takes no time."""
 
     monkeypatch.setattr(pacing, "TimeBudget", Ticking)
-    monkeypatch.setattr(training.Session, "log", tick)
+    monkeypatch.setattr(session.Session, "log", tick)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import torch
 
 from txtgen import cli, files
 from txtgen.checkpoint import writing
-from txtgen.commands.running import run_folder, saving, training
+from txtgen.commands.running import run_folder, saving, session
 
 PHASE_BYTES = 64
 """For each of the two threads, the main one first."""
@@ -80,9 +80,9 @@ def install(stages: Stages) -> None:
     around(os, "replace", lambda _, to: of_checkpoint(to), "before rename", "after rename")
     around(run_folder.RunFolder, "_point_last", lambda *_: True, "before last", "after last")
     around(run_folder.RunFolder, "_remove", lambda *_: True, "before retention", "after retention")
-    around(training.Session, "validate", lambda *_: True, "validating", "training")
-    around(training.Session, "run", lambda *_: True, "training", "ending")
-    around(training.Session, "save_at_last", lambda *_: True, "saving the last", "ending")
+    around(session.Session, "validate", lambda *_: True, "validating", "training")
+    around(session.Session, "run", lambda *_: True, "training", "ending")
+    around(session.Session, "save_at_last", lambda *_: True, "saving the last", "ending")
     around(saving.Staging, "take", lambda *_: True, "copying", "training")
     around(saving.Saving, "restore", lambda *_: True, "restoring", "restored")
 

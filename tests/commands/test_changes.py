@@ -8,7 +8,7 @@ import pytest
 
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
-from txtgen.commands.running import training
+from txtgen.commands.running import session
 from txtgen.commands.running.changes import KINDS, compare, kind_of
 from txtgen.config.base import Config
 from txtgen.config.loader import load_config
@@ -174,14 +174,14 @@ def test_a_moved_corpus_is_the_same(workshop, trained) -> None:
 
 
 def test_a_file_that_is_lost_during_a_run_names_the_last_checkpoint(workshop, capfd, monkeypatch) -> None:
-    original = training.Session.log
+    original = session.Session.log
 
     def lose(self, report) -> None:
         original(self, report)
         if report.step == 3:
             Path("text/a.txt").unlink()
 
-    monkeypatch.setattr(training.Session, "log", lose)
+    monkeypatch.setattr(session.Session, "log", lose)
     arguments = ["--steps", "2000", "--set", "data.validation.fraction=0.0", "--set", "samples.prompts=[]"]
     assert run(["pretrain", "decoder.yaml", "--name", "a", *arguments]) == 4
     error = capfd.readouterr().err

@@ -11,7 +11,7 @@ import torch
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
 from txtgen.commands import pretrain
-from txtgen.commands.running import training
+from txtgen.commands.running import session
 
 WARM = "train.schedule={kind: constant, warmup_steps: 1}"
 
@@ -110,13 +110,13 @@ def test_a_model_without_training_state_is_refused(workshop, trained, capfd) -> 
 def test_minutes_are_filled_by_a_rate_that_falls_to_its_end(workshop, a_second_a_step, monkeypatch) -> None:
     """By a clock that goes on a second a step, and that the run it came from did not use up."""
     assert run(["pretrain", "decoder.yaml", "--name", "long", "--set", WARM]) == 0
-    before, tick = [], training.Session.log
+    before, tick = [], session.Session.log
 
     def noting(self, report) -> None:
         before.append(self.job.resumed["seconds"])
         tick(self, report)
 
-    monkeypatch.setattr(training.Session, "log", noting)
+    monkeypatch.setattr(session.Session, "log", noting)
     assert run(["cooldown", "--from", "runs/long", "--minutes", "0.5", "--name", "end"]) == 0
     rates = lines(Path("runs/end"), "learning_rate")
     assert list(rates) == list(range(7, 6 + 30 + 1))

@@ -13,7 +13,7 @@ import pytest
 
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
-from txtgen.commands.running import training
+from txtgen.commands.running import session
 
 
 def losses(folder: Path) -> list[float]:
@@ -36,14 +36,14 @@ def test_workers_change_nothing_and_their_number_may_change_on_the_way(workshop,
 
 
 def test_a_killed_worker_ends_the_run_and_keeps_the_checkpoint(workshop, capfd, monkeypatch) -> None:
-    original = training.Session.log
+    original = session.Session.log
 
     def kill(self, report) -> None:
         original(self, report)
         if report.step == 3:
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
-    monkeypatch.setattr(training.Session, "log", kill)
+    monkeypatch.setattr(session.Session, "log", kill)
     assert run(["pretrain", "decoder.yaml", "--name", "a", "--set", "data.workers=2", "--steps", "100"]) == 8
     error = capfd.readouterr().err
     assert "was killed by SIGKILL; last heard of reading" in error

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from txtgen.cli import run
-from txtgen.commands.running import journal, training
+from txtgen.commands.running import journal, session
 from txtgen.commands.running.run_folder import RunFolder
 from txtgen.commands.showing.curves import MAX_POINTS, Series, decimate, draw, labels, linear_ticks, log_ticks
 from txtgen.commands.showing.formatting import written
@@ -208,7 +208,7 @@ def test_a_failed_run_has_a_page_that_says_so(workshop, monkeypatch) -> None:
     def fail(self) -> None:
         raise DataError("the corpus is gone")
 
-    monkeypatch.setattr(training.Session, "validate", fail)
+    monkeypatch.setattr(session.Session, "validate", fail)
     assert run(["pretrain", "decoder.yaml", "--name", "a"]) == 4
     page = Page((workshop / "runs/a/report.html").read_text(encoding="utf-8"))
     assert "failed" in page.texts

@@ -13,7 +13,7 @@ import torch
 
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
-from txtgen.commands.running import training
+from txtgen.commands.running import session
 from txtgen.commands.showing.page import CURVES
 
 WORDS = ["cat", "dog", "fox", "sun", "sea", "car"]
@@ -48,7 +48,7 @@ def write(path: str, lines: list[dict]) -> None:
 
 @pytest.fixture
 def asked(workshop, monkeypatch) -> Path:
-    monkeypatch.setattr(training.Session, "sample", lambda _: None)
+    monkeypatch.setattr(session.Session, "sample", lambda _: None)
     write("pairs.jsonl", preferences(WORDS[:-1], "is it a {}?"))
     write("held.jsonl", preferences(WORDS[-1:], "is it a {}?"))
     Path("dpo.yaml").write_text(CONFIG, encoding="utf-8")
@@ -92,7 +92,7 @@ def test_margins_on_held_out_pairs_rise(asked, trained, kind, capfd) -> None:
 @pytest.mark.parametrize("kind", BASES)
 def test_a_resumed_run_equals_the_straight_one_and_needs_no_base_model(asked, trained, kind, monkeypatch) -> None:
     assert finetune(trained, kind, "straight", "--set", "dropout=0.2") == 0
-    original = training.Session.log
+    original = session.Session.log
 
     def interrupt(self, report) -> None:
         original(self, report)
@@ -100,7 +100,7 @@ def test_a_resumed_run_equals_the_straight_one_and_needs_no_base_model(asked, tr
             self.stop.receive(signal.SIGTERM, None)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Session, "log", interrupt)
+        patch.setattr(session.Session, "log", interrupt)
         assert finetune(trained, kind, "cut", "--set", "dropout=0.2") == 143
     monkeypatch.setattr("txtgen.commands.running.reference.pair_logprobs", None)  # no second pass
     monkeypatch.setattr("txtgen.commands.finetune._with_vocabulary", None)

@@ -15,7 +15,7 @@ import torch
 from txtgen import files
 from txtgen.checkpoint import load_checkpoint, writing
 from txtgen.cli import run
-from txtgen.commands.running import saving, training
+from txtgen.commands.running import saving, session
 from txtgen.commands.running.run_folder import RunFolder
 from txtgen.commands.running.saving import require_finite
 from txtgen.commands.running.staging import Staging
@@ -91,7 +91,7 @@ def test_in_the_background_or_not_the_files_say_the_same(workshop) -> None:
 
 def test_training_goes_on_while_one_save_at_a_time_is_written(workshop, monkeypatch) -> None:
     """And nothing calls a checkpoint saved before it stands under its name."""
-    original, steps = RunFolder.save, training.Session.log
+    original, steps = RunFolder.save, session.Session.log
     at_work, seen, stepped = threading.Semaphore(1), [], threading.Event()
 
     def slow(folder, step, *arguments, **more):
@@ -112,7 +112,7 @@ def test_training_goes_on_while_one_save_at_a_time_is_written(workshop, monkeypa
             stepped.set()
 
     monkeypatch.setattr(RunFolder, "save", slow)
-    monkeypatch.setattr(training.Session, "log", log)
+    monkeypatch.setattr(session.Session, "log", log)
     assert pretrain("a", "--set", "train.validate_every=0") == 0
     assert seen[2] == (3, None)
     assert all(found in (None, True) for _, found in seen)
@@ -128,7 +128,7 @@ def test_an_error_of_the_thread_ends_the_run_soon(workshop, monkeypatch) -> None
 
 
 def test_an_error_of_training_lets_a_save_end(workshop, monkeypatch) -> None:
-    release, seal, original = threading.Event(), writing.seal, training.Session.log
+    release, seal, original = threading.Event(), writing.seal, session.Session.log
 
     def fail(session, report) -> None:
         original(session, report)
@@ -141,14 +141,14 @@ def test_an_error_of_training_lets_a_save_end(workshop, monkeypatch) -> None:
         seal(handle)
 
     monkeypatch.setattr(writing, "seal", slow)
-    monkeypatch.setattr(training.Session, "log", fail)
+    monkeypatch.setattr(session.Session, "log", fail)
     assert pretrain("a") == 7
     assert RunFolder(Path("runs/a")).newest()[1].training["step"] == 2
 
 
 def test_a_second_ctrl_c_cuts_a_save_off(workshop, monkeypatch) -> None:
     """The save of step 4 is half written: nothing of it stays, and step 2 is as good as before."""
-    half, seal, original = threading.Event(), writing.seal, training.Session.log
+    half, seal, original = threading.Event(), writing.seal, session.Session.log
 
     def slow(handle) -> None:
         if handle.name.find("step-00000004") >= 0:
@@ -163,7 +163,7 @@ def test_a_second_ctrl_c_cuts_a_save_off(workshop, monkeypatch) -> None:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(writing, "seal", slow)
-    monkeypatch.setattr(training.Session, "log", interrupt)
+    monkeypatch.setattr(session.Session, "log", interrupt)
     assert pretrain("a") == 130
     folder = RunFolder(Path("runs/a"))
     assert [path.name for path in folder.checkpoints.iterdir()] == ["step-00000002.pth"]
@@ -285,7 +285,7 @@ def fill_up(path: Path) -> None:
 
 def test_a_disk_that_is_full_for_a_while(workshop, small_disk, monkeypatch, capfd) -> None:
     """Full to the last page from step 3 to 5: neither samples nor log nor the checkpoint of step 4 can be written."""
-    original, filler = training.Session.log, small_disk / "filler"
+    original, filler = session.Session.log, small_disk / "filler"
 
     def fill(session, report) -> None:
         original(session, report)
@@ -297,7 +297,7 @@ def test_a_disk_that_is_full_for_a_while(workshop, small_disk, monkeypatch, capf
             filler.unlink()
         logging.getLogger("txtgen").info("a long line, %s", "so that what is left of the last page is used" * 100)
 
-    monkeypatch.setattr(training.Session, "log", fill)
+    monkeypatch.setattr(session.Session, "log", fill)
     assert pretrain("a", "--runs-path", str(small_disk), "--set", "train.keep_last=1") == 0
     error = capfd.readouterr().err
     assert "the checkpoint of step 4 is not saved: the disk is full: " in error
@@ -332,14 +332,14 @@ def test_a_fault_that_stays_is_told_at_the_last_save(workshop, monkeypatch, capf
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(workshop, monkeypatch, capfd) -> None:
-    original = training.Session.log
+    original = session.Session.log
 
     def kill(session, report) -> None:
         original(session, report)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Session, "log", kill)
+        patch.setattr(session.Session, "log", kill)
         assert pretrain("a") == 130
     assert not RunFolder(Path("runs/a")).occupied
     assert run(["pretrain", "--resume", "--name", "a"]) == 0
@@ -348,7 +348,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(workshop, monkeypa
 
 
 def test_a_best_model_that_came_before_it_does_not_stand_in_the_way(workshop, monkeypatch, capfd) -> None:
-    original = training.Session.log
+    original = session.Session.log
 
     def kill(session, report) -> None:
         original(session, report)
@@ -357,7 +357,7 @@ def test_a_best_model_that_came_before_it_does_not_stand_in_the_way(workshop, mo
 
     rarely = ["--set", "train.validate_every=1", "--set", "train.save_every=5", *FOREGROUND]
     with monkeypatch.context() as patch:
-        patch.setattr(training.Session, "log", kill)
+        patch.setattr(session.Session, "log", kill)
         assert pretrain("a", *rarely) == 130
     assert [path.name for path in Path("runs/a").rglob("*.pth")] == ["best.pth"]
     assert pretrain("a", *rarely) == 9, "it is not overwritten unless that is asked for"
@@ -373,7 +373,7 @@ def test_a_best_model_that_came_before_it_does_not_stand_in_the_way(workshop, mo
 def test_a_cooldown_can_be_resumed_from_its_first_moment_on(workshop, monkeypatch) -> None:
     constant = ["--set", "train.schedule.kind=constant"]
     assert pretrain("stable", *constant) == 0
-    original = training.Session.log
+    original = session.Session.log
 
     def kill(session, report) -> None:
         original(session, report)
@@ -381,7 +381,7 @@ def test_a_cooldown_can_be_resumed_from_its_first_moment_on(workshop, monkeypatc
 
     cooldown = ["cooldown", "--from", "runs/stable/checkpoints/step-00000004.pth", "--steps", "3", "--name", "cool"]
     with monkeypatch.context() as patch:
-        patch.setattr(training.Session, "log", kill)
+        patch.setattr(session.Session, "log", kill)
         assert run(cooldown) == 130
     assert [step for step, _ in RunFolder(Path("runs/cool")).steps()] == [4]
     assert run(["pretrain", "--resume", "--name", "cool"]) == 0

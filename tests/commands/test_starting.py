@@ -10,7 +10,7 @@ import torch
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
 from txtgen.commands import launching
-from txtgen.commands.running import training
+from txtgen.commands.running import session
 from txtgen.commands.running.resuming import horizon_from
 from txtgen.config.train import UNLIMITED, TrainConfig
 from txtgen.train import Horizon
@@ -144,7 +144,7 @@ def test_what_was_accepted_stands_although_the_run_was_killed_before_its_next_sa
 
     longer = ["pretrain", "--resume", "--name", "a", "--steps", "8", "--accept-changes"]
     with monkeypatch.context() as patch:
-        patch.setattr(training.Session, "learn", killed)
+        patch.setattr(session.Session, "learn", killed)
         assert run(longer) == 130
     capfd.readouterr()
     assert run(["pretrain", "--resume", "--name", "a", "--set", "train.clip_norm=0.5"]) == 3

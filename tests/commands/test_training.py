@@ -18,7 +18,7 @@ import torch
 import txtgen
 from txtgen.checkpoint import load_checkpoint
 from txtgen.cli import run
-from txtgen.commands.running import pacing, training
+from txtgen.commands.running import pacing, session
 from txtgen.commands.running.run_folder import RunFolder
 from txtgen.config.loader import load_config
 from txtgen.config.runs import PretrainConfig
@@ -67,7 +67,7 @@ def test_the_saved_config_starts_the_same_run(workshop) -> None:
 @pytest.mark.parametrize("config", ["decoder", "translator"])
 def test_a_resumed_run_equals_the_straight_one(workshop, trained, config, monkeypatch) -> None:
     """Stopped by a signal after an odd step, with dropout, and resumed: the same losses and the same weights."""
-    original = training.Session.log
+    original = session.Session.log
 
     def interrupt(self, report) -> None:
         original(self, report)
@@ -75,7 +75,7 @@ def test_a_resumed_run_equals_the_straight_one(workshop, trained, config, monkey
             self.stop.receive(signal.SIGTERM, None)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Session, "log", interrupt)
+        patch.setattr(session.Session, "log", interrupt)
         assert run(["pretrain", f"{config}.yaml", "--name", "cut"]) == 143
     folder, straight = Path("runs/cut"), trained / "runs" / config
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
@@ -247,13 +247,13 @@ def test_a_run_that_is_given_more_time_goes_on_at_the_rate_of_the_longer_schedul
 
 def test_a_resumed_run_holds_its_optimizer_once(workshop, monkeypatch) -> None:
     assert run(["pretrain", "decoder.yaml", "--name", "a", "--set", "train.ema_decay=0.5"]) == 0
-    begin, held = training.Session.run, []
+    begin, held = session.Session.run, []
 
     def noting(self):
         held.append(self.job.resumed.keys())
         return begin(self)
 
-    monkeypatch.setattr(training.Session, "run", noting)
+    monkeypatch.setattr(session.Session, "run", noting)
     assert run(["pretrain", "--resume", "--name", "a", "--steps", "8", "--accept-changes"]) == 0
     assert "bookmark" in held[0]
     assert not {"optimizer", "weights"} & held[0]

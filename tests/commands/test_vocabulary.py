@@ -12,7 +12,7 @@ import torch
 import txtgen
 from txtgen.checkpoint import load_checkpoint, save_checkpoint
 from txtgen.cli import run
-from txtgen.commands.running import training
+from txtgen.commands.running import session
 from txtgen.commands.running.vocabulary import with_vocabulary
 from txtgen.config.decoding import GreedyConfig
 from txtgen.config.model import NgramConfig
@@ -77,14 +77,14 @@ def test_a_run_with_more_tokens_is_saved_shown_resumed_and_generated_from(
     command = ["finetune", *TEXT, "--base", str(trained / "runs" / "decoder"), *EXTENSION]
     assert run([*command, "--name", "straight"]) == 0
     assert "vocabulary: " in capfd.readouterr().err
-    original = training.Session.log
+    original = session.Session.log
 
     def interrupt(self, report) -> None:
         original(self, report)
         self.stop.receive(signal.SIGTERM, None)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Session, "log", interrupt)
+        patch.setattr(session.Session, "log", interrupt)
         assert run([*command, "--name", "cut"]) == 143
     assert run(["finetune", "--resume", "--name", "cut"]) == 0
     ours, theirs = (load_checkpoint(Path(f"runs/{name}/last.pth")) for name in ("cut", "straight"))

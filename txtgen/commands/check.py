@@ -18,8 +18,8 @@ from txtgen.commands.running.journal import Journal
 from txtgen.commands.running.resuming import config_of, differing, horizon_of
 from txtgen.commands.running.run_folder import RunFolder
 from txtgen.commands.running.run_record import find_run, read_lines
+from txtgen.commands.running.session import Session
 from txtgen.commands.running.starting import Start
-from txtgen.commands.running.training import Session
 from txtgen.commands.showing.console import ProgressDisplay
 from txtgen.config.commands import CheckConfig
 from txtgen.config.runs import PretrainConfig

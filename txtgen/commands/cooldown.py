@@ -13,8 +13,8 @@ from txtgen.checkpoint import load_checkpoint
 from txtgen.commands import finetune, pretrain
 from txtgen.commands.running.changes import compare, require_same_run
 from txtgen.commands.running.resuming import config_of, horizon_of
+from txtgen.commands.running.session import RunResult
 from txtgen.commands.running.starting import Launch
-from txtgen.commands.running.training import RunResult
 from txtgen.config.commands import CooldownConfig
 from txtgen.config.runs import PretrainConfig
 from txtgen.config.train import UNLIMITED, ConstantSchedule, ScheduleConfig, TrainConfig, TrapezoidSchedule

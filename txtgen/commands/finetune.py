@@ -12,6 +12,7 @@ from txtgen.commands.running import training
 from txtgen.commands.running.job import Job
 from txtgen.commands.running.outlook import Section, outlook
 from txtgen.commands.running.resuming import row_length_so_far
+from txtgen.commands.running.session import RunResult
 from txtgen.commands.running.starting import Launch, Start, with_learning_rates
 from txtgen.commands.running.vocabulary import VOCABULARIES, with_vocabulary
 from txtgen.commands.running.weights import place, read_once, take_over
@@ -31,7 +32,7 @@ SMALLER = 0.1
 """Of a learning rate: what is left of it where weights should move far less."""
 
 
-def run(config: FinetuneConfig, launch: Launch | None = None) -> training.RunResult:
+def run(config: FinetuneConfig, launch: Launch | None = None) -> RunResult:
     """Finetune a model as the config says, or go on with an interrupted run.
 
     Raises:

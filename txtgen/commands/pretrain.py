@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from txtgen.commands.running import training
 from txtgen.commands.running.job import Job
 from txtgen.commands.running.outlook import Section, outlook
+from txtgen.commands.running.session import RunResult
 from txtgen.commands.running.signals import interruptible
 from txtgen.commands.running.starting import Launch, Start, with_learning_rates
 from txtgen.commands.running.weights import begin, place, take_over
@@ -19,7 +20,7 @@ from txtgen.model import Transformer, build_model
 from txtgen.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 
 
-def run(config: PretrainConfig, launch: Launch | None = None) -> training.RunResult:
+def run(config: PretrainConfig, launch: Launch | None = None) -> RunResult:
     """Pretrain a model as the config says, or go on with an interrupted run.
 
     Raises:

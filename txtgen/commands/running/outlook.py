@@ -16,8 +16,8 @@ from txtgen.commands.running.job import Job
 from txtgen.commands.running.journal import Journal
 from txtgen.commands.running.probe import StepTimes, first_batch, time_samples, time_saves, time_steps, time_validation
 from txtgen.commands.running.run_folder import RunFolder
+from txtgen.commands.running.session import Session
 from txtgen.commands.running.starting import Start
-from txtgen.commands.running.training import Session
 from txtgen.commands.showing.console import ProgressDisplay
 from txtgen.config.runs import RunConfig
 from txtgen.config.train import TrainConfig

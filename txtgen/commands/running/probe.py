@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from txtgen.commands.running.measuring import MeasuredText
-from txtgen.commands.running.training import Session
+from txtgen.commands.running.session import Session
 from txtgen.data import Batch, StreamReport, validation_pairs
 from txtgen.distributed import is_sharded
 from txtgen.evaluate import translate_pairs
