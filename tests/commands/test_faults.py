@@ -89,7 +89,7 @@ def test_nor_does_memory_for_an_average_that_is_to_be_measured(workshop, capfd, 
     assert all(torch.equal(weight, straight.model[name]) for name, weight in ours.model.items())
 
 
-def test_a_run_of_no_steps_has_nothing_to_do(workshop, capfd) -> None:
+def test_a_run_of_no_steps_is_refused(workshop, capfd) -> None:
     assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "0"]) == 3
     assert "train.steps: expected a whole number" in capfd.readouterr().err
     assert not Path("runs").exists()
