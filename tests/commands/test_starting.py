@@ -12,6 +12,7 @@ from txtgen.cli import run
 from txtgen.commands import launching
 from txtgen.commands.running import session
 from txtgen.commands.running.resuming import horizon_from
+from txtgen.commands.running.run_folder import RunFolder
 from txtgen.config.train import UNLIMITED, TrainConfig
 from txtgen.train import Horizon
 
@@ -114,11 +115,14 @@ def test_what_was_learnt_before_a_bad_record_is_saved(workshop, capfd) -> None:
 # -- how long it goes on
 
 
-def test_a_run_cannot_be_told_to_have_done_less(workshop, capfd) -> None:
+def test_a_run_cannot_be_told_to_have_done_less(workshop, a_second_a_step, capfd) -> None:
     assert run(["pretrain", "decoder.yaml", "--name", "a"]) == 0
     kept = {path: path.read_bytes() for path in map(Path, ("runs/a/config.yaml", "runs/a/status.json"))}
     assert run(["pretrain", "decoder.yaml", "--name", "a", "--resume", "--steps", "3", "--accept-changes"]) == 3
     assert "train.steps: 6 -> 3, but 6 steps are done" in capfd.readouterr().err
+    assert run(["pretrain", "decoder.yaml", "--name", "timed", "--minutes", "0.1"]) == 0
+    assert run(["pretrain", "--resume", "--name", "timed", "--set", "train.minutes=null", "--steps", "1"]) == 3
+    assert "train.steps: None -> 1, but " in capfd.readouterr().err
     assert {path: path.read_bytes() for path in kept} == kept
 
 
@@ -256,6 +260,14 @@ def test_a_sound_copy_of_a_damaged_newest_checkpoint_is_taken(workshop, capfd) -
     assert load_checkpoint(newest, training=True).training["step"] == 6
 
 
+def test_an_old_copy_as_last_pth_is_not_preferred_to_a_newer_checkpoint(workshop) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "a", *CONSTANT]) == 0
+    Path("runs/a/last.pth").unlink()
+    shutil.copy("runs/a/checkpoints/step-00000002.pth", "runs/a/last.pth")
+    Path("runs/a/checkpoints/step-00000006.pth").write_bytes(b"damaged")
+    assert RunFolder(Path("runs/a")).newest()[0].name == "step-00000004.pth"
+
+
 def test_the_newest_run_of_a_restart_is_the_one_that_was_newest_at_first(workshop, monkeypatch) -> None:
     assert run(["pretrain", "decoder.yaml", "--name", "a", "--steps", "1"]) == 0
     asked = []
@@ -320,12 +332,58 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_by_itself(workshop
         path.unlink()
     before = Path("runs/a/metrics.jsonl").read_text()
     assert run(["pretrain", "--resume", "--name", "a"]) == 5
-    told = "step-00000006.pth is gone: put it back, or begin anew with --overwrite"
+    anew = "txtgen pretrain runs/a/config.yaml --name a --overwrite"
+    told = f"runs/a/checkpoints/step-00000006.pth is gone: put it back, or begin anew: {anew}\n"
     assert told in capfd.readouterr().err
     assert run(["pretrain", "decoder.yaml", "--name", "a"]) == 9
+    assert "runs/a; move it aside with --overwrite, or choose another --name" in capfd.readouterr().err
     assert Path("runs/a/metrics.jsonl").read_text() == before
-    assert run(["pretrain", "decoder.yaml", "--name", "a", "--overwrite"]) == 0
+    shutil.copytree("runs/a", "runs/copied")
+    assert run(["pretrain", "--resume", "--name", "copied"]) == 5
+    assert "runs/copied/checkpoints/step-00000006.pth is gone" in capfd.readouterr().err
+    assert run(anew.split()[1:]) == 0
     assert Path("runs/a.old-1/metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("background", ["true", "false"])
+def test_status_knows_the_last_checkpoint_however_it_was_saved(workshop, monkeypatch, background) -> None:
+    told, original = [], session.Session.log
+
+    def log(self, report) -> None:
+        original(self, report)
+        told.append(json.loads(Path("runs/a/status.json").read_text()).get("last_checkpoint"))
+
+    monkeypatch.setattr(session.Session, "log", log)
+    saving = ["--set", f"train.save_in_background={background}"]
+    assert run(["pretrain", "decoder.yaml", "--name", "a", *saving]) == 0
+    assert told[:2] == [None, None]
+    assert "None" not in told
+    if background == "false":
+        assert [Path(path).name for path in told[2:]] == [f"step-{step:08d}.pth" for step in (2, 2, 4, 4)]
+    assert run(["pretrain", "--resume", "--name", "a", "--set", "data.sources.0.path=gone"]) == 4
+    assert json.loads(Path("runs/a/status.json").read_text())["last_checkpoint"].endswith("step-00000006.pth")
+
+
+def test_a_cooldown_that_was_killed_after_its_first_checkpoint_is_resumed(workshop, monkeypatch) -> None:
+    assert run(["pretrain", "decoder.yaml", "--name", "long", *CONSTANT]) == 0
+
+    def killed(self) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Session, "settle_in", killed)
+        assert run(["cooldown", "--from", "runs/long", "--name", "end", "--steps", "2"]) == 130
+    assert not Path("runs/end/config.yaml").exists()
+    assert run(["pretrain", "--resume", "--name", "end"]) == 0
+    assert step_of("runs/end") == 8
+    assert load_checkpoint(Path("runs/end/last.pth")).config.run["train"]["schedule"]["cooldown_steps"] == 2
+
+
+def test_a_text_folder_with_a_config_in_it_is_no_run(workshop) -> None:
+    Path("text/config.yaml").write_text("a: 1\n")
+    assert run(["pretrain", "text", "--steps", "1", *CONSTANT]) == 0
+    assert run(["pretrain", "text", "--resume", "--steps", "2", *CONSTANT]) == 0
+    assert step_of("runs/text-1") == 2
 
 
 def test_a_resumed_run_keeps_its_base_which_may_move(workshop, trained, capfd) -> None:

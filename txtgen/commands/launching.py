@@ -14,13 +14,15 @@ from txtgen.commands.devices import require_devices
 from txtgen.commands.finding import newest_runs
 from txtgen.commands.models import resolve_model
 from txtgen.commands.running.ranks import follow_launcher, run_ranks, txtgen_command
+from txtgen.commands.running.resuming import config_of
+from txtgen.commands.running.run_folder import RunFolder
 from txtgen.commands.running.run_record import RunPaths, command_of, require_run, resume_command
 from txtgen.commands.running.signals import exit_code_of
 from txtgen.commands.running.starting import Launch
 from txtgen.commands.showing.outlook_table import show_outlook
 from txtgen.commands.sources import guess_source
 from txtgen.config.data import DataConfig
-from txtgen.config.loader import config_from_tree, load_config, load_run_config
+from txtgen.config.loader import config_from_tree, dump_config, load_config, load_run_config
 from txtgen.config.model import EncoderDecoderConfig
 from txtgen.config.objectives import MASK, PREFERENCES, SENTINEL, TEXTS
 from txtgen.config.runs import FinetuneConfig, PretrainConfig, row_length
@@ -96,6 +98,7 @@ def launch(request: Request, overrides: list[str]) -> int:
     _require_no_run_among(request)
     if request.resume and not request.inputs:
         folder = _resumed(request)
+        _restore_config(RunFolder(folder))
         request = replace(request, name=folder.name, runs_path=str(folder.parent))  # for ranks too
     overrides = _ended_by_time(overrides)
     path, stem, settings = _config(request)
@@ -194,17 +197,30 @@ def _builtin_settings(request: Request) -> list[str]:
     return settings
 
 
+def _restore_config(folder: RunFolder) -> None:
+    """Write a config.yaml that is missing: a cooldown that was killed just after its first save said it only there.
+
+    Raises:
+        CheckpointError: nothing was saved either.
+    """
+    if not folder.config.exists():
+        folder.write_text(folder.config, dump_config(config_of(folder.newest()[1], [])))
+
+
 def _require_no_run_among(request: Request) -> None:
     """Refuse a run in the place of a config.
 
     Raises:
         UsageError: with what to type.
     """
-    for path in request.inputs if request.resume else ():
-        for folder in (Path(path), Path(request.runs_path) / path):
-            if RunPaths(folder).config.exists():
-                own = command_of(folder) or request.command
-                raise UsageError("a run is named by --name", path, f"type: {resume_command(own, folder)}")
+    if not request.resume or request.name:
+        return
+    for path in map(Path, request.inputs):
+        folder = path if path.exists() else Path(request.runs_path) / path
+        here = RunPaths(folder)
+        if here.config.exists() and (here.about.exists() or here.checkpoints.exists()):
+            own = command_of(folder) or request.command
+            raise UsageError("a run is named by --name", str(path), f"type: {resume_command(own, folder)}")
 
 
 def _require_corpora(inputs: tuple[str, ...]) -> None:

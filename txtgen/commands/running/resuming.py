@@ -34,7 +34,7 @@ def changes_since(checkpoint: Checkpoint, config: RunConfig, where: str) -> Chan
     done = training["step"]
     if "train.steps" in lengths and train.steps < done:
         raise ConfigError(
-            f"train.steps: {found.harmless['train.steps'][0]} -> {train.steps}, but {done} steps are done",
+            f"train.steps: {_told(found.harmless['train.steps'][0])} -> {train.steps}, but {done} steps are done",
             where,
             "leave it as it was, or raise it; txtgen cooldown finishes a run from an earlier checkpoint",
         )
@@ -44,11 +44,15 @@ def changes_since(checkpoint: Checkpoint, config: RunConfig, where: str) -> Chan
     old, new = (share_of_peak(train.schedule, done + 1, horizon) for horizon in (before, now))
     if old != new:
         for key in lengths:
-            was, is_now = (None if value == UNLIMITED else value for value in found.harmless.pop(key))
-            found.risky[key] = (was, is_now)
+            was, is_now = found.harmless.pop(key)
+            found.risky[key] = (_told(was), _told(is_now))
         peak = train.optimizer.learning_rate or 1.0
         found.risky[f"learning rate of step {done + 1}"] = (float(f"{peak * old:.3g}"), float(f"{peak * new:.3g}"))
     return found
+
+
+def _told(steps: Any) -> Any:
+    return None if steps == UNLIMITED else steps
 
 
 def is_own(risky: Collection[str], paths: RunPaths, config: RunConfig) -> bool:

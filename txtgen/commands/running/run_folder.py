@@ -14,7 +14,7 @@ from typing import Any
 
 from txtgen.checkpoint import Checkpoint, NewerFormatError, load_checkpoint, save_checkpoint
 from txtgen.commands.running.locking import LOCK_FILES, hold
-from txtgen.commands.running.run_record import RunPaths, read_object
+from txtgen.commands.running.run_record import RunPaths, begin_command, command_of, read_object
 from txtgen.errors import CheckpointError, ResourceError
 from txtgen.files import flush, replace_file, retried, write_error
 
@@ -88,22 +88,23 @@ class RunFolder(RunPaths):
     @property
     def occupied(self) -> bool:
         """Whether a run has been here and left a checkpoint; a start that failed left nothing to lose."""
-        return self.best.exists() or self._has_state or bool(self._saved)
+        return self.best.exists() or self.has_state or bool(self.saved)
 
     @property
     def must_begin_anew(self) -> bool:
         """Whether a run has its config here but never had anything to go on from; perhaps a best model, which came
         before."""
-        return self.config.exists() and not self._has_state and not self._saved
+        return self.config.exists() and not self.has_state and not self.saved
 
     @property
-    def _saved(self) -> str | None:
-        """The checkpoint that was saved last, gone or not, by status.json."""
+    def saved(self) -> str | None:
+        """The checkpoint that was saved here last, gone or not, by status.json."""
         said = read_object(self.status, []).get("last_checkpoint")
-        return said if isinstance(said, str) and said != "None" else None
+        return str(self.checkpoints / Path(said).name) if isinstance(said, str) else None
 
     @property
-    def _has_state(self) -> bool:
+    def has_state(self) -> bool:
+        """Whether there is something to go on from."""
         return self.last.exists() or any(self.checkpoints.glob("step-*.pth"))
 
     def move_aside(self) -> Path:
@@ -202,12 +203,15 @@ class RunFolder(RunPaths):
                 warnings.append(f"{path} has no training state")
                 continue
             if path == self.last:
+                if any(step > checkpoint.training["step"] for step, _ in self.steps()[:-1]):
+                    continue  # an old copy
                 path = self.step_path(checkpoint.training["step"])
                 self._put(self.last, path)
             return path, checkpoint, warnings
-        saved, advice = self._saved, "start without --resume"
-        if saved:
-            advice = f"{saved} is gone: put it back, or begin anew with --overwrite"
+        advice = "start without --resume"
+        if self.saved:
+            anew = begin_command(command_of(self.path) or "pretrain", self.path, "--overwrite")
+            advice = f"{self.saved} is gone: put it back, or begin anew: {anew}"
         raise CheckpointError("no checkpoint to resume from", str(self.path), "; ".join(warnings) or advice)
 
     @property

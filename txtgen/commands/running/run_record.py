@@ -180,6 +180,13 @@ def resume_command(command: str, folder: Path, *options: str) -> str:
     return shlex.join(["txtgen", command, "--resume", "--name", folder.name, *where, *options])
 
 
+def begin_command(command: str, folder: Path, *options: str) -> str:
+    """What to type so that the run in a folder is begun there anew. command: that began it."""
+    where = [] if folder.parent == Path("runs") else ["--runs-path", str(folder.parent)]
+    config = str(RunPaths(folder).config)
+    return shlex.join(["txtgen", command, config, "--name", folder.name, *where, *options])
+
+
 def find_runs(runs_path: str) -> list[Path]:
     """Every run folder under runs_path."""
     folder = Path(runs_path)

@@ -84,11 +84,13 @@ class Session:
         """Steps whose figures may still be on their way."""
         self.better: dict[str, float] | None = None
         """What was measured of a model that is the best so far, until it is saved."""
+        self.told: Path | None = None
+        """The checkpoint that status.json tells of."""
         if resumed is not None:
             self.saving.restore(resumed)
             self.validation.restore(resumed)
             began -= resumed["seconds"]
-            self.status.set("starting", step=self.state.step, last_checkpoint=str(self.saving.last))
+            self.status.set("starting", step=self.state.step)
         self.pace = Pace(job, self.state, began)
         give_back_free_memory()  # of what was read for this
 
@@ -154,7 +156,7 @@ class Session:
                 with suppress(TxtgenError):  # the first error is the one to mend
                     self.take_up(wait=True)
                     self.save_at_last()
-                    self.status.set("running", step=self.state.step, last_checkpoint=str(self.saving.last))
+                    self.status.set("running", step=self.state.step)
             if self.job.world.is_main:  # no other rank knows what was saved
                 last = f"the last checkpoint is {self.saving.last}" if self.saving.last else "nothing was saved yet"
                 error.where = f"{error.where or 'the corpus'}, after step {self.state.step}"
@@ -343,15 +345,20 @@ class Session:
     def note_save(self, seconds: float) -> None:
         """Note how long training stood still for saving."""
         self.better = None
+        self.tell_of_checkpoint()
         self.pace.note("saving", seconds, self.job.config.train.save_every)
         self.journal.write({"step": self.state.step, "save_seconds": seconds, "seconds": self.pace.elapsed()})
 
     def take_up_save(self) -> None:
-        """Tell in status.json of a checkpoint that was finished since the last step."""
-        before = self.saving.last
+        """Take up a save that has ended since the last step."""
         self.saving.settle(wait=False)
-        if self.saving.last != before:
-            self.status.set("running", last_checkpoint=str(self.saving.last))
+        self.tell_of_checkpoint()
+
+    def tell_of_checkpoint(self) -> None:
+        """Tell in status.json of the checkpoint that was finished last."""
+        if self.saving.last is not None and self.saving.last != self.told:
+            self.told = self.saving.last
+            self.status.set(self.status.state, last_checkpoint=str(self.told))
 
     # -- the end
 
@@ -365,7 +372,6 @@ class Session:
         self.status.set(
             state,
             step=result.step,
-            last_checkpoint=str(self.saving.last),
             exit_code=result.exit_code,
             reason=f"no better validation in {no_better}" if early else result.stopped_by or state,
         )

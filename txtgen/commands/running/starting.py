@@ -91,6 +91,7 @@ def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
         stop.announces = True
         with folder.lock():
             _make_way(folder, launch)
+            saved = folder.saved  # to be told on, whatever becomes of this start
             if world.launch is not None:
                 folder.write_note(folder.launch, world.launch)
             start = _start(folder, world, device, config, launch)
@@ -101,7 +102,7 @@ def start_run(config: RunConfig, launch: Launch) -> Iterator[Start]:
                 folder.write_text(folder.config, dump_config(config))
             status = Status(folder.status)
             with folder.logging(), status.failures():
-                status.set("starting")
+                status.set("starting", **({"last_checkpoint": saved} if launch.resume and saved else {}))
                 yield replace(start, stop=stop, status=status)
 
 
@@ -128,11 +129,11 @@ def _make_way(folder: RunFolder, launch: Launch) -> None:
     if launch.resume or not folder.occupied:
         return
     if not launch.overwrite:
+        going_on = f"go on with it ({resume_command(command_of(folder.path) or 'pretrain', folder.path)}), "
         raise BusyError(
             "the run folder already holds a run",
             str(folder.path),
-            f"go on with it ({resume_command(command_of(folder.path) or 'pretrain', folder.path)}), move it aside with "
-            "--overwrite, or choose another --name",
+            f"{going_on if folder.has_state else ''}move it aside with --overwrite, or choose another --name",
         )
     folder.move_aside()
 
