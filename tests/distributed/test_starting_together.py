@@ -16,7 +16,7 @@ from txtgen.distributed import world as world_module
 from txtgen.errors import DistributedError
 
 TIMES = 50
-TREE = {"data": {"sources": [{"kind": "text", "path": "corpus.txt"}]}, "model": {"kind": "decoder"}, "device": "cpu"}
+TREE = {"data": {"sources": [{"kind": "text", "path": __file__}]}, "model": {"kind": "decoder"}, "device": "cpu"}
 
 
 def begin_over_and_over(world: World, runs_path: str, name: str | None) -> list[tuple[str, bool]]:
