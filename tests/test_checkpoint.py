@@ -429,7 +429,7 @@ def test_a_disk_full_inside_torch_is_told_as_such(saved, monkeypatch) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(ResourceError, match="disk is full"):
+        with pytest.raises(ResourceError, match="may not be as large"):
             save_checkpoint(path.with_name("other.pth"), original)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
