@@ -85,17 +85,9 @@ def launch(request: Request, overrides: list[str]) -> int:
     Raises:
         TxtgenError: whatever is wrong with flags, config or run.
     """
-    if request.resume and request.overwrite:
-        raise UsageError("--resume and --overwrite contradict each other", "", "keep one of them")
-    if request.accept_changes and not request.resume:
-        raise UsageError("--accept-changes is for a resumed run", "", "add --resume, or leave it out")
-    if request.dry_run and request.resume:
-        told = "a dry run foretells a whole run; one that is resumed shows what is left of it"
-        raise UsageError(told, "--dry-run --resume", "leave one of them out")
-    follow_launcher()
-    if request.json_output and not request.dry_run:
-        raise UsageError("--json prints what a dry run foretells", "", "add --dry-run, or leave it out")
+    _require_sound_flags(request)
     _require_no_run_among(request)
+    follow_launcher()
     if request.resume and not request.inputs:
         folder = _resumed(request)
         _restore_config(RunFolder(folder))
@@ -106,6 +98,23 @@ def launch(request: Request, overrides: list[str]) -> int:
     if request.command == "pretrain":
         return _run(request, overrides, options, load_config(PretrainConfig, path, settings + overrides), pretrain)
     return _run(request, overrides, options, load_config(FinetuneConfig, path, settings + overrides), finetune)
+
+
+def _require_sound_flags(request: Request) -> None:
+    """Refuse flags that contradict each other, or that nothing would come of.
+
+    Raises:
+        UsageError: for the first of them.
+    """
+    if request.resume and request.overwrite:
+        raise UsageError("--resume and --overwrite contradict each other", "", "keep one of them")
+    if request.accept_changes and not request.resume:
+        raise UsageError("--accept-changes is for a resumed run", "", "add --resume, or leave it out")
+    if request.dry_run and request.resume:
+        told = "a dry run foretells a whole run; one that is resumed shows what is left of it"
+        raise UsageError(told, "--dry-run --resume", "leave one of them out")
+    if request.json_output and not request.dry_run:
+        raise UsageError("--json prints what a dry run foretells", "", "add --dry-run, or leave it out")
 
 
 def read_run_config(inputs: tuple[str, ...], base: str | None, overrides: list[str]) -> PretrainConfig | FinetuneConfig:
@@ -152,7 +161,7 @@ def _config(request: Request) -> tuple[Path, str, list[str]]:
     if not inputs:
         if not request.resume:
             raise UsageError("nothing to train on", "", f"give a config or text files: txtgen {request.command} FILES")
-        folder = Path(request.runs_path) / (request.name or "")
+        folder = _resumed(request)
         # Whatever the config in it says: it may have been copied or moved since.
         here = {"name": folder.name, "runs_path": str(folder.parent)}
         return folder / "config.yaml", folder.name, [f"{key}={json.dumps(value)}" for key, value in here.items()]
