@@ -161,7 +161,7 @@ def test_a_full_disk_stops_all_ranks(workshop) -> None:
     process = begin("--steps", "5", "--set", "train.save_every=0", prefix=limited)
     code, errors = end(process)
     assert code == 6, errors
-    assert "disk is full" in errors
+    assert "the file may not be as large as that" in errors
     assert errors.count("error:") <= 2
     assert not list(Path("runs").glob("run/**/*.pth"))
 
