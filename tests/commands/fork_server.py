@@ -78,7 +78,7 @@ def install(stages: Stages) -> None:
         os, "fsync", lambda number: of_checkpoint(os.readlink(f"/proc/self/fd/{number}")), "before fsync", "after fsync"
     )
     around(os, "replace", lambda _, to: of_checkpoint(to), "before rename", "after rename")
-    around(run_folder.RunFolder, "_point_last", lambda *_: True, "before last", "after last")
+    around(run_folder.RunFolder, "_put", lambda *_: True, "before last", "after last")
     around(run_folder.RunFolder, "_remove", lambda *_: True, "before retention", "after retention")
     around(session.Session, "validate", lambda *_: True, "validating", "training")
     around(session.Session, "run", lambda *_: True, "training", "ending")

@@ -161,7 +161,7 @@ def _config(request: Request) -> tuple[Path, str, list[str]]:
     if not inputs:
         if not request.resume:
             raise UsageError("nothing to train on", "", f"give a config or text files: txtgen {request.command} FILES")
-        folder = _resumed(request)
+        folder = Path(request.runs_path, request.name or "")  # as `launch` has found it
         # Whatever the config in it says: it may have been copied or moved since.
         here = {"name": folder.name, "runs_path": str(folder.parent)}
         return folder / "config.yaml", folder.name, [f"{key}={json.dumps(value)}" for key, value in here.items()]

@@ -9,15 +9,13 @@ from txtgen.commands.running.job import Job
 from txtgen.commands.running.journal import Journal
 from txtgen.commands.running.run_record import resume_command
 from txtgen.commands.showing.console import ProgressDisplay, duration
+from txtgen.commands.showing.run_tables import MEASURES
 from txtgen.data import StreamReport
 from txtgen.errors import TxtgenError
 from txtgen.generator import Generation
 from txtgen.train import Contention, Speed, SpikeWatch, StepReport, TrainState
 
 logger = logging.getLogger(__name__)
-
-SCORES = {"bleu": "BLEU", "chrf": "chrF"}
-"""Names of the metrics that are not the loss."""
 
 
 class Reporter:
@@ -139,7 +137,8 @@ class Reporter:
         metric = self.job.config.train.validation_metric
         measured = f", best validation {best['val_loss']:.4f} at step {best['step']}" if best else ""
         if best and metric != "loss":
-            measured = f", best {SCORES[metric]} {best[f'val_{metric}']:.2f} at step {best['step']}"
+            name, spec = MEASURES[f"val_{metric}"]
+            measured = f", best {name} {best[f'val_{metric}']:{spec}} at step {best['step']}"
         self.display.note(f"{told} after {duration(seconds)}{measured}: {folder}")
         if resumable:
             self.display.note(f"resume:   {resume_command(self.job.command, folder)}")

@@ -233,7 +233,7 @@ class RunFolder(RunPaths):
         Raises:
             ResourceError: the folder cannot be written.
         """
-        retried(lambda: self._point_last(self.step_path(step)))
+        retried(lambda: self._put(self.step_path(step), self.last))
         for newer, path in self.steps():
             if newer > step:
                 aside = path.with_name(f"{path.name}.damaged")
@@ -269,7 +269,7 @@ class RunFolder(RunPaths):
         if self.metrics.exists():
             flush(self.metrics)  # a checkpoint never outlives the figures of the steps before it
         save_checkpoint(path, checkpoint, cancelled)
-        retried(lambda: self._point_last(path))
+        retried(lambda: self._put(path, self.last))
         self._retain(keep_last, keep_every)
         return path
 
@@ -284,9 +284,6 @@ class RunFolder(RunPaths):
             path.unlink(missing_ok=True)
         except OSError as error:
             logger.warning("cannot remove the old checkpoint %s: %s", path, error.strerror or error)
-
-    def _point_last(self, path: Path) -> None:
-        self._put(path, self.last)
 
     def _put(self, path: Path, other: Path) -> None:
         """Give a file another name, in whose place there may be one; or copy it where files have but one."""

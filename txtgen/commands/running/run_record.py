@@ -176,15 +176,18 @@ def require_run(name: str, runs_path: str, command: str | None = None) -> Path:
 
 def resume_command(command: str, folder: Path, *options: str) -> str:
     """What to type so that the run in a folder goes on from its last checkpoint. command: that began it."""
-    where = [] if folder.parent == Path("runs") else ["--runs-path", str(folder.parent)]
-    return shlex.join(["txtgen", command, "--resume", "--name", folder.name, *where, *options])
+    return shlex.join(["txtgen", command, "--resume", *_named(folder), *options])
 
 
 def begin_command(command: str, folder: Path, *options: str) -> str:
     """What to type so that the run in a folder is begun there anew. command: that began it."""
+    return shlex.join(["txtgen", command, str(RunPaths(folder).config), *_named(folder), *options])
+
+
+def _named(folder: Path) -> list[str]:
+    """The options that name a run."""
     where = [] if folder.parent == Path("runs") else ["--runs-path", str(folder.parent)]
-    config = str(RunPaths(folder).config)
-    return shlex.join(["txtgen", command, config, "--name", folder.name, *where, *options])
+    return ["--name", folder.name, *where]
 
 
 def find_runs(runs_path: str) -> list[Path]:
